@@ -1,0 +1,9 @@
+//! The Mesh daemon: joins configuration, consensus, inference and the network.
+
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod control;
+pub mod data;
+pub mod net;
+pub mod status;

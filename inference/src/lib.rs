@@ -1,0 +1,4 @@
+//! ONNX models: import, cutting, profiling, stages and the activation codec. Knows nothing of the network.
+
+pub mod stage;
+pub mod tensor;
