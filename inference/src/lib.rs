@@ -1,4 +1,5 @@
 //! ONNX models: import, cutting, profiling, stages and the activation codec. Knows nothing of the network.
 
+pub mod runtime;
 pub mod stage;
 pub mod tensor;
