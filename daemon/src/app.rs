@@ -72,12 +72,24 @@ pub struct InferResponse {
     pub retries: u32,
 }
 
+/// A plan as `/api/plan` and `mesh plan --json` give it and as `mesh deploy --pin` takes it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlanDocument {
+    /// Deployment name.
+    pub name: String,
+    /// Number of the plan.
+    pub epoch: u64,
+    /// The plan, in the same object.
+    #[serde(flatten)]
+    pub plan: Plan,
+}
+
 /// A request to serve a model whose files lie in an upload folder of this device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeployRequest {
     /// Deployment name.
     pub name: String,
-    /// Upload that holds the files (as `POST /api/uploads` named it).
+    /// Upload that holds the files: the id that they were `PUT` to `/api/uploads/{id}/{file}` under.
     pub upload: String,
     /// The ONNX file inside the upload.
     pub file: String,
@@ -179,6 +191,7 @@ pub trait App: Send + Sync + 'static {
     /// The folder that an upload's files are written to; made when new. `id` has been checked to be a plain name.
     fn upload_dir(&self, id: &str) -> Result<std::path::PathBuf, AppError>;
     /// Imports, plans and serves; progress goes to `events` (bounded), the last event tells the end.
+    /// The future runs to its end also when the client has left. The API removes the upload's files after it.
     fn deploy(
         &self,
         request: DeployRequest,

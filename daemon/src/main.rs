@@ -1,1 +1,3 @@
+//! The `mesh` binary: everything is in the library.
+
 fn main() {}

@@ -1,1 +1,202 @@
-//! placeholder
+//! The HTTP API on every device: Open Inference Protocol v2, status, plans, metrics, dashboard and management.
+//!
+//! The router knows the daemon only as [`App`](crate::app::App). [`Server::bind`] takes the port before anything
+//! else starts, so that a taken port is an error at start and not a surprise later.
+
+mod body;
+mod deploy;
+mod error;
+mod guard;
+mod infer;
+mod listener;
+mod manage;
+mod protocol;
+mod uploads;
+
+#[cfg(test)]
+mod tests;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    http::{StatusCode, Uri, header},
+    middleware,
+    response::{Html, IntoResponse, Response},
+    routing::{any, delete, get, post, put},
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use self::error::ApiError;
+use crate::app::AppHandle;
+
+/// What protects the API.
+#[derive(Debug, Clone)]
+pub struct ApiOptions {
+    /// Bearer token that every request but `/v2/health/*` and the dashboard's page must carry.
+    pub token: Option<String>,
+    /// Largest body of an inference request, in bytes (after decompression); more is answered with 413.
+    pub body_max: usize,
+}
+
+impl Default for ApiOptions {
+    fn default() -> Self {
+        Self { token: None, body_max: 256 << 20 }
+    }
+}
+
+/// Why the API could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another program holds the port.
+    #[error("the API port {address} is taken: stop the other program, or set api.listen to a free port")]
+    PortTaken {
+        /// Address that was asked for.
+        address: String,
+    },
+    /// The address cannot be used.
+    #[error("the API cannot listen on {address}: check api.listen")]
+    Bind {
+        /// Address that was asked for.
+        address: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What all handlers share.
+#[derive(Clone)]
+struct Api {
+    app: AppHandle,
+    /// BLAKE3 of the token: comparing hashes takes the same time wherever they differ.
+    token: Option<blake3::Hash>,
+    /// Whether names other than addresses and `localhost` are refused in `Host` (see `guard`).
+    local_only: bool,
+    body_max: usize,
+    /// KiB of request bodies that may be held at once, over all requests.
+    body_budget: Arc<Semaphore>,
+    /// Uploads that may be written at once.
+    uploads: Arc<Semaphore>,
+    /// Deployments that may be imported at once.
+    deploys: Arc<Semaphore>,
+}
+
+/// Files of several uploads may arrive together; each costs a thread and a few buffers.
+const UPLOADS_MAX: usize = 8;
+/// Import and profiling use the whole device, so that a second one only waits for the first.
+const DEPLOYS_MAX: usize = 2;
+/// How long open requests may go on after shutdown was asked for.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// A bound API that does not answer yet.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    options: ApiOptions,
+}
+
+impl Server {
+    /// Takes the port. `listen` is `host:port`; port 0 takes any free one.
+    pub async fn bind(listen: &str, options: ApiOptions) -> Result<Self, ServeError> {
+        let fail = |source: std::io::Error| {
+            let address = listen.to_owned();
+            match source.kind() == std::io::ErrorKind::AddrInUse {
+                true => ServeError::PortTaken { address },
+                false => ServeError::Bind { address, source },
+            }
+        };
+        let listener = TcpListener::bind(listen).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        Ok(Self { listener, address, options })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers requests until `shutdown` ends; then open requests have a few seconds to finish.
+    pub async fn serve(self, app: AppHandle, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let router = router(app, &self.options, self.address.ip().is_loopback());
+        let (ended, drained) = tokio::sync::oneshot::channel::<()>();
+        let serving =
+            axum::serve(listener::Limited::new(self.listener), router).with_graceful_shutdown(async move {
+                shutdown.await;
+                drop(ended);
+            });
+        tokio::select! {
+            result = serving => if let Err(error) = result {
+                tracing::error!(%error, "the API stopped");
+            },
+            () = async { let _ = drained.await; tokio::time::sleep(DRAIN_LIMIT).await } => {
+                tracing::info!("closing API connections that are still open");
+            }
+        }
+    }
+}
+
+/// All routes. `local_only` refuses host names other than `localhost`.
+fn router(app: AppHandle, options: &ApiOptions, local_only: bool) -> Router {
+    let api = Api {
+        app,
+        token: options.token.as_ref().map(|t| blake3::hash(t.as_bytes())),
+        local_only: local_only && options.token.is_none(),
+        body_max: options.body_max,
+        body_budget: Arc::new(Semaphore::new((options.body_max >> 10).max(1) * 2)),
+        uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+        deploys: Arc::new(Semaphore::new(DEPLOYS_MAX)),
+    };
+    Router::new()
+        .route("/", get(dashboard))
+        .route("/metrics", get(manage::metrics))
+        .merge(protocol_routes())
+        .merge(management_routes())
+        .route("/favicon.ico", any(|| async { StatusCode::NO_CONTENT }))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
+        .with_state(api)
+}
+
+fn protocol_routes() -> Router<Api> {
+    Router::new()
+        .route("/v2", get(protocol::server))
+        .route("/v2/", get(protocol::server))
+        .route("/v2/health/live", get(protocol::live))
+        .route("/v2/health/ready", get(protocol::ready))
+        .route("/v2/models/{name}", get(protocol::model))
+        .route("/v2/models/{name}/versions/{version}", get(protocol::model))
+        .route("/v2/models/{name}/ready", get(protocol::model_ready))
+        .route("/v2/models/{name}/versions/{version}/ready", get(protocol::model_ready))
+        .route("/v2/models/{name}/infer", post(infer::infer))
+        .route("/v2/models/{name}/versions/{version}/infer", post(infer::infer))
+}
+
+fn management_routes() -> Router<Api> {
+    Router::new()
+        .route("/api/status", get(manage::status))
+        .route("/api/plan/{name}", get(manage::plan))
+        .route("/api/models", get(manage::models))
+        .route("/api/models/{model}", delete(manage::remove_model))
+        .route("/api/deployments/{name}", delete(manage::undeploy))
+        .route("/api/nodes/{node}/{action}", post(manage::node))
+        .route("/api/deploy", post(deploy::deploy))
+        .route("/api/uploads/{id}", delete(uploads::remove))
+        .route("/api/uploads/{id}/{*file}", put(uploads::write))
+}
+
+async fn dashboard() -> Response {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                  base-uri 'none'; frame-ancestors 'none'";
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("dashboard.html"))).into_response()
+}
+
+async fn unknown_path(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+}
+
+async fn wrong_method(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take this method", uri.path()))
+}

@@ -1,0 +1,237 @@
+//! From a body to an [`InferRequest`], checked against the model's metadata.
+
+use std::time::Duration;
+
+use mesh_inference::tensor::{DType, Tensor, TensorError};
+use serde::{Deserialize, de::value::StrDeserializer};
+
+use super::{
+    TIMEOUT_DEFAULT, TIMEOUT_MAX,
+    header::{Header, Input, Output, RequestParameters},
+    json_data,
+    response::{Answer, WantedOutput},
+};
+use crate::{
+    api::{body::Pieces, error::ApiError},
+    app::{InferRequest, ModelMetadata, TensorSpec},
+};
+
+/// A request, and how its answer is to be written.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) request: InferRequest,
+    pub(super) answer: Answer,
+}
+
+/// Reads a body: JSON of `json_len` bytes (all of it when absent) and then the binary tensors in the inputs' order.
+pub(super) fn parse(
+    mut body: Pieces,
+    json_len: Option<usize>,
+    model: &ModelMetadata,
+) -> Result<Parsed, ApiError> {
+    let json_len = json_len.unwrap_or(body.len());
+    if json_len > body.len() {
+        return Err(ApiError::bad(format!(
+            "Inference-Header-Content-Length is {json_len}, but the body has only {} bytes",
+            body.len()
+        )));
+    }
+    let json = body.take_front(json_len);
+    let header: Header<'_> = serde_json::from_slice(&json)
+        .map_err(|error| ApiError::bad(format!("the JSON part is not an inference request: {error}")))?;
+    check_names(&header.inputs, model)?;
+    let mut inputs = Vec::with_capacity(header.inputs.len());
+    for input in &header.inputs {
+        let spec = spec_of(input, model)?;
+        let tensor = read_input(input, spec, &mut body).map_err(|what| {
+            ApiError::bad(format!("input {:?} of model {}: {what}", input.name, model.name))
+        })?;
+        inputs.push((spec.name.clone(), tensor));
+    }
+    if body.len() > 0 {
+        let left = body.len();
+        return Err(ApiError::bad(format!("the body has {left} bytes after the last binary tensor")));
+    }
+    let outputs = wanted(&header.outputs, &header.parameters, model)?;
+    Ok(Parsed {
+        request: InferRequest {
+            model: model.name.clone(),
+            inputs,
+            outputs: header.outputs.iter().map(|o| o.name.clone()).collect(),
+            timeout: timeout(&header.parameters)?,
+        },
+        answer: Answer { model: model.name.clone(), id: header.id, outputs },
+    })
+}
+
+fn timeout(parameters: &RequestParameters) -> Result<Duration, ApiError> {
+    match Duration::from_micros(parameters.timeout) {
+        Duration::ZERO => Ok(TIMEOUT_DEFAULT),
+        asked if asked <= TIMEOUT_MAX => Ok(asked),
+        _ => Err(ApiError::bad(format!(
+            "parameters.timeout is {} microseconds; at most {} are possible",
+            parameters.timeout,
+            TIMEOUT_MAX.as_micros()
+        ))),
+    }
+}
+
+/// Every input of the model once, and no other.
+fn check_names(given: &[Input<'_>], model: &ModelMetadata) -> Result<(), ApiError> {
+    for (index, input) in given.iter().enumerate() {
+        spec_of(input, model)?;
+        if given[..index].iter().any(|earlier| earlier.name == input.name) {
+            return Err(ApiError::bad(format!("input {:?} is given twice", input.name)));
+        }
+    }
+    let missing: Vec<_> =
+        model.inputs.iter().filter(|s| !given.iter().any(|i| i.name == s.name)).map(describe).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::bad(format!("model {} also wants {}", model.name, missing.join(", ")))),
+    }
+}
+
+fn spec_of<'m>(input: &Input<'_>, model: &'m ModelMetadata) -> Result<&'m TensorSpec, ApiError> {
+    model.inputs.iter().find(|spec| spec.name == input.name).ok_or_else(|| {
+        let known: Vec<_> = model.inputs.iter().map(describe).collect();
+        ApiError::bad(format!(
+            "model {} has no input {:?}; its inputs are {}",
+            model.name,
+            input.name,
+            known.join(", ")
+        ))
+    })
+}
+
+fn describe(spec: &TensorSpec) -> String {
+    format!("{:?} ({} {:?})", spec.name, dtype_name(spec.dtype), spec.shape)
+}
+
+/// The protocol's name of an element type.
+fn dtype_name(dtype: DType) -> String {
+    format!("{dtype:?}").to_uppercase()
+}
+
+fn read_input(input: &Input<'_>, spec: &TensorSpec, body: &mut Pieces) -> Result<Tensor, String> {
+    if input.parameters.shared_memory_region.is_some() {
+        return Err("shared memory is not supported: send the data".into());
+    }
+    let dtype = DType::deserialize(StrDeserializer::<serde::de::value::Error>::new(&input.datatype))
+        .map_err(|_| format!("datatype {:?} is not supported", input.datatype))?;
+    if dtype != spec.dtype {
+        return Err(format!("datatype is {}, the model wants {}", dtype_name(dtype), dtype_name(spec.dtype)));
+    }
+    check_shape(&input.shape, &spec.shape)?;
+    let wanted = byte_len(&input.shape, dtype).ok_or("the shape is too large")?;
+    match (input.parameters.binary_data_size, input.data) {
+        (Some(_), Some(_)) => Err("has both data and binary_data_size: send one of them".into()),
+        (None, None) => Err("has neither data nor binary_data_size".into()),
+        (Some(size), None) => read_binary(size, wanted, dtype, &input.shape, body),
+        (None, Some(data)) => {
+            if matches!(dtype, DType::Fp16 | DType::Bf16) {
+                return Err("16-bit floats have no JSON form in the protocol: send binary data".into());
+            }
+            // Each element takes two characters at least, which caps the memory by what was sent.
+            let elements = wanted / json_data::element_size(dtype);
+            if elements > data.get().len() {
+                return Err(format!("data has fewer than the {elements} elements that the shape wants"));
+            }
+            let fill = |target: &mut [u8]| {
+                json_data::read(data.get(), dtype, target).map_err(|what| Fill(format!("data: {what}")))
+            };
+            Tensor::build(dtype, &input.shape, fill).map_err(|Fill(what)| what)
+        }
+    }
+}
+
+fn read_binary(
+    size: u64,
+    wanted: usize,
+    dtype: DType,
+    shape: &[i64],
+    body: &mut Pieces,
+) -> Result<Tensor, String> {
+    if size != wanted as u64 {
+        return Err(format!(
+            "binary_data_size is {size}, but {} {shape:?} takes {wanted} bytes",
+            dtype_name(dtype)
+        ));
+    }
+    if wanted > body.len() {
+        return Err(format!("the body ends {} bytes before the end of its data", wanted - body.len()));
+    }
+    let mut bools_hold = true;
+    let fill = |target: &mut [u8]| {
+        body.fill(target);
+        bools_hold = dtype != DType::Bool || target.iter().all(|&b| b <= 1);
+        Ok::<(), Fill>(())
+    };
+    let tensor = Tensor::build(dtype, shape, fill).map_err(|Fill(what)| what)?;
+    match bools_hold {
+        true => Ok(tensor),
+        false => Err("a BOOL is one byte, 0 or 1".into()),
+    }
+}
+
+/// Why a tensor could not be filled, for people.
+struct Fill(String);
+
+impl From<TensorError> for Fill {
+    fn from(error: TensorError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+fn check_shape(given: &[i64], wanted: &[i64]) -> Result<(), String> {
+    let fits = given.len() == wanted.len()
+        && given.iter().zip(wanted).all(|(&have, &want)| have >= 0 && (want < 0 || have == want));
+    match fits {
+        true => Ok(()),
+        false => Err(format!("shape is {given:?}, the model wants {wanted:?} (-1: any)")),
+    }
+}
+
+fn byte_len(shape: &[i64], dtype: DType) -> Option<usize> {
+    shape.iter().try_fold(json_data::element_size(dtype), |len, &extent| {
+        len.checked_mul(usize::try_from(extent).ok()?).filter(|&len| isize::try_from(len).is_ok())
+    })
+}
+
+/// Which outputs to answer with, and which of them in binary.
+fn wanted(
+    given: &[Output],
+    parameters: &RequestParameters,
+    model: &ModelMetadata,
+) -> Result<Vec<WantedOutput>, ApiError> {
+    let default = parameters.binary_data_output;
+    if given.is_empty() {
+        let all = model.outputs.iter().map(|s| WantedOutput { name: s.name.clone(), binary: default });
+        return Ok(all.collect());
+    }
+    let mut wanted: Vec<WantedOutput> = Vec::with_capacity(given.len());
+    for output in given {
+        let name = &output.name;
+        if !model.outputs.iter().any(|spec| spec.name == *name) {
+            let known: Vec<_> = model.outputs.iter().map(describe).collect();
+            let known = known.join(", ");
+            return Err(ApiError::bad(format!(
+                "model {} has no output {name:?}; its outputs are {known}",
+                model.name
+            )));
+        }
+        if wanted.iter().any(|earlier| earlier.name == *name) {
+            return Err(ApiError::bad(format!("output {name:?} is asked for twice")));
+        }
+        if output.parameters.classification > 0 || output.parameters.shared_memory_region.is_some() {
+            return Err(ApiError::bad(format!(
+                "output {name:?}: the classification and shared memory extensions are not supported"
+            )));
+        }
+        wanted.push(WantedOutput {
+            name: name.clone(),
+            binary: output.parameters.binary_data.unwrap_or(default),
+        });
+    }
+    Ok(wanted)
+}

@@ -1,0 +1,141 @@
+//! From an [`InferResponse`] to the body that the client asked for. Binary outputs are sent from the tensors' memory.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use mesh_inference::tensor::{DType, Tensor};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{JSON_LENGTH, json_data};
+use crate::{
+    api::{error::ApiError, protocol::VERSION},
+    app::InferResponse,
+};
+
+/// How to write the answer to a request.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) model: String,
+    /// The request's id, sent back.
+    pub(super) id: String,
+    /// In the order to answer.
+    pub(super) outputs: Vec<WantedOutput>,
+}
+
+/// An output that the client wants.
+#[derive(Debug)]
+pub(super) struct WantedOutput {
+    pub(super) name: String,
+    pub(super) binary: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    id: &'a str,
+    parameters: Parameters,
+    outputs: Vec<Output<'a>>,
+}
+
+/// Ours: which plan answered, and how often the request was sent again.
+#[derive(Debug, Serialize)]
+struct Parameters {
+    epoch: u64,
+    retries: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    name: &'a str,
+    datatype: DType,
+    shape: &'a [i64],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<OutputParameters>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Serialize)]
+struct OutputParameters {
+    binary_data_size: usize,
+}
+
+/// A tensor's memory as a body's piece.
+struct Shared(Tensor);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+pub(super) fn encode(answer: &Answer, response: InferResponse) -> Result<Response, ApiError> {
+    let mut outputs = Vec::with_capacity(answer.outputs.len());
+    let mut binary = Vec::new();
+    for wanted in &answer.outputs {
+        let found = response.outputs.iter().find(|(name, _)| *name == wanted.name);
+        let Some((_, tensor)) = found else {
+            return Err(internal(format!(
+                "the answer of model {} lacks output {:?}",
+                answer.model, wanted.name
+            )));
+        };
+        let data = match wanted.binary {
+            true => {
+                binary.push(Bytes::from_owner(Shared(tensor.clone())));
+                None
+            }
+            false => Some(json(&wanted.name, tensor)?),
+        };
+        let parameters = wanted.binary.then(|| OutputParameters { binary_data_size: tensor.bytes().len() });
+        outputs.push(Output {
+            name: &wanted.name,
+            datatype: tensor.dtype(),
+            shape: tensor.shape(),
+            parameters,
+            data,
+        });
+    }
+    let document = Document {
+        model_name: &answer.model,
+        model_version: VERSION,
+        id: &answer.id,
+        parameters: Parameters { epoch: response.epoch, retries: response.retries },
+        outputs,
+    };
+    let json = serde_json::to_vec(&document).map_err(|error| internal(error.to_string()))?;
+    Ok(assemble(json, binary))
+}
+
+fn assemble(json: Vec<u8>, binary: Vec<Bytes>) -> Response {
+    let mut headers = HeaderMap::new();
+    if binary.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return (headers, json).into_response();
+    }
+    let length = json.len() + binary.iter().map(Bytes::len).sum::<usize>();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(JSON_LENGTH, HeaderValue::from(json.len()));
+    let pieces = std::iter::once(Bytes::from(json)).chain(binary).map(Ok::<_, std::convert::Infallible>);
+    (headers, Body::from_stream(futures::stream::iter(pieces))).into_response()
+}
+
+fn json(name: &str, tensor: &Tensor) -> Result<Box<RawValue>, ApiError> {
+    let mut text = Vec::new();
+    json_data::write(tensor, &mut text).map_err(|what| {
+        ApiError::bad(format!("output {name:?} cannot be sent as JSON: {what}; ask for it with binary_data"))
+    })?;
+    let text = String::from_utf8(text).map_err(|error| internal(error.to_string()))?;
+    RawValue::from_string(text).map_err(|error| internal(error.to_string()))
+}
+
+fn internal(message: String) -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+}

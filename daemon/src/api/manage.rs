@@ -1,0 +1,65 @@
+//! Status, plans, metrics and the small changes.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::{Api, error::ApiError};
+use crate::app::{ModelSummary, PlanDocument};
+
+pub(super) async fn status(State(api): State<Api>) -> Response {
+    Json(api.app.status()).into_response()
+}
+
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], api.app.metrics()).into_response()
+}
+
+pub(super) async fn plan(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<PlanDocument>, ApiError> {
+    let (epoch, plan) = api.app.plan(&name)?;
+    Ok(Json(PlanDocument { name, epoch, plan }))
+}
+
+pub(super) async fn models(State(api): State<Api>) -> Json<Vec<ModelSummary>> {
+    Json(api.app.models())
+}
+
+pub(super) async fn remove_model(
+    State(api): State<Api>,
+    Path(model): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    api.app.remove_model(&model).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn undeploy(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    api.app.undeploy(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn node(
+    State(api): State<Api>,
+    Path((node, action)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    match action.as_str() {
+        "drain" => api.app.set_draining(&node, true).await?,
+        "undrain" => api.app.set_draining(&node, false).await?,
+        "remove" => api.app.remove_node(&node).await?,
+        other => {
+            return Err(ApiError::new(
+                StatusCode::NOT_FOUND,
+                format!("a device can drain, undrain or be removed (remove), not {other}"),
+            ));
+        }
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
