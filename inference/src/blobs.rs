@@ -1,0 +1,463 @@
+//! Content-addressed store: one file per blob, named by its BLAKE3 hash, in one flat folder.
+//!
+//! Stage models are written into the same folder, because ONNX Runtime takes external data only
+//! from the folder of the model file. A blob appears by rename after its bytes are on disk, so
+//! whatever carries a hash for a name is whole.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+mod partial;
+#[cfg(test)]
+mod tests;
+
+pub use partial::PartialBlob;
+
+const CHUNK: usize = 256 * 1024;
+const TEMPORARY: &str = ".new-";
+const PARTIAL: &str = ".part";
+const STAGE: &str = "stage-";
+
+/// BLAKE3 of a blob's bytes; 64 lowercase hex digits as text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The 32 raw bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// From 32 raw bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// The text is not 64 lowercase hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a hash is written as 64 lowercase hex digits")]
+pub struct HashTextError;
+
+impl FromStr for Hash {
+    type Err = HashTextError;
+
+    fn from_str(text: &str) -> Result<Self, HashTextError> {
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(HashTextError);
+        }
+        blake3::Hash::from_hex(text).map(|hash| Self(*hash.as_bytes())).map_err(|_| HashTextError)
+    }
+}
+
+impl Serialize for Hash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The limit that was set for the store does not allow for it.
+    #[error(
+        "the blob store may hold {limit} bytes and holds {used}; {needed} more are needed: raise limits.disk or remove models"
+    )]
+    OverLimit {
+        /// Bytes that were to be added.
+        needed: u64,
+        /// Bytes in the store.
+        used: u64,
+        /// Bytes that it may hold.
+        limit: u64,
+    },
+    /// The file system is full.
+    #[error("the disk is full while {needed} bytes were written to {path}: free some space or remove models")]
+    DiskFull {
+        /// Bytes of the write that failed.
+        needed: u64,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A fetched blob is not what its name says. The bytes have been deleted.
+    #[error("blob {expected} arrived with other content (hash {found}); it was deleted, fetch it again")]
+    Mismatch {
+        /// The hash that was asked for.
+        expected: Hash,
+        /// The hash of what came.
+        found: Hash,
+    },
+    /// More or fewer bytes than the blob has.
+    #[error("blob {hash} has {expected} bytes, {found} were given")]
+    Length {
+        /// The blob.
+        hash: Hash,
+        /// Its length.
+        expected: u64,
+        /// What was given.
+        found: u64,
+    },
+    /// The blob is not in the store.
+    #[error("blob {0} is not in the store: fetch it from another device")]
+    Missing(Hash),
+    /// Somebody else is writing this blob.
+    #[error("blob {0} is being fetched already: wait for that fetch")]
+    Busy(Hash),
+    /// The source of the bytes failed.
+    #[error("the bytes for the blob store could not be read")]
+    Source(#[source] io::Error),
+    /// The file system failed.
+    #[error("cannot {what} {path}: check the data directory and its file system")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What one directory entry of the store is.
+enum Entry {
+    Blob(Hash),
+    Partial,
+    Stale,
+    Other,
+}
+
+fn entry_kind(name: &str) -> Entry {
+    if let Ok(hash) = name.parse() {
+        return Entry::Blob(hash);
+    }
+    if name.strip_suffix(PARTIAL).is_some_and(|stem| stem.parse::<Hash>().is_ok()) {
+        return Entry::Partial;
+    }
+    if name.starts_with(TEMPORARY) || name.starts_with(STAGE) { Entry::Stale } else { Entry::Other }
+}
+
+#[derive(Debug)]
+struct State {
+    used: u64,
+    limit: u64,
+    writing: BTreeSet<Hash>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    state: Mutex<State>,
+    next: AtomicU64,
+}
+
+/// Handle on the store; clones share it. One process may have a folder open at a time.
+#[derive(Debug, Clone)]
+pub struct BlobStore(Arc<Inner>);
+
+impl BlobStore {
+    /// Opens the store in `dir`, made if absent, without a limit. Stage models and unfinished writes
+    /// of an earlier run are deleted; unfinished fetches are kept.
+    pub fn open(dir: &Path) -> Result<Self, BlobError> {
+        fs::create_dir_all(dir).map_err(|e| io_error("create", dir, e))?;
+        let mut used = 0;
+        for entry in fs::read_dir(dir).map_err(|e| io_error("list", dir, e))? {
+            let entry = entry.map_err(|e| io_error("list", dir, e))?;
+            let path = entry.path();
+            match entry_kind(&entry.file_name().to_string_lossy()) {
+                Entry::Blob(_) | Entry::Partial => {
+                    used += entry.metadata().map_err(|e| io_error("look at", &path, e))?.len();
+                }
+                Entry::Stale => fs::remove_file(&path).map_err(|e| io_error("delete", &path, e))?,
+                Entry::Other => tracing::warn!(path = %path.display(), "unknown file in the blob store"),
+            }
+        }
+        let state = State { used, limit: u64::MAX, writing: BTreeSet::new() };
+        let inner = Inner { dir: dir.to_owned(), state: Mutex::new(state), next: AtomicU64::new(0) };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Sets how many bytes the store may hold; what is there stays even when it is more.
+    pub fn set_limit(&self, bytes: u64) {
+        self.state().limit = bytes;
+    }
+
+    /// The store's folder, for ONNX Runtime to find external data in.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Bytes in blobs and unfinished fetches.
+    pub fn used_bytes(&self) -> u64 {
+        self.state().used
+    }
+
+    /// Bytes that may still be added under the limit.
+    pub fn free_bytes(&self) -> u64 {
+        let state = self.state();
+        state.limit.saturating_sub(state.used)
+    }
+
+    /// Whether the whole blob is here.
+    pub fn has(&self, hash: &Hash) -> bool {
+        self.path(hash).is_file()
+    }
+
+    /// Where the blob's file is, or would be.
+    pub fn path(&self, hash: &Hash) -> PathBuf {
+        self.0.dir.join(hash.to_string())
+    }
+
+    /// Where to write the stage model called `name` (any text); it finds its blobs beside it.
+    pub fn stage_path(&self, name: &str) -> PathBuf {
+        let safe: String = name
+            .chars()
+            .take(80)
+            .map(|c| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' })
+            .collect();
+        self.0.dir.join(format!("{STAGE}{safe}.onnx"))
+    }
+
+    /// The blob's length.
+    pub fn bytes(&self, hash: &Hash) -> Result<u64, BlobError> {
+        let path = self.path(hash);
+        match fs::metadata(&path) {
+            Ok(found) => Ok(found.len()),
+            Err(error) => Err(missing_or("look at", *hash, &path, error)),
+        }
+    }
+
+    /// Opens the blob for reading.
+    pub fn read(&self, hash: &Hash) -> Result<File, BlobError> {
+        let path = self.path(hash);
+        File::open(&path).map_err(|e| missing_or("open", *hash, &path, e))
+    }
+
+    /// The whole blob in memory; refused when it has more than `cap` bytes.
+    pub fn read_all(&self, hash: &Hash, cap: u64) -> Result<Vec<u8>, BlobError> {
+        let length = self.bytes(hash)?;
+        if length > cap {
+            return Err(BlobError::Length { hash: *hash, expected: cap, found: length });
+        }
+        let mut bytes = Vec::new();
+        let mut file = self.read(hash)?.take(cap);
+        file.read_to_end(&mut bytes).map_err(|e| io_error("read", &self.path(hash), e))?;
+        Ok(bytes)
+    }
+
+    /// Stores what `reader` gives, a chunk at a time. Returns its hash and length.
+    pub fn put(&self, mut reader: impl Read) -> Result<(Hash, u64), BlobError> {
+        let mut fresh = Fresh::create(self)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let got = match reader.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(BlobError::Source(error)),
+            };
+            hasher.update(&chunk[..got]);
+            fresh.write(&chunk[..got])?;
+        }
+        let hash = Hash(*hasher.finalize().as_bytes());
+        let bytes = fresh.written;
+        fresh.keep_as(hash)?;
+        Ok((hash, bytes))
+    }
+
+    /// Bytes of an unfinished fetch of `hash` that are on disk; 0 when there are none.
+    pub fn partial_len(&self, hash: &Hash) -> u64 {
+        fs::metadata(self.partial_path(hash)).map_or(0, |found| found.len())
+    }
+
+    /// Starts or takes up again the fetch of a blob of `bytes` bytes.
+    pub fn put_expected(&self, hash: Hash, bytes: u64) -> Result<PartialBlob, BlobError> {
+        PartialBlob::open(self, hash, bytes)
+    }
+
+    /// Reads the blob again; a blob that does not fit its name is deleted and reported.
+    pub fn verify(&self, hash: &Hash) -> Result<(), BlobError> {
+        let path = self.path(hash);
+        let found = hash_file(self.read(hash)?).map_err(|e| io_error("read", &path, e))?;
+        if found == *hash {
+            return Ok(());
+        }
+        self.remove(hash)?;
+        Err(BlobError::Mismatch { expected: *hash, found })
+    }
+
+    /// Deletes the blob and any unfinished fetch of it. A blob that is not here is no error.
+    pub fn remove(&self, hash: &Hash) -> Result<(), BlobError> {
+        self.delete(&self.path(hash))?;
+        if self.state().writing.contains(hash) { Ok(()) } else { self.delete(&self.partial_path(hash)) }
+    }
+
+    /// All whole blobs with their lengths, by hash.
+    pub fn list(&self) -> Result<Vec<(Hash, u64)>, BlobError> {
+        let mut blobs = Vec::new();
+        for entry in fs::read_dir(&self.0.dir).map_err(|e| io_error("list", &self.0.dir, e))? {
+            let entry = entry.map_err(|e| io_error("list", &self.0.dir, e))?;
+            // A blob deleted meanwhile has no metadata any more and is left out.
+            if let (Entry::Blob(hash), Ok(found)) =
+                (entry_kind(&entry.file_name().to_string_lossy()), entry.metadata())
+            {
+                blobs.push((hash, found.len()));
+            }
+        }
+        blobs.sort_unstable();
+        Ok(blobs)
+    }
+
+    fn partial_path(&self, hash: &Hash) -> PathBuf {
+        self.0.dir.join(format!("{hash}{PARTIAL}"))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is consistent after every statement, so a panic elsewhere does not spoil it.
+        self.0.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn reserve(&self, needed: u64) -> Result<(), BlobError> {
+        let mut state = self.state();
+        let (used, limit) = (state.used, state.limit);
+        match used.checked_add(needed) {
+            Some(sum) if sum <= limit => {
+                state.used = sum;
+                Ok(())
+            }
+            Some(_) | None => Err(BlobError::OverLimit { needed, used, limit }),
+        }
+    }
+
+    fn release(&self, bytes: u64) {
+        let mut state = self.state();
+        state.used = state.used.saturating_sub(bytes);
+    }
+
+    fn delete(&self, path: &Path) -> Result<(), BlobError> {
+        let Ok(found) = fs::metadata(path) else { return Ok(()) };
+        match fs::remove_file(path) {
+            Ok(()) => {
+                self.release(found.len());
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("delete", path, error)),
+        }
+    }
+
+    /// Makes renames in the folder durable.
+    fn sync_dir(&self) -> Result<(), BlobError> {
+        File::open(&self.0.dir).and_then(|dir| dir.sync_all()).map_err(|e| io_error("sync", &self.0.dir, e))
+    }
+}
+
+/// A blob on its way in, whose hash is not known yet; deleted when dropped unfinished.
+struct Fresh<'a> {
+    store: &'a BlobStore,
+    path: PathBuf,
+    file: File,
+    written: u64,
+    kept: bool,
+}
+
+impl<'a> Fresh<'a> {
+    fn create(store: &'a BlobStore) -> Result<Self, BlobError> {
+        let number = store.0.next.fetch_add(1, Ordering::Relaxed);
+        let path = store.0.dir.join(format!("{TEMPORARY}{number}"));
+        let open = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        let file = open.map_err(|e| io_error("create", &path, e))?;
+        Ok(Self { store, path, file, written: 0, kept: false })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        let needed = bytes.len() as u64;
+        self.store.reserve(needed)?;
+        self.written += needed;
+        self.file.write_all(bytes).map_err(|e| write_error(&self.path, needed, e))
+    }
+
+    fn keep_as(mut self, hash: Hash) -> Result<(), BlobError> {
+        let target = self.store.path(&hash);
+        if target.is_file() {
+            return Ok(());
+        }
+        self.file.sync_all().map_err(|e| write_error(&self.path, self.written, e))?;
+        fs::rename(&self.path, &target).map_err(|e| io_error("rename", &self.path, e))?;
+        self.kept = true;
+        self.store.sync_dir()
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.store.release(self.written);
+            // What cannot be deleted now is deleted at the next open.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn hash_file(file: File) -> io::Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file)?;
+    Ok(Hash(*hasher.finalize().as_bytes()))
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> BlobError {
+    BlobError::Io { what, path: path.to_owned(), source }
+}
+
+fn write_error(path: &Path, needed: u64, source: io::Error) -> BlobError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            BlobError::DiskFull { needed, path: path.to_owned() }
+        }
+        _ => io_error("write", path, source),
+    }
+}
+
+fn missing_or(what: &'static str, hash: Hash, path: &Path, source: io::Error) -> BlobError {
+    if source.kind() == io::ErrorKind::NotFound {
+        BlobError::Missing(hash)
+    } else {
+        io_error(what, path, source)
+    }
+}

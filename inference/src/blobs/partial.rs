@@ -1,0 +1,114 @@
+//! A blob that is fetched from other devices, in order, over any number of tries.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use super::{BlobError, BlobStore, Hash, hash_file, io_error, write_error};
+
+/// The writer of one blob whose hash and length are known. Dropped unfinished, the bytes stay for
+/// the next try.
+#[derive(Debug)]
+pub struct PartialBlob {
+    store: BlobStore,
+    hash: Hash,
+    bytes: u64,
+    have: u64,
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl PartialBlob {
+    pub(super) fn open(store: &BlobStore, hash: Hash, bytes: u64) -> Result<Self, BlobError> {
+        if !store.state().writing.insert(hash) {
+            return Err(BlobError::Busy(hash));
+        }
+        let path = store.partial_path(&hash);
+        // From here on the drop of `blob` gives the hash free again.
+        let mut blob = Self { store: store.clone(), hash, bytes, have: 0, path, file: None };
+        if store.has(&hash) {
+            blob.have = store.bytes(&hash)?;
+            return if blob.have == bytes { Ok(blob) } else { Err(blob.wrong_length(blob.have)) };
+        }
+        let file = OpenOptions::new().append(true).create(true).open(&blob.path);
+        let file = file.map_err(|e| io_error("open", &blob.path, e))?;
+        blob.have = file.metadata().map_err(|e| io_error("look at", &blob.path, e))?.len();
+        if blob.have > bytes {
+            // Left by a peer that lied about the length: worthless.
+            file.set_len(0).map_err(|e| io_error("truncate", &blob.path, e))?;
+            store.release(blob.have);
+            blob.have = 0;
+        }
+        blob.file = Some(file);
+        Ok(blob)
+    }
+
+    /// Bytes on disk: the offset at which to go on.
+    pub fn len(&self) -> u64 {
+        self.have
+    }
+
+    /// True when nothing has been fetched yet.
+    pub fn is_empty(&self) -> bool {
+        self.have == 0
+    }
+
+    /// True when all bytes are there and `finish` can be called.
+    pub fn is_complete(&self) -> bool {
+        self.have == self.bytes
+    }
+
+    /// Adds the next bytes. More than the blob has are refused before anything is written.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        let needed = bytes.len() as u64;
+        let sum = self.have.saturating_add(needed);
+        if sum > self.bytes {
+            return Err(self.wrong_length(sum));
+        }
+        let Some(file) = self.file.as_mut() else { return Ok(()) };
+        self.store.reserve(needed)?;
+        if let Err(error) = file.write_all(bytes) {
+            // Part of the write may be on disk: go back to what is known.
+            if file.set_len(self.have).is_ok() {
+                self.store.release(needed);
+            }
+            return Err(write_error(&self.path, needed, error));
+        }
+        self.have = sum;
+        Ok(())
+    }
+
+    /// Checks the hash and makes it a blob. Wrong content is deleted.
+    pub fn finish(mut self) -> Result<(), BlobError> {
+        if !self.is_complete() {
+            return Err(self.wrong_length(self.have));
+        }
+        let Some(file) = self.file.take() else { return Ok(()) };
+        file.sync_all().map_err(|e| write_error(&self.path, self.bytes, e))?;
+        let found =
+            File::open(&self.path).and_then(hash_file).map_err(|e| io_error("read", &self.path, e))?;
+        if found != self.hash {
+            self.store.delete(&self.path)?;
+            return Err(BlobError::Mismatch { expected: self.hash, found });
+        }
+        let target = self.store.path(&self.hash);
+        if target.is_file() {
+            // Imported meanwhile by another way.
+            return self.store.delete(&self.path);
+        }
+        fs::rename(&self.path, &target).map_err(|e: io::Error| io_error("rename", &self.path, e))?;
+        self.store.sync_dir()
+    }
+
+    fn wrong_length(&self, found: u64) -> BlobError {
+        BlobError::Length { hash: self.hash, expected: self.bytes, found }
+    }
+}
+
+impl Drop for PartialBlob {
+    fn drop(&mut self) {
+        self.store.state().writing.remove(&self.hash);
+    }
+}
