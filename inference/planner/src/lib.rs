@@ -1,5 +1,20 @@
 //! Planning: cut a profiled model into stages and place them on devices. Pure: no I/O, no clock.
+//!
+//! `solve` turns a `Problem` into a `Plan`; `check` verifies any plan against its problem, independently of how it
+//! was found; `evaluate` is the one cost model behind both.
 
+mod bound;
+mod check;
+mod evaluate;
+mod explain;
+mod instance;
 mod plan;
+mod problem;
+mod size;
+mod solve;
 
+pub use check::{CheckError, check, evaluate};
+pub use evaluate::{Evaluation, Load, Resource, StageCost};
 pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica, Stage, Unused};
+pub use problem::{Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError};
+pub use solve::{DEFAULT_STEPS, Infeasible, solve};

@@ -1,0 +1,95 @@
+//! What no plan can beat: lower bounds on the bottleneck.
+
+use crate::instance::Instance;
+
+/// Rounds of improving the prices in `compute_bound`.
+const ROUNDS: usize = 40;
+
+/// Seconds per request below which no plan's bottleneck can be.
+pub(crate) fn lower_bound(instance: &Instance<'_>) -> f64 {
+    let bound = compute_bound(instance);
+    if instance.problem.replication && instance.problem.pin.is_none() {
+        return bound.max(forced_hop(instance, true));
+    }
+    if instance.problem.replication {
+        return bound;
+    }
+    bound.max(largest_block(instance)).max(forced_hop(instance, false))
+}
+
+fn can_hold(instance: &Instance<'_>, device: usize, block: usize) -> bool {
+    instance.is_profiled(device) && instance.block_bytes(block) <= instance.memory(device)
+}
+
+/// Fractional unrelated machines, by duality: for any prices `p` with sum 1 over the devices, the busiest device
+/// works for at least `sum over blocks of min over devices of p * seconds`. Prices start in proportion to the
+/// devices' speeds, which is exact where classes differ by a factor, and are then moved towards busy devices.
+fn compute_bound(instance: &Instance<'_>) -> f64 {
+    let devices = instance.usable();
+    let mut prices: Vec<f64> =
+        devices.iter().map(|&device| 1.0 / instance.seconds(device, 0, instance.blocks).max(1e-12)).collect();
+    let mut best = 0.0f64;
+    for round in 0..ROUNDS {
+        let total: f64 = prices.iter().sum();
+        prices.iter_mut().for_each(|price| *price /= total);
+        let (bound, busy) = priced(instance, &devices, &prices);
+        best = best.max(bound);
+        let average: f64 = busy.iter().zip(&prices).map(|(busy, price)| busy * price).sum();
+        if average <= 0.0 {
+            break;
+        }
+        let step = 0.5 / (round + 1) as f64;
+        for (price, busy) in prices.iter_mut().zip(&busy) {
+            *price *= (step * (busy / average - 1.0)).clamp(-1.0, 1.0).exp();
+        }
+    }
+    best
+}
+
+/// The bound for some prices, and how busy each device is when every block goes where it is cheapest.
+fn priced(instance: &Instance<'_>, devices: &[usize], prices: &[f64]) -> (f64, Vec<f64>) {
+    let mut busy = vec![0.0; devices.len()];
+    let mut bound = 0.0;
+    for block in 0..instance.blocks {
+        let mut cheapest: Option<(usize, f64)> = None;
+        for (index, &device) in devices.iter().enumerate() {
+            let cost = prices[index] * instance.seconds(device, block, block + 1);
+            if cheapest.is_none_or(|(_, old)| cost < old) && can_hold(instance, device, block) {
+                cheapest = Some((index, cost));
+            }
+        }
+        if let Some((index, cost)) = cheapest {
+            bound += cost;
+            busy[index] += instance.seconds(devices[index], block, block + 1);
+        }
+    }
+    (bound, busy)
+}
+
+/// Without replication one device runs the whole of every block.
+fn largest_block(instance: &Instance<'_>) -> f64 {
+    let devices = instance.usable();
+    let best = |block: usize| {
+        let held = devices.iter().filter(|&&device| can_hold(instance, device, block));
+        held.map(|&device| instance.seconds(device, block, block + 1)).fold(f64::INFINITY, f64::min)
+    };
+    (0..instance.blocks).map(best).filter(|seconds| seconds.is_finite()).fold(0.0, f64::max)
+}
+
+/// When no device can hold the model, every request crosses at least the smallest cut over some link.
+fn forced_hop(instance: &Instance<'_>, replication: bool) -> f64 {
+    let devices = instance.usable();
+    let needed = instance.weight(0, instance.blocks).saturating_add(instance.peak(0, instance.blocks));
+    if devices.iter().any(|&device| instance.memory(device) >= needed) {
+        return 0.0;
+    }
+    let smallest = (1..instance.blocks).map(|position| instance.cut(position)).fold(f64::INFINITY, f64::min);
+    let mut rate = 0.0f64;
+    for &from in &devices {
+        for &to in devices.iter().filter(|&&to| to != from) {
+            let (link, _) = instance.link(from, to);
+            rate = if replication { rate + link } else { rate.max(link) };
+        }
+    }
+    if rate > 0.0 && smallest.is_finite() { smallest / rate } else { 0.0 }
+}

@@ -1,0 +1,264 @@
+//! From a problem to the best plan found, with a bound on what could be better.
+//!
+//! The plans looked at give a device at most one stage, unless more stages than devices are asked for. A stage
+//! has one device, or, with replication, several that share its requests.
+
+mod chain;
+mod exact;
+mod groups;
+mod infeasible;
+mod order;
+mod shares;
+
+use chain::{Goal, Steps};
+
+use crate::bound::lower_bound;
+use crate::evaluate::{Draft, DraftStage, Evaluation, evaluate_draft, fits};
+use crate::explain::{Considered, plan_of};
+use crate::instance::Instance;
+use crate::plan::{Objective, Plan};
+use crate::problem::Problem;
+pub use infeasible::Infeasible;
+
+/// Steps that keep a plan for 8 devices and 200 blocks under 0.1 s.
+pub const DEFAULT_STEPS: u64 = 20_000_000;
+
+/// A solver's answer before it is explained.
+#[derive(Debug)]
+pub(crate) struct Solution {
+    /// The best plan found.
+    pub(crate) draft: Draft,
+    /// Its cost.
+    pub(crate) evaluation: Evaluation,
+    /// Nothing in the space of plans is better.
+    pub(crate) optimal: bool,
+    /// No plan's bottleneck is shorter.
+    pub(crate) lower_bound_s: f64,
+    /// A remark on how the plan came to be.
+    pub(crate) remark: Option<String>,
+}
+
+/// Finds a plan. Equal problems and steps give equal plans; more steps can give better ones.
+///
+/// The bound in the plan is on the bottleneck, on either objective; `optimal` speaks of the objective.
+///
+/// # Errors
+/// When the problem is senseless or no plan can hold the model, with the reason in words and bytes.
+pub fn solve(problem: &Problem, steps: u64) -> Result<Plan, Infeasible> {
+    problem.validate().map_err(|error| Infeasible::senseless(&error))?;
+    let instance = Instance::new(problem);
+    if problem.pin.is_some() {
+        let solution = pinned(&instance)?;
+        return Ok(plan_of(&instance, solution, &[]));
+    }
+    infeasible::rule_out(&instance)?;
+    let considered = consider(&instance, steps);
+    let Some((solution, considered)) = choose(&instance, considered) else {
+        return more_stages_than_devices(problem, &instance, steps);
+    };
+    Ok(plan_of(&instance, solution, &considered))
+}
+
+/// Everything that was tried, and what the chains' exact solver proved about chains.
+struct Tried {
+    considered: Vec<Considered>,
+    /// No chain's value (load or latency, by objective) is smaller.
+    proven_chain: Option<f64>,
+}
+
+fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
+    let latency = instance.problem.objective == Objective::Latency;
+    let mut considered = vec![Considered::new("one device", one_device(instance, latency))];
+    considered.push(Considered::new("replicate everywhere", everywhere(instance)));
+    let mut budget = Steps::new(steps);
+    let (chain, proven_chain) = chain(instance, latency, &mut budget);
+    considered.push(Considered::new("chain", chain));
+    if instance.problem.replication && !latency && instance.devices() > 1 {
+        let mut budget = Steps::new(budget.left().max(steps / 4));
+        considered.push(Considered::new("chain of groups", groups::search(instance, &mut budget)));
+    }
+    Tried { considered, proven_chain }
+}
+
+fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Considered>)> {
+    let latency = instance.problem.objective == Objective::Latency;
+    let value =
+        |evaluation: &Evaluation| if latency { evaluation.latency_s } else { evaluation.bottleneck_s };
+    let other =
+        |evaluation: &Evaluation| if latency { evaluation.bottleneck_s } else { evaluation.latency_s };
+    let mut best: Option<&(Draft, Evaluation)> = None;
+    for costed in tried.considered.iter().filter_map(|considered| considered.found.as_ref()) {
+        let is_better = best.is_none_or(|(_, old)| {
+            let (new, old_value) = (value(&costed.1), value(old));
+            let is_equal = (new - old_value).abs() <= 1e-9 * old_value;
+            if is_equal { other(&costed.1) < other(old) * (1.0 - 1e-9) } else { new < old_value }
+        });
+        if is_better {
+            best = Some(costed);
+        }
+    }
+    let (draft, evaluation) = best?.clone();
+    let mut bound = lower_bound(instance);
+    let mut optimal = !latency && evaluation.bottleneck_s <= bound * (1.0 + 1e-9);
+    if let Some(proven) = tried.proven_chain {
+        // Replicas can raise the rate, but never shorten the way of one request.
+        if latency || !instance.problem.replication {
+            optimal |= value(&evaluation) <= proven * (1.0 + 1e-9);
+        }
+        if !latency && !instance.problem.replication {
+            bound = bound.max(proven);
+        }
+    }
+    let lower_bound_s = bound.min(evaluation.bottleneck_s);
+    let solution = Solution { draft, evaluation, optimal, lower_bound_s, remark: None };
+    Some((solution, tried.considered))
+}
+
+type Costed = (Draft, Evaluation);
+
+fn costed(instance: &Instance<'_>, draft: Draft) -> Option<Costed> {
+    let evaluation = evaluate_draft(instance, &draft);
+    let is_usable =
+        fits(instance, &draft) && evaluation.bottleneck_s.is_finite() && evaluation.latency_s.is_finite();
+    is_usable.then_some((draft, evaluation))
+}
+
+fn whole(instance: &Instance<'_>, replicas: Vec<(usize, f64)>) -> Draft {
+    Draft { stages: vec![DraftStage { first: 0, end: instance.blocks, replicas }] }
+}
+
+fn one_device(instance: &Instance<'_>, latency: bool) -> Option<Costed> {
+    if instance.stage_limits().0 > 1 {
+        return None;
+    }
+    let value =
+        |evaluation: &Evaluation| if latency { evaluation.latency_s } else { evaluation.bottleneck_s };
+    let alone =
+        instance.usable().into_iter().filter_map(|d| costed(instance, whole(instance, vec![(d, 1.0)])));
+    alone.min_by(|a, b| value(&a.1).total_cmp(&value(&b.1)))
+}
+
+/// The whole model on every device that holds it and that the requests can reach.
+fn everywhere(instance: &Instance<'_>) -> Option<Costed> {
+    if instance.stage_limits().0 > 1 || !instance.problem.replication {
+        return None;
+    }
+    let bytes = instance.stage_bytes(0, instance.blocks);
+    let (inputs, outputs) = (instance.cut(0), instance.cut(instance.blocks));
+    let mut replicas = Vec::new();
+    for device in instance.usable().into_iter().filter(|&device| instance.memory(device) >= bytes) {
+        let mut slowest = instance.seconds(device, 0, instance.blocks);
+        for (other, &share) in instance.ingress.iter().enumerate().filter(|&(_, &share)| share > 0.0) {
+            if other != device {
+                slowest = slowest.max(instance.link_s(other, device, share * inputs));
+                slowest = slowest.max(instance.link_s(device, other, share * outputs));
+                slowest = slowest.max(instance.card_s(device, share * inputs.max(outputs)));
+            }
+        }
+        if slowest.is_finite() {
+            replicas.push((device, 1.0 / slowest.max(1e-12)));
+        }
+    }
+    let total: f64 = replicas.iter().map(|(_, rate)| rate).sum();
+    if replicas.is_empty() {
+        return None;
+    }
+    replicas.iter_mut().for_each(|(_, rate)| *rate /= total);
+    let (draft, _) = shares::polish(instance, whole(instance, replicas), false);
+    costed(instance, draft)
+}
+
+/// The best chain, and its value when that is proven.
+fn chain(instance: &Instance<'_>, latency: bool, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
+    let goal = Goal { latency, cap_s: f64::INFINITY };
+    let mut budget = Steps::new(steps.left() / 2);
+    let exact = exact::best_chain(instance, goal, &mut budget);
+    if let Some(exact) = exact {
+        let draft = exact
+            .draft
+            .map(|draft| if latency { draft } else { quickest(instance, draft, exact.value, budget) });
+        *steps = Steps::new(steps.left() / 2);
+        return (draft.and_then(|draft| costed(instance, draft)), Some(exact.value));
+    }
+    let mut budget = Steps::new(steps.left() / 2);
+    let found = order::search(instance, goal, &mut budget);
+    *steps = Steps::new(steps.left() / 2);
+    (found.and_then(|(draft, _)| costed(instance, draft)), None)
+}
+
+/// Among the chains with this bottleneck, one with the least latency: no hops that bring nothing.
+fn quickest(instance: &Instance<'_>, draft: Draft, bottleneck_s: f64, mut steps: Steps) -> Draft {
+    let goal = Goal { latency: true, cap_s: bottleneck_s * (1.0 + 1e-9) };
+    let exact = exact::best_chain(instance, goal, &mut steps);
+    exact.and_then(|exact| exact.draft).unwrap_or(draft)
+}
+
+fn pinned(instance: &Instance<'_>) -> Result<Solution, Infeasible> {
+    let index = |id: &String| instance.problem.devices.iter().position(|device| device.id == *id);
+    let mut stages = Vec::new();
+    for stage in instance.problem.pin.iter().flatten() {
+        let devices: Vec<usize> = stage.devices.iter().filter_map(index).collect();
+        infeasible::rule_out_unprofiled(instance, &devices)?;
+        let end = stage.last_block + 1;
+        let replicas = shares::by_speed(instance, &devices, stage.first_block, end);
+        stages.push(DraftStage { first: stage.first_block, end, replicas });
+    }
+    let draft = Draft { stages };
+    infeasible::rule_out_draft(instance, &draft)?;
+    let (draft, evaluation) = shares::polish(instance, draft, true);
+    if !(evaluation.bottleneck_s.is_finite() && evaluation.latency_s.is_finite()) {
+        return Err(Infeasible::unlinked(instance));
+    }
+    let lower_bound_s = lower_bound(instance).min(evaluation.bottleneck_s);
+    let remark = Some("The operator gave the stages and their devices.".to_owned());
+    Ok(Solution { draft, evaluation, optimal: false, lower_bound_s, remark })
+}
+
+/// Divides the stages of the longest chain further, on the devices that they have.
+fn more_stages_than_devices(
+    problem: &Problem,
+    instance: &Instance<'_>,
+    steps: u64,
+) -> Result<Plan, Infeasible> {
+    let (wanted, devices) = (instance.stage_limits().0, instance.usable().len());
+    if wanted <= devices {
+        return Err(Infeasible::no_arrangement(instance));
+    }
+    let relaxed = Problem { min_stages: Some(devices), max_stages: Some(devices), ..problem.clone() };
+    let relaxed_instance = Instance::new(&relaxed);
+    let tried = consider(&relaxed_instance, steps);
+    let (mut solution, considered) =
+        choose(&relaxed_instance, tried).ok_or_else(|| Infeasible::no_arrangement(instance))?;
+    while solution.draft.stages.len() < wanted {
+        solution.draft =
+            divide(instance, &solution.draft).ok_or_else(|| Infeasible::no_arrangement(instance))?;
+    }
+    solution.evaluation = evaluate_draft(instance, &solution.draft);
+    solution.optimal = false;
+    solution.lower_bound_s = lower_bound(instance).min(solution.evaluation.bottleneck_s);
+    solution.remark = Some(format!(
+        "{wanted} stages were asked for and {devices} devices can run them, so some devices run several."
+    ));
+    Ok(plan_of(instance, solution, &considered))
+}
+
+/// Cuts one stage in two where the fewest bytes cross and memory allows.
+fn divide(instance: &Instance<'_>, draft: &Draft) -> Option<Draft> {
+    let mut best: Option<(u64, Draft)> = None;
+    for (index, stage) in draft.stages.iter().enumerate() {
+        for position in stage.first + 1..stage.end {
+            let bytes = instance.problem.cuts[position];
+            if best.as_ref().is_some_and(|(old, _)| *old <= bytes) {
+                continue;
+            }
+            let mut divided = draft.clone();
+            divided.stages[index].end = position;
+            let rest = DraftStage { first: position, ..stage.clone() };
+            divided.stages.insert(index + 1, rest);
+            if fits(instance, &divided) {
+                best = Some((bytes, divided));
+            }
+        }
+    }
+    best.map(|(_, draft)| draft)
+}

@@ -1,0 +1,157 @@
+//! Exact chains: dynamic programming over how many devices of each kind a chain has used.
+//!
+//! Devices that nothing tells apart (class, speed, memory, card, ingress, links) count as one kind, so the number
+//! of states is the product of (members + 1) over the kinds. The recurrence is EdgePipe's, with pairwise links,
+//! latency, network cards and end transfers added.
+
+use super::chain::{Chains, From, Goal, Row, Steps, draft_of};
+use crate::evaluate::Draft;
+use crate::instance::Instance;
+
+/// Tables larger than this are not built.
+const MAX_CELLS: usize = 6_000_000;
+
+/// A proven best chain.
+#[derive(Debug)]
+pub(super) struct Exact {
+    /// The chain; none when no chain fits.
+    pub(super) draft: Option<Draft>,
+    /// Its value: largest load, or latency. No chain has a smaller one.
+    pub(super) value: f64,
+}
+
+/// The kinds of devices that can be exchanged for each other.
+pub(super) fn kinds(instance: &Instance<'_>, devices: &[usize]) -> Vec<Vec<usize>> {
+    let mut kinds: Vec<Vec<usize>> = Vec::new();
+    for &device in devices {
+        match kinds.iter_mut().find(|kind| are_alike(instance, kind[0], device)) {
+            Some(kind) => kind.push(device),
+            None => kinds.push(vec![device]),
+        }
+    }
+    kinds
+}
+
+fn are_alike(instance: &Instance<'_>, a: usize, b: usize) -> bool {
+    let (one, other) = (&instance.problem.devices[a], &instance.problem.devices[b]);
+    one.class == other.class
+        && one.speed == other.speed
+        && one.memory_bytes == other.memory_bytes
+        && one.card_bytes_per_s == other.card_bytes_per_s
+        && instance.ingress[a] == instance.ingress[b]
+        && instance.link(a, b) == instance.link(b, a)
+        && (0..instance.devices())
+            .filter(|&c| c != a && c != b)
+            .all(|c| instance.link(a, c) == instance.link(b, c) && instance.link(c, a) == instance.link(c, b))
+}
+
+/// Finds the best chain. `None` when the problem is too large for the table or the step budget.
+pub(super) fn best_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<Exact> {
+    let kinds = kinds(instance, &instance.usable());
+    let table = Table::new(instance, &kinds)?;
+    let mut chains = Chains { instance, goal, steps: *steps };
+    let result = table.fill(&mut chains);
+    *steps = chains.steps;
+    result
+}
+
+struct Table<'a> {
+    instance: &'a Instance<'a>,
+    kinds: &'a [Vec<usize>],
+    /// Distance between states that differ by one member of a kind.
+    strides: Vec<usize>,
+    states: usize,
+    rows: Vec<Option<Row>>,
+}
+
+impl<'a> Table<'a> {
+    fn new(instance: &'a Instance<'a>, kinds: &'a [Vec<usize>]) -> Option<Self> {
+        let mut strides = Vec::with_capacity(kinds.len());
+        let mut states = 1usize;
+        for kind in kinds {
+            strides.push(states);
+            states = states.checked_mul(kind.len() + 1)?;
+        }
+        let rows = states.checked_mul(kinds.len())?;
+        if rows.checked_mul(instance.blocks + 1)? > MAX_CELLS {
+            return None;
+        }
+        Some(Self { instance, kinds, strides, states, rows: vec![None; rows] })
+    }
+
+    fn used(&self, state: usize, kind: usize) -> usize {
+        state / self.strides[kind] % (self.kinds[kind].len() + 1)
+    }
+
+    fn stages(&self, state: usize) -> usize {
+        (0..self.kinds.len()).map(|kind| self.used(state, kind)).sum()
+    }
+
+    /// A chain of this state may hand over from kind `from` to kind `to`: two devices that stand for them.
+    fn pair(&self, from: usize, to: usize) -> (usize, usize) {
+        let second = usize::from(from == to);
+        (self.kinds[from][0], self.kinds[to][second])
+    }
+
+    fn fill(mut self, chains: &mut Chains<'_>) -> Option<Exact> {
+        let (min, max) = self.instance.stage_limits();
+        let mut best: Option<(usize, usize)> = None;
+        let mut best_value = f64::INFINITY;
+        for state in 1..self.states {
+            let stages = self.stages(state);
+            if stages > max {
+                continue;
+            }
+            for kind in (0..self.kinds.len()).filter(|&kind| self.used(state, kind) > 0).collect::<Vec<_>>() {
+                let row = self.row(chains, state, kind, stages);
+                let unused = |device: usize| {
+                    let of = self.kinds.iter().position(|kind| kind.contains(&device));
+                    of.is_none_or(|of| self.used(state, of) < self.kinds[of].len())
+                };
+                let value = chains.finish(row.value[self.instance.blocks], unused);
+                if stages >= min && value < best_value {
+                    (best, best_value) = (Some((state, kind)), value);
+                }
+                self.rows[state * self.kinds.len() + kind] = Some(row);
+                if chains.steps.left() == 0 {
+                    return None;
+                }
+            }
+        }
+        let draft = best.map(|(state, kind)| self.read_back(state, kind));
+        Some(Exact { draft, value: best_value })
+    }
+
+    fn row(&self, chains: &mut Chains<'_>, state: usize, kind: usize, stages: usize) -> Row {
+        let device = self.kinds[kind][0];
+        if stages == 1 {
+            let arrivals = chains.begin(device);
+            return chains.extend(device, &arrivals, true);
+        }
+        let before = state - self.strides[kind];
+        let mut arrivals = chains.nowhere();
+        for from in 0..self.kinds.len() {
+            if let Some(row) = &self.rows[before * self.kinds.len() + from] {
+                let (sender, receiver) = self.pair(from, kind);
+                let end = From { device: sender, is_first: stages == 2, row, tag: from as u32 };
+                chains.hand_over(&mut arrivals, end, receiver);
+            }
+        }
+        chains.extend(device, &arrivals, false)
+    }
+
+    fn read_back(&self, state: usize, kind: usize) -> Draft {
+        let mut free: Vec<usize> = (0..self.kinds.len()).map(|kind| self.used(state, kind)).collect();
+        let (mut state, mut kind, mut end) = (state, kind, self.instance.blocks);
+        let mut stages = Vec::new();
+        while let Some(row) = &self.rows[state * self.kinds.len() + kind] {
+            let (start, before) = row.last_stage(end);
+            free[kind] -= 1;
+            stages.push((self.kinds[kind][free[kind]], start, end));
+            let Some(before) = before else { break };
+            state -= self.strides[kind];
+            (kind, end) = (before as usize, start);
+        }
+        draft_of(stages)
+    }
+}

@@ -1,0 +1,244 @@
+//! Chains whose stages run on groups of devices: for an order of devices, consecutive ones share a stage.
+//!
+//! A dynamic programme over (devices of the order used, blocks done). It keeps one best way per state, so hop
+//! costs, which depend on the sending group, make it a heuristic; the result is evaluated and polished in full.
+
+use super::chain::Steps;
+use super::order::{Dice, change, first_orders};
+use super::shares::{by_speed, polish};
+use crate::evaluate::{Draft, DraftStage, Evaluation, fits};
+use crate::instance::Instance;
+
+/// Longest order of devices that is looked at.
+const MAX_ORDER: usize = 32;
+/// Most cut positions that are looked at.
+const MAX_POSITIONS: usize = 72;
+/// Orders that are tried without finding anything better.
+const PATIENCE: usize = 24;
+
+/// A draft and its cost.
+pub(super) type Costed = (Draft, Evaluation);
+
+/// Searches orders until the steps are used up or nothing better turns up.
+pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<Costed> {
+    let mut orders = first_orders(instance);
+    orders.iter_mut().for_each(|order| order.truncate(MAX_ORDER));
+    let mut best: Option<(Vec<usize>, Costed)> = None;
+    for order in orders {
+        take(&mut best, order, |order| in_order(instance, order, steps));
+        if steps.left() == 0 {
+            break;
+        }
+    }
+    let mut order = best.as_ref()?.0.clone();
+    let outside: Vec<usize> =
+        instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
+    let mut dice = Dice::new(7);
+    let mut failures = 0;
+    while failures < PATIENCE && steps.pay(1) {
+        let mut tried = order.clone();
+        change(&mut tried, &outside, &mut dice);
+        failures += 1;
+        if take(&mut best, tried.clone(), |order| in_order(instance, order, steps)) {
+            (order, failures) = (tried, 0);
+        }
+    }
+    best.map(|(_, costed)| costed)
+}
+
+fn take(
+    best: &mut Option<(Vec<usize>, Costed)>,
+    order: Vec<usize>,
+    find: impl FnOnce(&[usize]) -> Option<Costed>,
+) -> bool {
+    let Some(found) = find(&order) else { return false };
+    let is_better =
+        best.as_ref().is_none_or(|(_, (_, old))| found.1.bottleneck_s < old.bottleneck_s * (1.0 - 1e-9));
+    if is_better {
+        *best = Some((order, found));
+    }
+    is_better
+}
+
+fn in_order(instance: &Instance<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
+    let search = Search { instance, order, positions: positions(instance, order.len()) };
+    let draft = search.solve(steps)?;
+    let (draft, evaluation) = polish(instance, draft, false);
+    let is_usable = fits(instance, &draft) && evaluation.bottleneck_s.is_finite();
+    is_usable.then_some((draft, evaluation))
+}
+
+/// Both ends and the cheapest cut of each stretch of equal work.
+fn positions(instance: &Instance<'_>, devices: usize) -> Vec<usize> {
+    let blocks = instance.blocks;
+    let wanted = MAX_POSITIONS.min(1_600 / devices.max(1)).max(2 * devices).max(8);
+    if blocks < wanted {
+        return (0..=blocks).collect();
+    }
+    let Some(&any) = instance.usable().first() else { return vec![0, blocks] };
+    let total = instance.seconds(any, 0, blocks);
+    let stretch = |position: usize| {
+        let done = instance.seconds(any, 0, position) / total.max(1e-12);
+        (done * (wanted - 1) as f64) as usize
+    };
+    let mut chosen = vec![0];
+    let mut best: Option<usize> = None;
+    for position in 1..blocks {
+        if let Some(old) = best.filter(|&old| stretch(old) != stretch(position)) {
+            chosen.push(old);
+            best = None;
+        }
+        if best.is_none_or(|old| instance.cut(position) < instance.cut(old)) {
+            best = Some(position);
+        }
+    }
+    chosen.extend(best);
+    chosen.push(blocks);
+    chosen
+}
+
+/// The last stage of the best way to a state: devices `low..high` of the order run positions `start..`.
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    value: f64,
+    low: usize,
+    high: usize,
+    start: usize,
+    /// Index of the state before; none for a first stage.
+    before: Option<usize>,
+}
+
+struct Search<'a> {
+    instance: &'a Instance<'a>,
+    order: &'a [usize],
+    positions: Vec<usize>,
+}
+
+impl Search<'_> {
+    fn solve(&self, steps: &mut Steps) -> Option<Draft> {
+        let (min, max) = self.instance.stage_limits();
+        let counted = min > 1 || max < self.order.len();
+        let layers = if counted { max.min(self.order.len()) } else { 1 };
+        let (width, reach) = (self.positions.len(), self.order.len() + 1);
+        let mut cells: Vec<Option<Cell>> = vec![None; layers * reach * width];
+        for layer in 0..layers {
+            for high in 1..reach {
+                for end in 1..width {
+                    let at = (layer * reach + high) * width + end;
+                    cells[at] = cells[at - width];
+                    let best = self.best_stage(&cells, (layer, high, end), counted, steps);
+                    if best.is_some_and(|new| cells[at].is_none_or(|old| new.value < old.value)) {
+                        cells[at] = best;
+                    }
+                }
+            }
+            if steps.left() == 0 && layer + 1 < min {
+                return None;
+            }
+        }
+        let finals = (0..layers).filter(|&layer| !counted || layer + 1 >= min);
+        let finals = finals.map(|layer| (layer * reach + self.order.len()) * width + width - 1);
+        let value = |at: &usize| cells[*at].map_or(f64::INFINITY, |cell| cell.value);
+        let last = finals.min_by(|a, b| value(a).total_cmp(&value(b)))?;
+        self.read_back(&cells, last)
+    }
+
+    fn best_stage(
+        &self,
+        cells: &[Option<Cell>],
+        (layer, high, end): (usize, usize, usize),
+        counted: bool,
+        steps: &mut Steps,
+    ) -> Option<Cell> {
+        let (width, reach) = (self.positions.len(), self.order.len() + 1);
+        let mut best: Option<Cell> = None;
+        for start in (0..end).rev() {
+            let (from, to) = (self.positions[start], self.positions[end]);
+            let bytes = self.instance.stage_bytes(from, to);
+            let mut rate = 0.0;
+            for low in (0..high).rev() {
+                steps.pay(1);
+                rate += self.rate(self.order[low], bytes, from, to);
+                let before = match (start, layer) {
+                    (0, 0) => None,
+                    (0, _) => continue,
+                    (_, 0) if counted => continue,
+                    (..) => Some(((layer - usize::from(counted)) * reach + low) * width + start),
+                };
+                let arrived = match before {
+                    None => 0.0,
+                    Some(at) => match cells[at] {
+                        Some(cell) => cell.value,
+                        None => continue,
+                    },
+                };
+                let limit = best.map_or(f64::INFINITY, |best| best.value);
+                let value = f64::max(arrived, 1.0 / rate);
+                if value >= limit {
+                    continue;
+                }
+                let cell = Cell { value, low, high, start, before };
+                let value = value.max(self.hop(cells, &cell, end));
+                if value < limit {
+                    best = Some(Cell { value, ..cell });
+                }
+            }
+        }
+        best
+    }
+
+    /// Requests per second of a device for some blocks; 0 when it cannot hold them.
+    fn rate(&self, device: usize, bytes: u64, first: usize, end: usize) -> f64 {
+        if bytes > self.instance.memory(device) {
+            return 0.0;
+        }
+        1.0 / self.instance.seconds(device, first, end).max(1e-12)
+    }
+
+    fn replicas(&self, cell: &Cell, end: usize) -> Vec<(usize, f64)> {
+        let (first, end) = (self.positions[cell.start], self.positions[end]);
+        let bytes = self.instance.stage_bytes(first, end);
+        let members: Vec<usize> = self.order[cell.low..cell.high]
+            .iter()
+            .copied()
+            .filter(|&d| bytes <= self.instance.memory(d))
+            .collect();
+        by_speed(self.instance, &members, first, end)
+    }
+
+    /// Busiest link or card of the hop into a stage.
+    fn hop(&self, cells: &[Option<Cell>], cell: &Cell, end: usize) -> f64 {
+        let instance = self.instance;
+        let bytes = instance.cut(self.positions[cell.start]);
+        let senders = match cell.before.and_then(|at| cells[at]) {
+            Some(before) => self.replicas(&before, cell.start),
+            None => instance.ingress.iter().copied().enumerate().filter(|&(_, share)| share > 0.0).collect(),
+        };
+        let receivers = self.replicas(cell, end);
+        let mut worst = 0.0f64;
+        for &(from, from_share) in &senders {
+            let mut sent = 0.0;
+            for &(to, to_share) in receivers.iter().filter(|&&(to, _)| to != from) {
+                let part = from_share * to_share * bytes;
+                worst = worst.max(instance.link_s(from, to, part)).max(instance.card_s(to, to_share * bytes));
+                sent += part;
+            }
+            worst = worst.max(instance.card_s(from, sent));
+        }
+        worst
+    }
+
+    fn read_back(&self, cells: &[Option<Cell>], last: usize) -> Option<Draft> {
+        let mut stages = Vec::new();
+        let (mut at, mut end) = (last, self.positions.len() - 1);
+        loop {
+            let cell = cells[at]?;
+            let replicas = self.replicas(&cell, end);
+            stages.push(DraftStage { first: self.positions[cell.start], end: self.positions[end], replicas });
+            let Some(before) = cell.before else { break };
+            (at, end) = (before, cell.start);
+        }
+        stages.reverse();
+        Some(Draft { stages })
+    }
+}

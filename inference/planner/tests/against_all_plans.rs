@@ -1,0 +1,70 @@
+//! The solver against naive searches on small random problems.
+
+mod common;
+
+use common::{best_of_all_chains, problem};
+use mesh_planner::{DEFAULT_STEPS, Objective, Problem, check, solve};
+use proptest::prelude::*;
+
+fn is_close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-9)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn chains_are_optimal(problem in problem(6, 4)) {
+        let problem = Problem { replication: false, ..problem };
+        let best = best_of_all_chains(&problem);
+        let plan = solve(&problem, DEFAULT_STEPS);
+        match (best, plan) {
+            (Some((bottleneck, _)), Ok(plan)) => {
+                check(&problem, &plan).unwrap();
+                prop_assert!(is_close(plan.bottleneck_s, bottleneck), "{} instead of {bottleneck}", plan.bottleneck_s);
+                prop_assert!(plan.optimal);
+            }
+            (None, Err(_)) => {}
+            (best, plan) => prop_assert!(false, "{best:?} against {plan:?}"),
+        }
+    }
+
+    #[test]
+    fn latency_is_optimal(problem in problem(6, 4)) {
+        let problem = Problem { objective: Objective::Latency, ..problem };
+        let best = best_of_all_chains(&problem);
+        let plan = solve(&problem, DEFAULT_STEPS);
+        match (best, plan) {
+            (Some((_, latency)), Ok(plan)) => {
+                check(&problem, &plan).unwrap();
+                prop_assert!(is_close(plan.latency_s, latency), "{} instead of {latency}", plan.latency_s);
+                prop_assert!(plan.optimal);
+            }
+            (None, Err(_)) => {}
+            (best, plan) => prop_assert!(false, "{best:?} against {plan:?}"),
+        }
+    }
+
+    #[test]
+    fn replication_never_loses_to_a_chain(problem in problem(6, 4)) {
+        let problem = Problem { replication: true, ..problem };
+        let best = best_of_all_chains(&problem);
+        let plan = solve(&problem, DEFAULT_STEPS);
+        match (best, plan) {
+            (Some((bottleneck, _)), Ok(plan)) => {
+                check(&problem, &plan).unwrap();
+                prop_assert!(plan.bottleneck_s <= bottleneck * (1.0 + 1e-9));
+            }
+            (None, Err(_)) => {}
+            (best, plan) => prop_assert!(false, "{best:?} against {plan:?}"),
+        }
+    }
+
+    #[test]
+    fn few_steps_still_give_a_sound_plan(problem in problem(8, 5), steps in 1u64..20_000) {
+        if let Ok(plan) = solve(&problem, steps) {
+            check(&problem, &plan).unwrap();
+            prop_assert_eq!(&plan, &solve(&problem, steps).unwrap());
+        }
+    }
+}
