@@ -149,6 +149,12 @@ impl Tensor {
     }
 }
 
+impl AsRef<[u8]> for Tensor {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 /// A tensor whose bytes are still being written.
 #[derive(Debug)]
 pub struct TensorBuilder {
