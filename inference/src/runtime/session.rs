@@ -70,7 +70,7 @@ pub struct Port {
     pub name: String,
     /// Element type; `None` when it is no tensor of numbers, and cannot cross a cut.
     pub dtype: Option<DType>,
-    /// Extents.
+    /// Extents; empty for a scalar, and where even the number of dimensions is known at run time only.
     pub dims: Vec<Dim>,
 }
 
@@ -105,8 +105,11 @@ impl Port {
         Self { name, dtype: DType::from_ort(*ty), dims: dims.collect() }
     }
 
-    /// Whether a shape fits the extents that are fixed.
+    /// Whether a shape fits what is known of this one; ONNX Runtime checks the rest.
     pub fn accepts(&self, shape: &[i64]) -> bool {
+        if self.dims.is_empty() {
+            return true;
+        }
         shape.len() == self.dims.len()
             && self.dims.iter().zip(shape).all(|(dim, extent)| match dim {
                 Dim::Fixed(fixed) => fixed == extent,
