@@ -9,6 +9,7 @@
 //! - [`membership`] decides who votes.
 
 pub mod command;
+pub mod founding;
 pub mod ids;
 pub mod membership;
 pub mod node;

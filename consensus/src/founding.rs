@@ -1,0 +1,554 @@
+//! Founding: how devices with one config form exactly one cluster, and how later ones find it.
+//!
+//! The protocol has no I/O, no clock and no randomness of its own. The daemon feeds [`Event`]s and
+//! the time in, carries out the [`Effect`]s in their order, and calls again at
+//! [`Founding::deadline_ms`].
+//!
+//! Inside it is single-decree Paxos over the devices that see each other (Lamport, "Paxos Made
+//! Simple", 2001). The value agreed on is a [`Genesis`]: a fresh cluster id and the founding members, 1, 3
+//! or 5 of which vote. A majority of `devices` (of the config) must accept, so two clusters cannot come from one
+//! set of devices, whatever is lost, repeated or crashes. To decide at once and with the most voters, only the
+//! smallest device id among those connected proposes; others step in when nothing happens.
+//!
+//! What it cannot survive: a device that loses its [`Record`] (a wiped disk) while fewer than a
+//! majority belong to the cluster has forgotten its promises and may help to found another one.
+//!
+//! Members keep a small part running: they tell newcomers about their cluster, and notice another
+//! cluster of the same name and key.
+
+mod greet;
+mod message;
+mod paxos;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::message::{ClusterHello, Hello, MESSAGE_BYTES_MAX, Message};
+use self::paxos::Proposal;
+pub use self::record::{Ballot, Record};
+use crate::{ClusterId, DeviceId, Genesis, StorageId};
+
+/// A device without a cluster greets its peers this often: a lost greeting costs at most this much.
+const HELLO_MS: u64 = 500;
+
+/// Members greet the peers of which they know nothing this often, to notice a second cluster.
+const MEMBER_HELLO_MS: u64 = 3_000;
+
+/// All devices are there: wait this long for the last greetings, then propose.
+const SETTLE_MS: u64 = 150;
+
+/// Only a majority is there: wait this long for the others before going ahead without them.
+const PATIENCE_MS: u64 = 1_000;
+
+/// However often devices come and go, a majority waits no longer than this.
+const PATIENCE_TOTAL_MS: u64 = 3_000;
+
+/// Devices other than the smallest propose when nothing has happened for this long, plus up to as much again.
+const STEP_IN_MS: u64 = 1_500;
+
+/// How long to wait for promises beyond a majority, so that more devices become voters.
+const GATHER_MS: u64 = 400;
+
+/// Unanswered questions are asked again after this time.
+const RESEND_MS: u64 = 250;
+
+/// An attempt that gets no majority for this long is given up.
+const ATTEMPT_MS: u64 = 3_000;
+
+/// First and longest random wait after an attempt was refused.
+const BACKOFF_MS: u64 = 150;
+const BACKOFF_MS_MAX: u64 = 2_000;
+
+/// A device that must join asks again this often until it is a member.
+const JOIN_MS: u64 = 500;
+
+/// A device that heard of a running cluster does not found one for this long.
+const CLUSTER_MEMORY_MS: u64 = 30_000;
+
+/// Voters of a new cluster campaign again this often until there is a leader.
+const CAMPAIGN_MS: u64 = 250;
+
+/// …and leave it to Raft's own elections after so many times.
+const CAMPAIGNS_MAX: u32 = 8;
+
+/// Connected peers beyond this many are ignored.
+const PEERS_MAX: usize = 256;
+
+/// Why bytes are not a message or a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FoundingError {
+    /// Longer than any honest one.
+    #[error("a {what} of {bytes} bytes is over the limit of {bytes_max}; it was ignored")]
+    TooLong {
+        /// What was read.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// No bytes at all.
+    #[error("a {what} is empty; it was ignored")]
+    Empty {
+        /// What was read.
+        what: &'static str,
+    },
+    /// Written by another version of Mesh.
+    #[error(
+        "a {what} has version {found}, this daemon speaks {expected}; install the same release on every device"
+    )]
+    Version {
+        /// What was read.
+        what: &'static str,
+        /// Its version byte.
+        found: u8,
+        /// The version byte that this code writes.
+        expected: u8,
+    },
+    /// Not what was written.
+    #[error("a {what} cannot be read ({why}); it was ignored")]
+    Damaged {
+        /// What was read.
+        what: &'static str,
+        /// Where reading failed.
+        why: String,
+    },
+}
+
+/// A device that may become a founding member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The device's identity, proved by the transport.
+    pub device: DeviceId,
+    /// Identifies the device's store: a wiped disk is another candidate.
+    pub storage: StorageId,
+    /// Name for people.
+    pub name: String,
+    /// Where the device listens, `host:port`.
+    pub address: String,
+}
+
+/// What the device's own replicated state says about its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembershipView {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// All members.
+    pub members: BTreeSet<DeviceId>,
+    /// There is a deployment or a model: the cluster is worth keeping.
+    pub in_use: bool,
+    /// The leader, if one is known.
+    pub leader: Option<DeviceId>,
+}
+
+impl MembershipView {
+    fn is_lone(&self) -> bool {
+        self.members.len() <= 1 && !self.in_use
+    }
+}
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An admitted peer is connected. Comes before the first message from it.
+    PeerUp(DeviceId),
+    /// The last connection to a peer is gone.
+    PeerDown(DeviceId),
+    /// A peer sent a message.
+    Message {
+        /// The sender, proved by the transport.
+        from: DeviceId,
+        /// What it says.
+        message: Message,
+    },
+    /// Time has passed.
+    Tick,
+    /// The replicated state, its members or the leader changed; or a [`Effect::GiveWay`] was dropped
+    /// because the cluster is no longer alone.
+    MembershipChanged(MembershipView),
+}
+
+/// Something the daemon does, in the order given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Make the record durable before any later effect is carried out.
+    Persist(Record),
+    /// Send a message to a connected peer. May be lost.
+    Send {
+        /// The receiver.
+        to: DeviceId,
+        /// What to say.
+        message: Message,
+    },
+    /// Install the cluster in the empty store and start Raft with this id; campaign at once if asked.
+    Found {
+        /// The agreed cluster.
+        genesis: Genesis,
+        /// This device's Raft id.
+        raft_id: u64,
+        /// This device alone is a majority of the voters.
+        campaign: bool,
+    },
+    /// The voters of a new cluster are there and have no leader yet: campaign now.
+    Campaign,
+    /// Ask to be added to a running cluster. Repeated until [`Event::MembershipChanged`].
+    Join {
+        /// The cluster.
+        cluster_id: ClusterId,
+        /// Connected members to ask, the likely leader first.
+        via: Vec<DeviceId>,
+    },
+    /// This device is a lone founder and another cluster exists. If its replicated state still has one
+    /// member, no deployment and no model: in one transaction empty the store, make a new storage id,
+    /// write `record`; then start founding anew, which joins the other cluster. Otherwise report
+    /// [`Event::MembershipChanged`].
+    GiveWay {
+        /// The cluster that stays.
+        to: ClusterId,
+        /// A member of it.
+        via: DeviceId,
+        /// What the new store starts with.
+        record: Record,
+    },
+    /// Another cluster of the same name and key exists and neither gives way: a person must choose.
+    /// See [`Founding::conflicts`].
+    Conflict(Conflict),
+}
+
+/// Another cluster of the same name and key, or a device whose config differs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Conflict {
+    /// Two clusters that are both in use.
+    TwoClusters {
+        /// A member of the other cluster.
+        device: DeviceId,
+        /// The other cluster.
+        other: ClusterId,
+    },
+    /// A device without a cluster has another `cluster.devices` in its config.
+    DevicesDiffer {
+        /// That device.
+        device: DeviceId,
+        /// `devices` in its config.
+        theirs: u32,
+        /// `devices` in this device's config.
+        ours: u32,
+    },
+}
+
+impl Conflict {
+    /// What is wrong, for people.
+    pub fn what(&self) -> String {
+        match self {
+            Self::TwoClusters { device, other } => {
+                format!(
+                    "device {device} belongs to another cluster ({other}) with the same name and key; both keep serving"
+                )
+            }
+            Self::DevicesDiffer { device, theirs, ours } => {
+                format!(
+                    "device {device} is set up with devices = {theirs}, this one with devices = {ours}: they do not form a cluster together"
+                )
+            }
+        }
+    }
+
+    /// What to type or change. `data_dir` is the data directory as the config names it.
+    pub fn remedy(&self, data_dir: &str) -> String {
+        match self {
+            Self::TwoClusters { device: _, other: _ } => format!(
+                "choose the cluster to give up and, on each of its devices, type: systemctl stop mesh && rm -r {data_dir}/* && systemctl start mesh (its deployments are lost; the devices join the other cluster)"
+            ),
+            Self::DevicesDiffer { device: _, theirs: _, ours: _ } => {
+                "write the same cluster.devices in mesh.toml on every device and restart the daemon there"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// Where the device stands, for `mesh status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Looking for devices to found a cluster with.
+    Seeking {
+        /// Devices without a cluster that are here, this one included.
+        present: usize,
+        /// Devices that are needed.
+        needed: usize,
+    },
+    /// Waiting to be added to a cluster.
+    Joining(ClusterId),
+    /// A member of a cluster.
+    Member(ClusterId),
+}
+
+/// What is known about a connected peer.
+#[derive(Debug, Clone, Default)]
+struct Peer {
+    hello: Option<Hello>,
+}
+
+/// The device's own standing.
+#[derive(Debug, Clone, PartialEq)]
+enum Stage {
+    /// Without a cluster: founding or joining.
+    Seeking,
+    /// In a cluster.
+    Member(MembershipView),
+    /// Told to give way; inert until the daemon starts anew.
+    GaveWay,
+}
+
+/// The founding protocol of one device. See the module's documentation.
+#[derive(Debug)]
+pub struct Founding {
+    me: Candidate,
+    cluster_name: String,
+    devices: u32,
+    record: Record,
+    stage: Stage,
+    peers: BTreeMap<DeviceId, Peer>,
+    /// Devices without a cluster that were ever met, this one included: the quorum counts them.
+    seen: BTreeSet<DeviceId>,
+    /// Conflicts that were reported by an effect.
+    reported: BTreeSet<Conflict>,
+    proposal: Option<Proposal>,
+    /// Highest round met anywhere.
+    round_max: u64,
+    /// Attempts of this device that were refused in a row.
+    refusals: u32,
+    /// The candidates present when last looked, and since when.
+    present: BTreeSet<DeviceId>,
+    present_since_ms: u64,
+    majority_since_ms: Option<u64>,
+    /// When another device was last seen proposing.
+    activity_ms: u64,
+    /// Random part of the wait before this device steps in.
+    step_in_extra_ms: u64,
+    backoff_until_ms: u64,
+    hello_due_ms: u64,
+    join_due_ms: u64,
+    campaign_due_ms: u64,
+    campaigns: u32,
+    /// A running cluster that was heard of, and when.
+    cluster_heard: Option<(ClusterId, u64)>,
+    now_ms: u64,
+    random: u64,
+    effects: Vec<Effect>,
+}
+
+impl Founding {
+    /// Starts the protocol. `cluster_name` and `devices` are the config's; `record` and `membership` are what the store
+    /// holds; `seed` must be random. Call [`Founding::handle`] with [`Event::Tick`] at once.
+    pub fn new(
+        me: Candidate,
+        cluster_name: &str,
+        devices: u32,
+        record: Option<Record>,
+        membership: Option<MembershipView>,
+        seed: u64,
+    ) -> Self {
+        let record = record.unwrap_or_default();
+        let round_max = record.promised.as_ref().map_or(0, |ballot| ballot.round);
+        let mut founding = Self {
+            seen: BTreeSet::from([me.device.clone()]),
+            me,
+            cluster_name: cluster_name.to_owned(),
+            devices: devices.max(1),
+            stage: membership.map_or(Stage::Seeking, Stage::Member),
+            peers: BTreeMap::new(),
+            reported: BTreeSet::new(),
+            proposal: None,
+            round_max,
+            refusals: 0,
+            present: BTreeSet::new(),
+            present_since_ms: 0,
+            majority_since_ms: None,
+            activity_ms: 0,
+            step_in_extra_ms: 0,
+            backoff_until_ms: 0,
+            hello_due_ms: 0,
+            join_due_ms: 0,
+            campaign_due_ms: 0,
+            campaigns: CAMPAIGNS_MAX,
+            cluster_heard: record.gave_way_to.map(|cluster| (cluster, 0)),
+            record,
+            now_ms: 0,
+            random: seed,
+            effects: Vec::new(),
+        };
+        founding.step_in_extra_ms = founding.random_below(STEP_IN_MS);
+        founding
+    }
+
+    /// Takes one event in; `now_ms` counts from any fixed moment of this run. Returns what to do, in order.
+    pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
+        self.now_ms = self.now_ms.max(now_ms);
+        match event {
+            Event::PeerUp(device) => self.peer_up(device),
+            Event::PeerDown(device) => {
+                self.peers.remove(&device);
+                self.reported.retain(|conflict| *conflict.device() != device);
+            }
+            Event::Message { from, message } => self.receive(&from, message),
+            Event::Tick => {}
+            Event::MembershipChanged(view) => self.membership_changed(view),
+        }
+        self.advance();
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When to call again with [`Event::Tick`], in the same time as [`Founding::handle`].
+    pub fn deadline_ms(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::GaveWay => None,
+            Stage::Member(view) => {
+                let campaign =
+                    (view.leader.is_none() && self.campaigns < CAMPAIGNS_MAX).then_some(self.campaign_due_ms);
+                [Some(self.hello_due_ms), campaign].into_iter().flatten().min()
+            }
+            Stage::Seeking => {
+                let next = match (self.join_target(), &self.proposal) {
+                    (Some(_), _) => Some(self.join_due_ms),
+                    (None, Some(proposal)) => Some(proposal.due_ms()),
+                    (None, None) => self.propose_at_ms(),
+                };
+                [Some(self.hello_due_ms), next].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// Where the device stands.
+    pub fn progress(&self) -> Progress {
+        match &self.stage {
+            Stage::Member(view) => Progress::Member(view.cluster_id),
+            Stage::Seeking | Stage::GaveWay => match self.join_target() {
+                Some((cluster, _)) => Progress::Joining(cluster),
+                None => Progress::Seeking { present: self.candidates().len(), needed: self.quorum() },
+            },
+        }
+    }
+
+    /// Everything that needs a person, as far as the devices that are connected now tell.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.peers
+            .iter()
+            .filter_map(|(device, peer)| self.conflict_with(device, peer.hello.as_ref()?))
+            .collect()
+    }
+
+    /// The durable record as it stands.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Does what is due.
+    fn advance(&mut self) {
+        if self.now_ms >= self.hello_due_ms {
+            self.greet_peers();
+        }
+        match &self.stage {
+            Stage::Seeking => self.advance_seeking(),
+            Stage::Member(view) => {
+                if view.leader.is_none()
+                    && self.campaigns < CAMPAIGNS_MAX
+                    && self.now_ms >= self.campaign_due_ms
+                {
+                    self.campaign_if_voters_are_here();
+                }
+            }
+            Stage::GaveWay => {}
+        }
+    }
+
+    fn advance_seeking(&mut self) {
+        self.notice_candidates();
+        if self.found_if_listed() {
+            return;
+        }
+        if let Some((cluster_id, via)) = self.join_target() {
+            self.proposal = None;
+            if self.now_ms >= self.join_due_ms && !via.is_empty() {
+                self.join_due_ms = self.now_ms + JOIN_MS;
+                self.effects.push(Effect::Join { cluster_id, via });
+            } else if via.is_empty() {
+                self.join_due_ms = self.now_ms + JOIN_MS;
+            }
+            return;
+        }
+        self.advance_proposal();
+    }
+
+    /// Installs the decided cluster if this device, with this store, is one of its founding members.
+    fn found_if_listed(&mut self) -> bool {
+        let Some(genesis) = self.record.decided.clone() else { return false };
+        let Some(raft_id) = self.listed_in(&genesis) else { return false };
+        if self.told_not_a_member(genesis.cluster_id) {
+            return false;
+        }
+        let campaign = genesis.voters == [raft_id];
+        self.stage = Stage::Member(MembershipView {
+            cluster_id: genesis.cluster_id,
+            members: genesis.members.iter().map(|member| member.device.clone()).collect(),
+            in_use: false,
+            leader: None,
+        });
+        self.proposal = None;
+        self.campaigns = if campaign { CAMPAIGNS_MAX } else { 0 };
+        self.campaign_due_ms = self.now_ms;
+        self.effects.push(Effect::Found { genesis, raft_id, campaign });
+        self.greet_peers();
+        true
+    }
+
+    /// The Raft id that the genesis gives to this device and this store.
+    fn listed_in(&self, genesis: &Genesis) -> Option<u64> {
+        genesis
+            .members
+            .iter()
+            .find(|member| member.device == self.me.device && member.storage == self.me.storage)
+            .map(|member| member.raft_id)
+    }
+
+    fn membership_changed(&mut self, view: MembershipView) {
+        let before = match &self.stage {
+            Stage::Member(before) => Some((before.cluster_id, before.is_lone())),
+            Stage::Seeking | Stage::GaveWay => None,
+        };
+        let changed = before != Some((view.cluster_id, view.is_lone()));
+        if view.leader.is_some() {
+            self.campaigns = CAMPAIGNS_MAX;
+        }
+        self.stage = Stage::Member(view);
+        self.proposal = None;
+        if changed {
+            self.greet_peers();
+        }
+    }
+
+    fn send(&mut self, to: &DeviceId, message: Message) {
+        self.effects.push(Effect::Send { to: to.clone(), message });
+    }
+
+    fn persist(&mut self) {
+        self.effects.push(Effect::Persist(self.record.clone()));
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn random_below(&mut self, limit: u64) -> u64 {
+        self.random() % limit.max(1)
+    }
+}
