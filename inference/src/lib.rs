@@ -4,6 +4,7 @@ pub mod blobs;
 pub mod codec;
 pub mod model;
 pub mod onnx;
+pub mod profile;
 pub mod runtime;
 pub mod stage;
 pub mod tensor;
