@@ -2,8 +2,9 @@
 
 mod build;
 mod calibrate;
+mod measure;
 
-pub use calibrate::{Calibration, REFERENCE_SECONDS, calibrate};
+pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
 
 #[cfg(test)]
 pub(crate) use build::GraphBuilder;
