@@ -146,8 +146,10 @@ pub struct MembershipView {
 }
 
 impl MembershipView {
+    /// Nobody else is in the cluster and nothing would be lost with it. A device whose first snapshot has
+    /// not come yet knows no members: it is not alone.
     fn is_lone(&self) -> bool {
-        self.members.len() <= 1 && !self.in_use
+        self.members.len() == 1 && !self.in_use
     }
 }
 

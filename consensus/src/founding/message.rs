@@ -43,7 +43,7 @@ pub enum Message {
         /// The device that promises, as it should be listed if it becomes a voter.
         candidate: Candidate,
         /// The cluster that the sender accepted before, if any: it must be proposed again.
-        accepted: Option<(Ballot, Genesis)>,
+        accepted: Option<Box<(Ballot, Genesis)>>,
         /// Devices without a cluster that the sender has seen, at most 256.
         seen: Vec<DeviceId>,
     },
@@ -131,7 +131,7 @@ impl Message {
                     return Err("too many devices seen");
                 }
                 match accepted {
-                    Some((ballot, genesis)) => check_ballot(ballot).and_then(|()| check_genesis(genesis)),
+                    Some(accepted) => check_ballot(&accepted.0).and_then(|()| check_genesis(&accepted.1)),
                     None => Ok(()),
                 }
             }

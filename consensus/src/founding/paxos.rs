@@ -224,7 +224,7 @@ impl Founding {
         from: &DeviceId,
         ballot: &Ballot,
         candidate: Candidate,
-        accepted: Option<(Ballot, Genesis)>,
+        accepted: Option<Box<(Ballot, Genesis)>>,
         seen: Vec<DeviceId>,
     ) {
         let Some(proposal) = &mut self.proposal else { return };
@@ -232,7 +232,7 @@ impl Founding {
         if proposal.ballot != *ballot || candidate.device != *from {
             return;
         }
-        promises.insert(from.clone(), Promise { candidate, accepted });
+        promises.insert(from.clone(), Promise { candidate, accepted: accepted.map(|accepted| *accepted) });
         for device in seen {
             self.note_seen(device);
         }
@@ -268,7 +268,7 @@ impl Founding {
         let message = Message::Promise {
             ballot,
             candidate: self.me.clone(),
-            accepted: self.record.accepted.clone(),
+            accepted: self.record.accepted.clone().map(Box::new),
             seen: self.seen.iter().take(SEEN_MAX).cloned().collect(),
         };
         self.send(from, message);

@@ -43,7 +43,7 @@ fn honest() -> Vec<Message> {
         Message::Promise {
             ballot: ballot(2),
             candidate,
-            accepted: Some((ballot(1), genesis(3))),
+            accepted: Some(Box::new((ballot(1), genesis(3)))),
             seen: vec!["x".into()],
         },
         Message::Refuse { ballot: ballot(1), promised: ballot(2) },
