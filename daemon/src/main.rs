@@ -1,3 +1,7 @@
 //! The `mesh` binary: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mesh_daemon::cli::main()
+}

@@ -1,0 +1,307 @@
+//! What can be typed.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  mesh init --name shop-floor --devices 3   Write mesh.toml and cluster.key, to be copied to every device
+  mesh run                                  Run the daemon on this device
+  mesh deploy resnet50.onnx --name resnet50 Cut a model over the devices and serve it
+  mesh infer resnet50 --input cat.jpg       Ask it something
+  mesh status                               See what runs where, and what needs you
+
+Exit codes: 0 done, 1 failed, 64 wrong usage, 69 daemon or cluster unreachable, 78 bad config.";
+
+/// Run neural networks over several small computers.
+#[derive(Debug, Parser)]
+#[command(name = "mesh", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Config file [default: ./mesh.toml, ~/.config/mesh/mesh.toml or /etc/mesh/mesh.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "MESH_CONFIG", hide_env = true)]
+    pub(super) config: Option<PathBuf>,
+    /// Daemon to talk to, such as http://10.0.0.7:7401 [default: the config's api.listen]
+    #[arg(long, global = true, value_name = "URL", env = "MESH_API", hide_env = true)]
+    pub(super) api: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show the cluster, its devices and what it serves
+    Status(Status),
+    /// Import a model, cut it over the devices and serve it
+    Deploy(Deploy),
+    /// Show how a model is cut and placed, and why
+    Plan(Plan),
+    /// Send one request
+    Infer(Infer),
+    /// Load a model with requests and measure
+    Bench(Bench),
+    /// List the imported models
+    Models(Models),
+    /// Stop serving a model
+    Undeploy(Undeploy),
+    /// Remove imported models
+    Model(Model),
+    /// List, drain and remove devices
+    Node(Node),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Write man pages
+    Man(Man),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh status\n  mesh status --json | jq '.nodes[].name'")]
+pub(super) struct Status {
+    /// Print the status document
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What a deployment is planned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Objective {
+    /// The highest rate of requests.
+    Throughput,
+    /// The shortest time of one request.
+    Latency,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesh deploy resnet50.onnx --name resnet50
+  mesh deploy bert.onnx --name bert --shape input_ids=1x128 --objective latency
+  mesh deploy vit.onnx --name vit --stages 4 --dry-run
+  mesh plan vit --json > plan.json; mesh deploy vit.onnx --name vit --pin plan.json
+
+External data files that the model names are found next to it and sent along.")]
+pub(super) struct Deploy {
+    /// The ONNX model
+    #[arg(value_name = "FILE.onnx")]
+    pub(super) file: PathBuf,
+    /// Name to serve it under
+    #[arg(long)]
+    pub(super) name: String,
+    /// What to plan for
+    #[arg(long, value_enum, default_value = "throughput")]
+    pub(super) objective: Objective,
+    /// Extents of an input with dynamic axes, used to measure; once per input
+    #[arg(long = "shape", value_name = "INPUT=1x3x224x224", value_parser = parse_shape)]
+    pub(super) shapes: Vec<(String, Vec<i64>)>,
+    /// Cut into exactly this many stages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) stages: Option<u32>,
+    /// Use this plan, written by `mesh plan --json`
+    #[arg(long, value_name = "FILE", conflicts_with = "stages")]
+    pub(super) pin: Option<PathBuf>,
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Return when the plan is made instead of waiting until it serves
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh plan resnet50\n  mesh plan resnet50 --json > plan.json")]
+pub(super) struct Plan {
+    /// Deployment
+    pub(super) name: String,
+    /// Print the plan for programs and for `mesh deploy --pin`
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Explains `--input` in the same words wherever it is taken.
+const INPUT_HELP: &str = "\
+Input: X.npy, or NAME=X.npy for each input of a model with several; PNG and JPEG work for image inputs. Images are \
+resized to the model's height and width, laid out as its input is (channels first or last), in colour for 3 channels \
+and grey for 1; float inputs get values from 0 to 1 and UINT8 inputs from 0 to 255, with no other normalisation";
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesh infer digits --input digit.npy
+  mesh infer resnet50 --input cat.jpg --output logits.npz
+  mesh infer bert --input input_ids=ids.npy --input attention_mask=mask.npy")]
+pub(super) struct Infer {
+    /// Deployment
+    pub(super) name: String,
+    #[arg(long = "input", value_name = "[NAME=]FILE", required = true, help = INPUT_HELP)]
+    pub(super) inputs: Vec<String>,
+    /// Write all outputs to this NumPy archive
+    #[arg(long, value_name = "OUT.npz")]
+    pub(super) output: Option<PathBuf>,
+    /// Give up after this long
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub(super) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesh bench resnet50 --seconds 30 --concurrency 8
+  mesh bench digits --requests 1000 --input digit.npy --json
+
+Each of the concurrent clients sends its next request when the answer to its last one is there. Without --input the
+values are random within the model's types and shapes. Answers that differ from the first one for the same input by
+more than 1e-5 of its largest magnitude count as errors.")]
+pub(super) struct Bench {
+    /// Deployment
+    pub(super) name: String,
+    /// Stop after this many requests
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) requests: Option<u64>,
+    /// Stop after this long [default: 10]
+    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    pub(super) seconds: Option<Duration>,
+    /// Clients at once
+    #[arg(long, value_name = "C", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) concurrency: u32,
+    #[arg(long = "input", value_name = "[NAME=]FILE", help = INPUT_HELP)]
+    pub(super) inputs: Vec<String>,
+    /// Extents of an input with dynamic axes; each is 1 otherwise
+    #[arg(long = "shape", value_name = "INPUT=1x3x224x224", value_parser = parse_shape, conflicts_with = "inputs")]
+    pub(super) shapes: Vec<(String, Vec<i64>)>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh models\n  mesh models --json")]
+pub(super) struct Models {
+    /// Print a JSON list
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh undeploy resnet50\n\nThe model stays imported: see mesh model rm.")]
+pub(super) struct Undeploy {
+    /// Deployment
+    pub(super) name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(subcommand_required = true)]
+pub(super) struct Model {
+    #[command(subcommand)]
+    pub(super) action: ModelAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ModelAction {
+    /// Forget a model that no deployment uses
+    #[command(after_help = "Examples:\n  mesh model rm resnet50.onnx\n  mesh model rm 3f9a2c")]
+    Rm {
+        /// Hash, start of a hash, or file name, as `mesh models` lists them
+        model: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(subcommand_required = true)]
+pub(super) struct Node {
+    #[command(subcommand)]
+    pub(super) action: NodeAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NodeAction {
+    /// List the devices
+    List {
+        /// Print a JSON list
+        #[arg(long)]
+        json: bool,
+    },
+    /// Move work off a device, for example before it is switched off
+    #[command(after_help = "Examples:\n  mesh node drain camera-1")]
+    Drain {
+        /// Name, id or start of an id
+        node: String,
+    },
+    /// Let a drained device take work again
+    Undrain {
+        /// Name, id or start of an id
+        node: String,
+    },
+    /// Remove a device for good: its identity is refused from now on
+    #[command(after_help = "Examples:\n  mesh node drain camera-1 && mesh node remove camera-1")]
+    Remove {
+        /// Name, id or start of an id
+        node: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh completions bash > /etc/bash_completion.d/mesh\n  \
+    mesh completions zsh > ~/.zfunc/_mesh")]
+pub(super) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh man /usr/local/share/man/man1")]
+pub(super) struct Man {
+    /// Folder to write them to
+    pub(super) dir: PathBuf,
+}
+
+/// `NAME=1x3x224x224`.
+fn parse_shape(text: &str) -> Result<(String, Vec<i64>), String> {
+    let (name, extents) = text.rsplit_once('=').ok_or("write it as INPUT=1x3x224x224")?;
+    let extents: Result<Vec<i64>, _> = extents.split(['x', ',']).map(str::parse).collect();
+    match extents {
+        Ok(extents) if !name.is_empty() && extents.iter().all(|&extent| extent > 0) => {
+            Ok((name.to_owned(), extents))
+        }
+        Ok(_) | Err(_) => Err("write it as INPUT=1x3x224x224, with every extent at least 1".into()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "this is no number of seconds")?;
+    match seconds > 0.0 && seconds <= 86_400.0 {
+        true => Ok(Duration::from_secs_f64(seconds)),
+        false => Err("between 0 and 86400 seconds".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::{Arguments, parse_seconds, parse_shape};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn shapes_and_seconds() {
+        assert_eq!(parse_shape("a=1x3"), Ok(("a".into(), vec![1, 3])));
+        assert_eq!(parse_shape("x=y=2,4"), Ok(("x=y".into(), vec![2, 4])));
+        for bad in ["a", "a=", "=1", "a=0", "a=-1", "a=1xx2", "a=99999999999999999999"] {
+            assert!(parse_shape(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_seconds("1.5").map(|d| d.as_millis()), Ok(1500));
+        for bad in ["0", "-1", "nan", "inf", "x", "1e9"] {
+            assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `mesh plan`: how a model is cut and placed, and why.
+
+use std::fmt::Write;
+
+use mesh_planner::{BottleneckKind, Plan as PlacedPlan};
+
+use super::{
+    args::{Global, Plan},
+    client::{self, Client},
+    exit::CliError,
+    output::{self, Paint, Table, paint},
+};
+use crate::{app::PlanDocument, status::Status};
+
+pub(super) fn run(global: &Global, args: &Plan) -> Result<(), CliError> {
+    let client = Client::new(global)?;
+    let document: PlanDocument = client.get(&format!("/api/plan/{}", client::segment(&args.name)))?;
+    if args.json {
+        return client::print_json(&document);
+    }
+    let status: Status = client.get("/api/status")?;
+    let head = format!("{} plan {}\n", paint(Paint::Bold, &document.name), document.epoch);
+    output::print(&(head + &describe(&document.plan, &status)))
+}
+
+/// A plan in words and tables, with the names of the devices that `status` knows.
+pub(super) fn describe(plan: &PlacedPlan, status: &Status) -> String {
+    let name = |id: &str| name_of(status, id);
+    let mut text = format!("{}\n\n", plan.why);
+    let mut table = Table::new(&["STAGE", "BLOCKS", "DEVICES", "WEIGHTS", "COMPUTE", "SENDS", "HOP"]);
+    for (index, stage) in plan.stages.iter().enumerate() {
+        let devices: Vec<String> = stage
+            .replicas
+            .iter()
+            .map(|replica| match stage.replicas.len() {
+                1 => name(&replica.device),
+                _ => format!("{} {:.0} %", name(&replica.device), replica.share * 100.0),
+            })
+            .collect();
+        table.row(vec![
+            index.to_string(),
+            format!("{}-{}", stage.first_block, stage.last_block),
+            devices.join(", "),
+            output::bytes(stage.weight_bytes),
+            output::millis(stage.compute_s * 1e3),
+            output::bytes(stage.output_bytes),
+            output::millis(stage.hop_s * 1e3),
+        ]);
+    }
+    text.push_str(&table.render(0));
+    let limit = match plan.bottleneck.kind {
+        BottleneckKind::Compute => "the processor of",
+        BottleneckKind::Link => "the link from",
+        BottleneckKind::Card => "the network card of",
+    };
+    let _ = write!(
+        text,
+        "\nPredicted: {} and {} for one request; limited by {limit} {} (stage {}).\n",
+        output::rate(plan.throughput_rps),
+        output::millis(plan.latency_s * 1e3),
+        name(&plan.bottleneck.device),
+        plan.bottleneck.stage
+    );
+    text.push_str(&optimality(plan));
+    text.push_str(&alternatives(plan));
+    for unused in &plan.unused {
+        let _ = writeln!(text, "Unused: {}: {}", name(&unused.device), unused.reason);
+    }
+    text
+}
+
+fn optimality(plan: &PlacedPlan) -> String {
+    if plan.optimal {
+        return "No better plan exists for these measurements.\n".to_owned();
+    }
+    match plan.lower_bound_s > 0.0 && plan.bottleneck_s > 0.0 {
+        true => format!(
+            "At best a plan could be {:.0} % faster.\n",
+            (plan.bottleneck_s / plan.lower_bound_s - 1.0).max(0.0) * 100.0
+        ),
+        false => String::new(),
+    }
+}
+
+fn alternatives(plan: &PlacedPlan) -> String {
+    if plan.alternatives.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["CONSIDERED", "RATE", "ONE REQUEST", ""]);
+    for other in &plan.alternatives {
+        let (rate, latency) = match other.infeasible {
+            Some(_) => ("-".to_owned(), "-".to_owned()),
+            None => (output::rate(other.throughput_rps), output::millis(other.latency_s * 1e3)),
+        };
+        table.row(vec![other.what.clone(), rate, latency, other.infeasible.clone().unwrap_or_default()]);
+    }
+    format!("\n{}", table.render(0))
+}
+
+/// A device's name, or the end of its id when it is not known.
+pub(super) fn name_of(status: &Status, id: &str) -> String {
+    let node = status.nodes.iter().find(|node| node.id == id);
+    node.map_or_else(|| output::short_id(id), |node| node.name.clone())
+}
