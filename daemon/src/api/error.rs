@@ -38,11 +38,6 @@ impl ApiError {
     pub(super) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
     }
-
-    #[cfg(test)]
-    pub(super) fn message(&self) -> &str {
-        &self.message
-    }
 }
 
 impl From<AppError> for ApiError {

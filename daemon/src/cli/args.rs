@@ -36,6 +36,8 @@ pub(super) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Write a config file and a cluster key
+    Init(Init),
     /// Show the cluster, its devices and what it serves
     Status(Status),
     /// Import a model, cut it over the devices and serve it
@@ -54,10 +56,31 @@ pub(super) enum Command {
     Model(Model),
     /// List, drain and remove devices
     Node(Node),
+    /// Check what could keep this device from working, with remedies
+    Doctor(Doctor),
+    /// Show a mesh of four daemons on this machine survive a loss
+    Demo(Demo),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write man pages
     Man(Man),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesh init --name shop-floor --devices 3
+  mesh init --name shop-floor --devices 3 --out /etc/mesh")]
+pub(super) struct Init {
+    /// Name of the cluster
+    #[arg(long, default_value = "mesh")]
+    pub(super) name: String,
+    /// How many devices there will be when the cluster is first formed
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(super) devices: u32,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(super) out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -243,6 +266,28 @@ pub(super) enum NodeAction {
         /// Name, id or start of an id
         node: String,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mesh doctor\n  mesh doctor --config /etc/mesh/mesh.toml --json")]
+pub(super) struct Doctor {
+    /// Print a JSON list of findings
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesh demo
+  mesh demo --keep
+
+Four daemons on loopback form a cluster. A network that reads digits fits none of them, so that it is cut over them; \
+360 images go through it from several devices while one device is killed. Needs ONNX Runtime (see mesh doctor).")]
+pub(super) struct Demo {
+    /// Leave the cluster running and print the dashboard's address
+    #[arg(long)]
+    pub(super) keep: bool,
 }
 
 #[derive(Debug, Args)]

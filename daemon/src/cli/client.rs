@@ -11,12 +11,10 @@ use ureq::{
     http::{Response, header},
 };
 
-use super::{args::Global, exit::CliError, wire};
+use super::{args::Global, exit::CliError, settings, wire};
 use crate::app::{DeployEvent, DeployRequest, InferResponse, ModelMetadata};
 use mesh_inference::tensor::Tensor;
 
-/// Where a daemon listens unless its config says otherwise.
-const API_DEFAULT: &str = "127.0.0.1:7401";
 /// Commands whose answer is ready at once wait at most this long for it.
 const SHORT: Duration = Duration::from_secs(30);
 /// Largest document that is read: outputs can be as large as inputs.
@@ -79,9 +77,8 @@ impl From<ClientError> for CliError {
 impl Client {
     /// Finds the daemon by `--api`, `MESH_API` or the config's `api.listen`.
     pub(super) fn new(global: &Global) -> Result<Self, CliError> {
-        let listen = global.api.clone().unwrap_or_else(|| API_DEFAULT.to_owned());
-        let token = std::env::var("MESH_API_TOKEN").ok();
-        Ok(Self::at(&base_of(&listen)?, token))
+        let (base, token) = settings::daemon(global)?;
+        Ok(Self::at(&base, token))
     }
 
     /// A client of the daemon at `base`, such as `http://127.0.0.1:7401`.

@@ -4,18 +4,22 @@ mod args;
 mod arrays;
 mod bench;
 mod client;
+mod demo;
 mod deploy;
 mod docs;
+mod doctor;
 mod exit;
 mod external;
 mod images;
 mod infer;
+mod init;
 mod inputs;
 mod models;
 mod node;
 mod output;
 mod plan;
 mod progress;
+mod settings;
 mod status;
 mod wire;
 
@@ -48,6 +52,7 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Result<(), CliError> {
     let Arguments { global, command } = arguments;
     match command {
+        Command::Init(args) => init::run(&args),
         Command::Status(args) => status::run(&global, &args),
         Command::Deploy(args) => deploy::run(&global, &args),
         Command::Plan(args) => plan::run(&global, &args),
@@ -57,6 +62,8 @@ fn dispatch(arguments: Arguments) -> Result<(), CliError> {
         Command::Undeploy(args) => models::undeploy(&global, &args),
         Command::Model(args) => models::run(&global, &args),
         Command::Node(args) => node::run(&global, &args),
+        Command::Doctor(args) => doctor::run(&global, &args),
+        Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => docs::completions(&args, &mut Arguments::command()),
         Command::Man(args) => docs::man(&args, Arguments::command()),
     }

@@ -1,0 +1,208 @@
+//! Checks of this machine alone.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use mesh_config::Config;
+use mesh_inference::runtime::Engine;
+
+use super::Finding;
+use crate::cli::{exit::chain, output};
+
+/// Any time before this was written shows a clock that was never set: 2025-01-01.
+const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
+/// Below this a device hardly holds a stage.
+const MEMORY_MIN: u64 = 128 << 20;
+/// Below this weights will not fit.
+const DISK_MIN: u64 = 1 << 30;
+
+/// Flags of a network interface, from the kernel's `if.h`.
+const UP: u32 = 0x1;
+const LOOPBACK: u32 = 0x8;
+const MULTICAST: u32 = 0x1000;
+
+pub(super) fn clock() -> Finding {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    match now > EARLIEST {
+        true => Finding::ok("clock", "the clock is set"),
+        false => Finding::warn(
+            "clock",
+            "the clock shows a time in the past; logs of devices cannot be compared",
+            "set it, or run a time service: timedatectl set-ntp true",
+        ),
+    }
+}
+
+/// Whether both ports can be taken, or are by the daemon that runs.
+pub(super) fn ports(config: &Config, daemon_runs: bool) -> Vec<Finding> {
+    let wanted = [("network.listen", config.network.listen), ("api.listen", config.api.listen)];
+    wanted.into_iter().map(|(key, address)| port(key, address, daemon_runs)).collect()
+}
+
+fn port(key: &str, address: SocketAddr, daemon_runs: bool) -> Finding {
+    match TcpListener::bind(address) {
+        Ok(_) => Finding::ok("ports", format!("{address} ({key}) is free")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && daemon_runs => {
+            Finding::ok("ports", format!("{address} ({key}) is in use, and a daemon runs"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::fail(
+            "ports",
+            format!("{address} ({key}) is taken by another program"),
+            format!("see which: ss -ltnp 'sport = :{}'; or set {key} to a free port", address.port()),
+        ),
+        Err(error) => Finding::fail(
+            "ports",
+            format!("{address} ({key}) cannot be used: {error}"),
+            format!("set {key} to an address of this device, or to 0.0.0.0:{}", address.port()),
+        ),
+    }
+}
+
+/// Whether there is a network that other devices can be found on.
+pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let all = list_interfaces();
+    for name in &config.network.interfaces {
+        if !all.iter().any(|(known, _)| known == name) {
+            let known: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+            findings.push(Finding::fail(
+                "mDNS",
+                format!("network.interfaces names {name}, which this device does not have"),
+                format!("use some of: {}", known.join(", ")),
+            ));
+        }
+    }
+    if !config.network.mdns {
+        let peers = config.network.peers.len();
+        findings.push(match peers == 0 && config.cluster.devices > 1 {
+            true => Finding::warn(
+                "mDNS",
+                "network.mdns is off and network.peers is empty: other devices have to call this one",
+                "turn mdns on, or list the other devices in network.peers",
+            ),
+            false => Finding::ok("mDNS", format!("off; {peers} peers are listed")),
+        });
+        return findings;
+    }
+    let chosen = |name: &str| {
+        config.network.interfaces.is_empty() || config.network.interfaces.iter().any(|i| i == name)
+    };
+    let usable: Vec<&str> = all
+        .iter()
+        .filter(|(name, flags)| chosen(name) && flags & (UP | LOOPBACK | MULTICAST) == UP | MULTICAST)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    findings.push(match usable.is_empty() {
+        false => Finding::ok("mDNS", format!("devices can be found on {}", usable.join(", "))),
+        true => Finding::warn(
+            "mDNS",
+            "no network interface is up and takes multicast",
+            "plug in the network, or list the other devices in network.peers",
+        ),
+    });
+    findings
+}
+
+/// Interfaces with their flags, in order.
+fn list_interfaces() -> Vec<(String, u32)> {
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let mut list: Vec<(String, u32)> = entries
+        .filter_map(|entry| {
+            let flags = fs::read_to_string(entry.path().join("flags")).ok()?;
+            let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).ok()?;
+            Some((entry.file_name().into_string().ok()?, flags))
+        })
+        .collect();
+    list.sort();
+    list
+}
+
+/// Whether the data directory can be written, and has room.
+pub(super) fn storage(config: &Config) -> Vec<Finding> {
+    let folder = &config.node.data_dir;
+    let existing = nearest(folder);
+    let mut findings = vec![match tempfile::tempfile_in(&existing) {
+        Ok(_) => Finding::ok("disk", format!("{} can be written", folder.display())),
+        Err(error) => Finding::fail(
+            "disk",
+            format!("{} cannot be written: {error}", existing.display()),
+            "run mesh as the user that owns it, or set node.data_dir",
+        ),
+    }];
+    if let Ok(stat) = rustix::fs::statvfs(&existing) {
+        let free = stat.f_bavail * stat.f_frsize;
+        let wanted = config.limits.disk.unwrap_or(DISK_MIN).min(DISK_MIN);
+        findings.push(match free >= wanted {
+            true => Finding::ok("disk", format!("{} are free for weights", output::bytes(free))),
+            false => Finding::warn(
+                "disk",
+                format!("only {} are free on the disk of {}", output::bytes(free), folder.display()),
+                "free some, or set node.data_dir to a larger disk",
+            ),
+        });
+    }
+    findings
+}
+
+/// The folder itself, or the nearest one above it that exists.
+fn nearest(folder: &Path) -> PathBuf {
+    folder.ancestors().find(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+pub(super) fn memory(config: Option<&Config>) -> Finding {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let Some(available) = meminfo(&text, "MemAvailable:") else {
+        return Finding::warn("memory", "how much memory is free cannot be read", "set limits.memory");
+    };
+    let shown = output::bytes(available);
+    match config.and_then(|config| config.limits.memory) {
+        Some(limit) if limit > available => Finding::warn(
+            "memory",
+            format!("limits.memory is {}, but only {shown} are free", output::bytes(limit)),
+            "lower limits.memory, or end other programs",
+        ),
+        Some(limit) => {
+            Finding::ok("memory", format!("{shown} are free; stages may use {}", output::bytes(limit)))
+        }
+        None if available < MEMORY_MIN => {
+            Finding::warn("memory", format!("only {shown} are free"), "end other programs")
+        }
+        None => Finding::ok("memory", format!("{shown} are free")),
+    }
+}
+
+/// A line of `/proc/meminfo` in bytes.
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+pub(super) fn runtime(config: Option<&Config>) -> Finding {
+    let named = config.and_then(|config| config.inference.onnxruntime.as_deref());
+    match Engine::load(named) {
+        Ok(engine) => {
+            Finding::ok("ONNX Runtime", format!("{} from {}", engine.version(), engine.library().display()))
+        }
+        Err(error) => Finding::fail(
+            "ONNX Runtime",
+            chain(&error),
+            "install it (pip download onnxruntime has the library), and set inference.onnxruntime to its path",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::meminfo;
+
+    #[test]
+    fn memory_is_read_from_the_kernel() {
+        let text = "MemTotal:        2048 kB\nMemAvailable:    1024 kB\n";
+        assert_eq!(meminfo(text, "MemAvailable:"), Some(1 << 20));
+        assert_eq!(meminfo(text, "SwapFree:"), None);
+    }
+}
