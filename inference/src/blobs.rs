@@ -63,6 +63,15 @@ impl fmt::Debug for Hash {
     }
 }
 
+/// A blob by its hash, with its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BlobRef {
+    /// The content's hash.
+    pub hash: Hash,
+    /// The content's length.
+    pub bytes: u64,
+}
+
 /// The text is not 64 lowercase hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hash is written as 64 lowercase hex digits")]

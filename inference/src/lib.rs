@@ -2,9 +2,16 @@
 
 pub mod blobs;
 pub mod codec;
+mod cut;
+mod extract;
+mod graph;
+pub mod import;
+mod manifest;
 pub mod model;
 pub mod onnx;
 pub mod profile;
 pub mod runtime;
 pub mod stage;
 pub mod tensor;
+
+pub use graph::GraphError;

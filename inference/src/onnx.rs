@@ -6,6 +6,8 @@
 
 use prost::{Message, Oneof};
 
+pub(crate) mod walk;
+
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
     #[prost(int64, tag = "1")]

@@ -1,0 +1,214 @@
+//! Element types and shapes of what a model makes on the way, as ONNX Runtime infers them.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use prost::Message as _;
+
+use crate::{
+    blobs::{BlobError, BlobStore},
+    cut::{Span, candidates},
+    graph::{Graph, Origin, ValueId},
+    model::ValueType,
+    onnx::{
+        Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
+        TypeProto, ValueInfoProto, type_proto,
+    },
+    runtime::{Dim, Engine, EngineError, ModelSource, Optimisation, Port, SessionOptions},
+    tensor::DType,
+};
+
+use super::ImportError;
+
+/// Types of all values that may cross a cut, by name. Values that are no tensors of travelling element types are
+/// left out.
+pub(super) fn types(
+    model: &ModelProto,
+    graph: &Graph,
+    spans: &[Option<Span>],
+    store: &BlobStore,
+    engine: &Engine,
+) -> Result<HashMap<String, ValueType>, ImportError> {
+    let wanted = candidates(graph, spans);
+    let ports = match infer(model, graph, &wanted, true, store, engine) {
+        Ok(ports) => ports,
+        // Some operators take constants alone where weights stood in as inputs: again, with the real ones.
+        Err(ImportError::Blob(error)) => return Err(ImportError::Blob(error)),
+        Err(_) => infer(model, graph, &wanted, false, store, engine)?,
+    };
+    let mut types: HashMap<String, ValueType> =
+        ports.iter().filter_map(value_type).map(|value| (value.name.clone(), value)).collect();
+    add_declared(model, graph, &mut types)?;
+    Ok(types)
+}
+
+/// Inputs as the model declares them, and outputs that are weights.
+fn add_declared(
+    model: &ModelProto,
+    graph: &Graph,
+    types: &mut HashMap<String, ValueType>,
+) -> Result<(), ImportError> {
+    let proto = model.graph.as_ref().ok_or(crate::graph::GraphError::NoGraph)?;
+    for info in &proto.input {
+        let no_tensor = || ImportError::NoTensor { what: "input", name: info.name.clone() };
+        types.insert(info.name.clone(), ValueType::from_info(info).ok_or_else(no_tensor)?);
+    }
+    for &output in &graph.outputs {
+        let value = &graph.values[output];
+        if let Origin::Initializer(i) = value.origin
+            && let Some(value) = tensor_type(&proto.initializer[i])
+        {
+            types.insert(value.name.clone(), value);
+        }
+        if !types.contains_key(&value.name) {
+            return Err(ImportError::NoTensor { what: "output", name: value.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn tensor_type(tensor: &TensorProto) -> Option<ValueType> {
+    Some(ValueType {
+        name: tensor.name.clone(),
+        dtype: DType::from_onnx(tensor.data_type)?,
+        shape: tensor.dims.clone(),
+        symbols: vec![String::new(); tensor.dims.len()],
+    })
+}
+
+fn value_type(port: &Port) -> Option<ValueType> {
+    let symbol = |dim: &Dim| match dim {
+        Dim::Fixed(_) => String::new(),
+        Dim::Dynamic(symbol) => symbol.clone(),
+    };
+    Some(ValueType {
+        name: port.name.clone(),
+        dtype: port.dtype?,
+        shape: port.dims.iter().map(Dim::or_minus_one).collect(),
+        symbols: port.dims.iter().map(symbol).collect(),
+    })
+}
+
+/// Makes a session whose outputs are the wanted values and reads their types. With `light`, large weights are
+/// graph inputs, so that none is read.
+fn infer(
+    model: &ModelProto,
+    graph: &Graph,
+    wanted: &[ValueId],
+    light: bool,
+    store: &BlobStore,
+    engine: &Engine,
+) -> Result<Vec<Port>, ImportError> {
+    let probe = probe(model, graph, wanted, light).encode_to_vec();
+    let options = SessionOptions {
+        threads: 1,
+        optimisation: Optimisation::Off,
+        prepack: false,
+        arena: false,
+        ..SessionOptions::default()
+    };
+    let session = if light {
+        engine.session(ModelSource::Bytes(&probe), &options)
+    } else {
+        let file = ProbeFile::write(store, &probe)?;
+        engine.session(ModelSource::File(&file.0), &options)
+    };
+    let session = session.map_err(|error| refusal(model, error))?;
+    Ok(session.outputs().to_vec())
+}
+
+/// A probe beside the blobs that it reads; deleted when dropped.
+struct ProbeFile(PathBuf);
+
+impl ProbeFile {
+    fn write(store: &BlobStore, probe: &[u8]) -> Result<Self, BlobError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let file = Self(store.stage_path(&format!("types-{}", NEXT.fetch_add(1, Ordering::Relaxed))));
+        let failed = |source| BlobError::Io { what: "write", path: file.0.clone(), source };
+        fs::write(&file.0, probe).map_err(failed)?;
+        Ok(file)
+    }
+}
+
+impl Drop for ProbeFile {
+    fn drop(&mut self) {
+        // What cannot be deleted now is deleted when the store is opened again.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The model with the wanted values as its outputs.
+fn probe(model: &ModelProto, graph: &Graph, wanted: &[ValueId], light: bool) -> ModelProto {
+    let mut probe = model.clone();
+    let Some(proto) = &mut probe.graph else { return probe };
+    let name = |id: ValueId| graph.values[id].name.as_str();
+    let made = |id: &ValueId| matches!(graph.values[*id].origin, Origin::Node(_));
+    let mut outputs: BTreeSet<&str> = wanted.iter().map(|&id| name(id)).collect();
+    outputs.extend(graph.outputs.iter().filter(|id| made(id)).map(|&id| name(id)));
+    let declared: HashMap<String, ValueInfoProto> =
+        std::mem::take(&mut proto.output).into_iter().map(|info| (info.name.clone(), info)).collect();
+    let output = |name: &&str| match declared.get(*name) {
+        Some(info) => info.clone(),
+        None => ValueInfoProto { name: (*name).to_owned(), ..ValueInfoProto::default() },
+    };
+    proto.output = outputs.iter().map(output).collect();
+    proto.value_info.retain(|info| !outputs.contains(info.name.as_str()));
+    if light {
+        lighten(proto);
+    }
+    probe
+}
+
+/// Makes inputs of the initializers whose bytes are in blobs.
+fn lighten(proto: &mut GraphProto) {
+    let heavy: Vec<TensorProto> = proto.initializer.extract_if(.., |tensor| tensor.is_external()).collect();
+    proto.input.extend(heavy.into_iter().map(|tensor| {
+        let dim = |&extent: &i64| Dimension {
+            value: Some(DimensionValue::DimValue(extent)),
+            denotation: String::new(),
+        };
+        let shape = TensorShapeProto { dim: tensor.dims.iter().map(dim).collect() };
+        let value = type_proto::Tensor { elem_type: tensor.data_type, shape: Some(shape) };
+        let r#type =
+            TypeProto { value: Some(type_proto::Value::TensorType(value)), denotation: String::new() };
+        ValueInfoProto { name: tensor.name, r#type: Some(r#type), ..ValueInfoProto::default() }
+    }));
+}
+
+/// What ONNX Runtime's refusal means for the one who deploys.
+fn refusal(model: &ModelProto, error: EngineError) -> ImportError {
+    match error {
+        EngineError::UnsupportedOperator { operator, message } => missing_operator(model, &operator, message),
+        EngineError::Model { message } if is_version(&message) => ImportError::Version { detail: message },
+        EngineError::Model { message } => ImportError::Refused { detail: message },
+        other @ (EngineError::NotFound { .. }
+        | EngineError::Unusable { .. }
+        | EngineError::AnotherIsLoaded { .. }
+        | EngineError::Provider { .. }
+        | EngineError::Failed { .. }) => ImportError::Refused { detail: other.to_string() },
+    }
+}
+
+fn is_version(message: &str) -> bool {
+    ["Unsupported model IR version", "No opset import for domain", "is under development", "opset version"]
+        .iter()
+        .any(|sign| message.contains(sign))
+}
+
+fn missing_operator(model: &ModelProto, operator: &str, detail: String) -> ImportError {
+    let (domain, name) = operator.rsplit_once([':', '.']).unwrap_or(("", operator));
+    let same = |node: &&NodeProto| node.op_type == name && (domain.is_empty() || node.domain == domain);
+    let node = model.graph.iter().flat_map(|graph| &graph.node).find(same);
+    let domain = node.map_or(domain, |node| node.domain.as_str());
+    let imported = model.opset_import.iter().find(|opset| opset.domain == domain);
+    ImportError::Operator {
+        operator: name.to_owned(),
+        domain: if domain.is_empty() { "ai.onnx".to_owned() } else { domain.to_owned() },
+        version: imported.map_or(0, |opset| opset.version),
+        detail,
+    }
+}
