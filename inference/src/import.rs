@@ -21,6 +21,7 @@ mod tests;
 mod typing;
 mod wire;
 
+pub use crate::manifest::MAX_MANIFEST_BYTES;
 pub use error::ImportError;
 
 /// What an import is doing.
