@@ -105,9 +105,11 @@ fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), GenerateError>
         file.sync_all()
     };
     let done = write().map_err(|source| io("write", &temporary, source)).and_then(|()| {
-        std::fs::hard_link(&temporary, path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => GenerateError::Exists { path: path.to_owned() },
-            _ => io("write", path, source),
+        std::fs::hard_link(&temporary, path).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::AlreadyExists {
+                return GenerateError::Exists { path: path.to_owned() };
+            }
+            io("write", path, source)
         })
     });
     // Left behind only when the disk fails; the file itself is what counts.

@@ -48,13 +48,13 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config,
 
 fn read_file(path: &Path) -> Result<String, ConfigErrors> {
     let failed = |error: std::io::Error| {
-        let message = match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                "the config file does not exist; write one with `mesh init`, or name another with --config FILE"
-                    .to_owned()
-            }
-            std::io::ErrorKind::InvalidData => "the config file is not UTF-8 text; save it as UTF-8".to_owned(),
-            _ => format!("the config file cannot be read: {error}"),
+        let message = if error.kind() == std::io::ErrorKind::NotFound {
+            "the config file does not exist; write one with `mesh init`, or name another with --config FILE"
+                .to_owned()
+        } else if error.kind() == std::io::ErrorKind::InvalidData {
+            "the config file is not UTF-8 text; save it as UTF-8".to_owned()
+        } else {
+            format!("the config file cannot be read: {error}")
         };
         ConfigErrors::one(Place::File(path.to_owned()), message)
     };

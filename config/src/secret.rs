@@ -108,9 +108,11 @@ pub(crate) fn read_token(path: &Path) -> Result<Secret, String> {
 
 fn read(path: &Path, absent: &str) -> Result<String, String> {
     let shown = path.display();
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("{shown} does not exist; {absent}"),
-        _ => format!("{shown} cannot be read: {error}"),
+    let failed = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return format!("{shown} does not exist; {absent}");
+        }
+        format!("{shown} cannot be read: {error}")
     };
     // Looked at before it is opened: opening a pipe would wait.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {

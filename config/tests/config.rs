@@ -1,4 +1,5 @@
 //! Whole files in, configs or exact messages out.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

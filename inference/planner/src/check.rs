@@ -195,8 +195,8 @@ fn check_numbers(plan: &Plan, evaluation: &Evaluation) -> Result<(), CheckError>
         ("a latency in seconds of", plan.latency_s, evaluation.latency_s),
     ];
     for (what, stated, actual) in numbers {
-        // Written so that a number that is none fails.
-        if !((stated - actual).abs() <= RELATIVE_ERROR * actual.abs().max(1e-9)) {
+        let is_near = (stated - actual).abs() <= RELATIVE_ERROR * actual.abs().max(1e-9);
+        if !is_near {
             return Err(CheckError::Number { what, stated, actual });
         }
     }

@@ -68,10 +68,12 @@ struct Tried {
 
 fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
     let latency = instance.problem.objective == Objective::Latency;
-    let mut considered = vec![Considered::new("one device", one_device(instance, latency))];
+    let alone = one_device(instance, latency);
+    let known = alone.as_ref().map(|(_, evaluation)| evaluation.clone());
+    let mut considered = vec![Considered::new("one device", alone)];
     considered.push(Considered::new("replicate everywhere", everywhere(instance)));
     let mut budget = Steps::new(steps);
-    let (chain, proven_chain) = chain(instance, latency, &mut budget);
+    let (chain, proven_chain) = chain(instance, latency, known.as_ref(), &mut budget);
     considered.push(Considered::new("chain", chain));
     if instance.problem.replication && !latency && instance.devices() > 1 {
         let mut budget = Steps::new(budget.left().max(steps / 4));
@@ -168,28 +170,63 @@ fn everywhere(instance: &Instance<'_>) -> Option<Costed> {
     costed(instance, draft)
 }
 
-/// The best chain, and its value when that is proven.
-fn chain(instance: &Instance<'_>, latency: bool, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
-    let goal = Goal { latency, cap_s: f64::INFINITY };
+/// The best chain, and its value when that is proven. A plan that is known already narrows the search.
+fn chain(
+    instance: &Instance<'_>,
+    latency: bool,
+    known: Option<&Evaluation>,
+    steps: &mut Steps,
+) -> (Option<Costed>, Option<f64>) {
+    let limit =
+        |value: fn(&Evaluation) -> f64| known.map_or(f64::INFINITY, |known| value(known) * (1.0 + 1e-9));
+    let goal = if latency {
+        Goal { latency, cap_s: f64::INFINITY, longest_s: limit(|known| known.latency_s) }
+    } else {
+        Goal { latency, cap_s: limit(|known| known.bottleneck_s), longest_s: f64::INFINITY }
+    };
+    let goal = narrowed(instance, goal, steps);
     let mut budget = Steps::new(steps.left() / 2);
-    let exact = exact::best_chain(instance, goal, &mut budget);
-    if let Some(exact) = exact {
-        let draft = exact
-            .draft
-            .map(|draft| if latency { draft } else { quickest(instance, draft, exact.value, budget) });
-        *steps = Steps::new(steps.left() / 2);
-        return (draft.and_then(|draft| costed(instance, draft)), Some(exact.value));
+    if let Some(exact) = exact::best_chain(instance, goal, &mut budget) {
+        *steps = Steps::new(steps.left() / 2 + budget.left());
+        let quickest = |draft| if latency { draft } else { quickest(instance, draft, exact.value, steps) };
+        let chain = exact.draft.map(quickest).and_then(|draft| costed(instance, draft));
+        return (chain, Some(exact.value.min(limit_of(goal))));
     }
     let mut budget = Steps::new(steps.left() / 2);
     let found = order::search(instance, goal, &mut budget);
-    *steps = Steps::new(steps.left() / 2);
+    *steps = Steps::new(steps.left() / 2 + budget.left());
     (found.and_then(|(draft, _)| costed(instance, draft)), None)
 }
 
+/// The goal with what a likely order of devices reaches as its limit.
+fn narrowed(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Goal {
+    let mut budget = Steps::new(steps.left() / 8);
+    let found = order::quick(instance, goal, &mut budget);
+    *steps = Steps::new(steps.left() - steps.left() / 8 + budget.left());
+    // The draft's own cost: the search leaves some loads of ingress devices out, which only matters here.
+    let cost = found.and_then(|(draft, _)| costed(instance, draft)).map(|(_, evaluation)| evaluation);
+    let value =
+        cost.map_or(f64::INFINITY, |cost| if goal.latency { cost.latency_s } else { cost.bottleneck_s });
+    let limit = value * (1.0 + 1e-9);
+    if goal.latency {
+        Goal { longest_s: goal.longest_s.min(limit), ..goal }
+    } else {
+        Goal { cap_s: goal.cap_s.min(limit), ..goal }
+    }
+}
+
+/// Chains beyond this value were not looked for.
+fn limit_of(goal: Goal) -> f64 {
+    if goal.latency { goal.longest_s } else { goal.cap_s }
+}
+
 /// Among the chains with this bottleneck, one with the least latency: no hops that bring nothing.
-fn quickest(instance: &Instance<'_>, draft: Draft, bottleneck_s: f64, mut steps: Steps) -> Draft {
-    let goal = Goal { latency: true, cap_s: bottleneck_s * (1.0 + 1e-9) };
-    let exact = exact::best_chain(instance, goal, &mut steps);
+fn quickest(instance: &Instance<'_>, draft: Draft, bottleneck_s: f64, steps: &mut Steps) -> Draft {
+    let longest_s = evaluate_draft(instance, &draft).latency_s * (1.0 + 1e-9);
+    let goal = Goal { latency: true, cap_s: bottleneck_s * (1.0 + 1e-9), longest_s };
+    let mut budget = Steps::new(steps.left() / 2);
+    let exact = exact::best_chain(instance, goal, &mut budget);
+    *steps = Steps::new(steps.left() / 2 + budget.left());
     exact.and_then(|exact| exact.draft).unwrap_or(draft)
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Goal {
     pub(super) latency: bool,
     /// No resource may be busy for longer than this.
     pub(super) cap_s: f64,
+    /// With `latency`: chains that take longer are of no interest.
+    pub(super) longest_s: f64,
 }
 
 impl Goal {
@@ -72,9 +74,23 @@ pub(super) struct Chains<'a> {
     pub(super) instance: &'a Instance<'a>,
     pub(super) goal: Goal,
     pub(super) steps: Steps,
+    /// By position: the latency that the blocks from there on add at least; 0 when latency does not matter.
+    rest_s: Vec<f64>,
 }
 
-impl Chains<'_> {
+impl<'a> Chains<'a> {
+    pub(super) fn new(instance: &'a Instance<'a>, goal: Goal, steps: Steps) -> Self {
+        let usable = instance.usable();
+        let mut rest_s = vec![0.0; instance.blocks + 1];
+        for block in (0..instance.blocks).rev().filter(|_| goal.latency) {
+            let seconds = usable.iter().map(|&device| instance.seconds(device, block, block + 1));
+            rest_s[block] = rest_s[block + 1] + seconds.fold(f64::INFINITY, f64::min);
+        }
+        // Sums of many small numbers may come out a little too long.
+        rest_s.iter_mut().for_each(|rest| *rest *= 1.0 - 1e-9);
+        Self { instance, goal, steps, rest_s }
+    }
+
     fn share(&self, device: usize) -> f64 {
         self.instance.ingress[device]
     }
@@ -176,7 +192,9 @@ impl Chains<'_> {
     ) -> (usize, f64) {
         let instance = self.instance;
         let memory = instance.memory(device);
-        let mut best = (0, f64::INFINITY);
+        // Nothing that reaches this position later can still be of interest.
+        let mut best = (0, self.goal.longest_s - self.rest_s[end]);
+        let mut found = f64::INFINITY;
         let mut peak = 0;
         let mut steps = 0;
         for start in (lowest..end).rev() {
@@ -194,10 +212,11 @@ impl Chains<'_> {
             let value = self.goal.add(self.goal.add(arrivals[start].0, seconds, seconds), exit.0, exit.1);
             if value < best.1 {
                 best = (start, value);
+                found = value;
             }
         }
         self.steps.pay(steps);
-        best
+        (best.0, found)
     }
 
     /// Load and latency of returning the outputs.

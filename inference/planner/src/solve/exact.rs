@@ -49,7 +49,7 @@ fn are_alike(instance: &Instance<'_>, a: usize, b: usize) -> bool {
 pub(super) fn best_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<Exact> {
     let kinds = kinds(instance, &instance.usable());
     let table = Table::new(instance, &kinds)?;
-    let mut chains = Chains { instance, goal, steps: *steps };
+    let mut chains = Chains::new(instance, goal, *steps);
     let result = table.fill(&mut chains);
     *steps = chains.steps;
     result

@@ -24,6 +24,13 @@ pub(super) fn search(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> 
     best.map(|(_, found)| found)
 }
 
+/// The best chain of a few likely orders.
+pub(super) fn quick(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<Found> {
+    let orders = first_orders(instance).into_iter().take(6);
+    let found = orders.filter_map(|order| best_in_order(instance, &order, goal, steps));
+    found.min_by(|a, b| a.1.total_cmp(&b.1))
+}
+
 fn keep(best: &mut Option<(Vec<usize>, Found)>, order: Vec<usize>, found: Option<Found>) {
     if let Some(found) = found
         && best.as_ref().is_none_or(|(_, (_, value))| found.1 < *value)
@@ -128,7 +135,7 @@ pub(super) fn best_in_order(
     let (min, max) = instance.stage_limits();
     let counted = min > 1 || max < order.len();
     let layers = if counted { max.min(order.len()) } else { order.len().min(2) };
-    let mut chains = Chains { instance, goal, steps: *steps };
+    let mut chains = Chains::new(instance, goal, *steps);
     let mut rows: Vec<Row> = Vec::with_capacity(layers * order.len());
     // Layer 0 holds first stages. Without limits one more layer holds all later ones; else each has its own.
     for layer in 0..layers {

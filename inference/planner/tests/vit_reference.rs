@@ -1,0 +1,126 @@
+//! Published profiles of two real boards: the planner finds the known optimum in every case.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::BTreeMap;
+
+use mesh_planner::{Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, Problem, check, solve};
+use serde::Deserialize;
+
+const MICRO_BATCH: u64 = 8;
+const FLOAT_BYTES: u64 = 4;
+const MIB: f64 = 1_048_576.0;
+
+#[derive(Deserialize)]
+struct Profiles {
+    models: BTreeMap<String, Model>,
+    devices: BTreeMap<String, Board>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    memory_mb: Vec<f64>,
+    elements_in: u64,
+    elements_out: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+struct Board {
+    memory_mb: f64,
+    seconds: BTreeMap<String, Vec<f64>>,
+}
+
+#[derive(Deserialize, Debug)]
+struct Case {
+    model: String,
+    devices: BTreeMap<String, usize>,
+    mbps: f64,
+    bottleneck_s: Option<f64>,
+    published_tool_s: Option<f64>,
+}
+
+fn profiles() -> Profiles {
+    serde_json::from_str(include_str!("data/vit_profiles.json")).unwrap()
+}
+
+fn problem(profiles: &Profiles, case: &Case) -> Problem {
+    let model = &profiles.models[&case.model];
+    let block = |index: usize| Block {
+        weight_bytes: (model.memory_mb[index] * MIB) as u64,
+        peak_bytes: 0,
+        seconds: profiles
+            .devices
+            .iter()
+            .map(|(class, board)| (class.clone(), board.seconds[&case.model][index]))
+            .collect(),
+    };
+    let device = |class: &String, index: usize| Device {
+        id: format!("{class}-{index}"),
+        class: class.clone(),
+        speed: 1.0,
+        memory_bytes: (profiles.devices[class].memory_mb * MIB) as u64,
+        card_bytes_per_s: None,
+    };
+    let elements = std::iter::once(&model.elements_in).chain(&model.elements_out);
+    Problem {
+        blocks: (0..model.memory_mb.len()).map(block).collect(),
+        cuts: elements.map(|elements| elements * MICRO_BATCH * FLOAT_BYTES).collect(),
+        devices: case
+            .devices
+            .iter()
+            .flat_map(|(class, &count)| (0..count).map(move |i| device(class, i)))
+            .collect(),
+        links: Links {
+            default: LinkRate { bytes_per_s: case.mbps * MIB / 8.0, latency_s: 0.0 },
+            pairs: Vec::new(),
+        },
+        ingress: None,
+        objective: Objective::Throughput,
+        replication: false,
+        min_stages: None,
+        max_stages: None,
+        pin: None,
+    }
+}
+
+#[test]
+fn every_known_optimum_is_found() {
+    let profiles = profiles();
+    let cases: Vec<Case> = serde_json::from_str(include_str!("data/vit_reference.json")).unwrap();
+    assert_eq!(cases.len(), 62);
+    for case in &cases {
+        let problem = problem(&profiles, case);
+        match (solve(&problem, DEFAULT_STEPS), case.bottleneck_s) {
+            (Ok(plan), Some(best)) => {
+                check(&problem, &plan).unwrap();
+                assert!((plan.bottleneck_s - best).abs() <= 1e-6 * best, "{case:?}: {}", plan.bottleneck_s);
+                assert!(plan.optimal, "{case:?}");
+                if let Some(published) = case.published_tool_s {
+                    assert!(plan.bottleneck_s <= published * (1.0 + 1e-9), "{case:?}");
+                }
+            }
+            (Err(_), None) => {}
+            (found, _) => panic!("{case:?}: {found:?}"),
+        }
+    }
+}
+
+/// Sixteen boards that all differ: too many states for the exact table. The bound must still be close.
+#[test]
+fn sixteen_different_boards_come_with_a_small_gap() {
+    let profiles = profiles();
+    let case = Case {
+        model: "google/vit-base-patch16-224".into(),
+        devices: BTreeMap::from([("mb".into(), 8), ("rcc".into(), 8)]),
+        mbps: 1000.0,
+        bottleneck_s: None,
+        published_tool_s: None,
+    };
+    let mut problem = problem(&profiles, &case);
+    for (index, device) in problem.devices.iter_mut().enumerate() {
+        device.speed = 1.0 - 0.03 * index as f64;
+    }
+    let plan = solve(&problem, DEFAULT_STEPS).unwrap();
+    check(&problem, &plan).unwrap();
+    println!("bottleneck {} bound {}", plan.bottleneck_s, plan.lower_bound_s);
+    assert!(plan.bottleneck_s <= plan.lower_bound_s * 1.25, "{} {}", plan.bottleneck_s, plan.lower_bound_s);
+}
