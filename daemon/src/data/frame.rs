@@ -1,0 +1,369 @@
+//! The wire format of the data plane.
+//!
+//! A frame is `MSH1`, the header's length (u32, little-endian), the header in CBOR, and the bytes of the tensors one
+//! after another, each as its codec left it. All that a header announces is checked before anything is allocated.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+use mesh_inference::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::limits::DataLimits;
+
+/// Starts every frame; the digit is the version.
+pub(super) const MAGIC: [u8; 4] = *b"MSH1";
+/// Largest header.
+pub(super) const HEADER_MAX: usize = 1 << 20;
+/// Longest error text that travels.
+pub(super) const MESSAGE_MAX: usize = 4096;
+
+const DEVICES_MAX: usize = 256;
+const TENSORS_MAX: usize = 4096;
+const NAME_MAX: usize = 4096;
+const DIMENSIONS_MAX: usize = 32;
+/// CBOR nesting: header, list, tensor, shape, extent, with room.
+const NESTING_MAX: usize = 16;
+
+/// Tensors by name. Clones share the memory.
+pub(super) type Named = (String, Tensor);
+
+/// Which request a frame is about and where it goes.
+#[derive(Debug, Clone)]
+pub(super) struct Address {
+    /// Unique per start of the ingress.
+    pub(super) request: u64,
+    /// Counts the times that the ingress has sent the request.
+    pub(super) attempt: u32,
+    pub(super) ingress: PeerId,
+    pub(super) deployment: Arc<str>,
+    pub(super) epoch: u64,
+    /// A device per stage.
+    pub(super) devices: Arc<[PeerId]>,
+}
+
+/// What a frame says.
+#[derive(Debug, Clone)]
+pub(super) enum Body {
+    /// Inputs of a stage.
+    Activation {
+        stage: usize,
+        /// When the request must be answered, on this device's clock.
+        deadline: Instant,
+        tensors: Vec<Named>,
+    },
+    /// Outputs of the last stage, for the ingress.
+    Result { tensors: Vec<Named> },
+    /// A stage did not run, for the ingress.
+    Failed(Failure),
+}
+
+/// A frame in memory.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) address: Address,
+    pub(super) body: Body,
+}
+
+impl Frame {
+    pub(super) fn tensors(&self) -> &[Named] {
+        match &self.body {
+            Body::Activation { tensors, .. } | Body::Result { tensors } => tensors,
+            Body::Failed(_) => &[],
+        }
+    }
+
+    /// Bytes of all tensors.
+    pub(super) fn bytes(&self) -> usize {
+        self.tensors().iter().map(|(_, tensor)| tensor.bytes().len()).sum()
+    }
+}
+
+/// Why a stage did not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) kind: FailureKind,
+    pub(super) stage: usize,
+    /// The device to keep away from.
+    pub(super) blame: PeerId,
+    /// For people.
+    pub(super) message: String,
+}
+
+/// What the ingress decides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FailureKind {
+    /// A queue is full.
+    Busy,
+    /// The plan has been retired on this device.
+    StaleEpoch,
+    /// The stage is not on this device, or not yet.
+    UnknownStage,
+    /// The stage was shut down.
+    Closed,
+    /// The next device cannot be reached.
+    Unreachable,
+    /// ONNX Runtime refused the inputs or failed.
+    Run,
+    /// A tensor that the stage needs was not in the frame.
+    Inputs,
+}
+
+/// How a tensor lies on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WireTensor {
+    pub(super) name: String,
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<i64>,
+    /// 0: raw; otherwise as `mesh_inference::codec` numbers them.
+    pub(super) codec: u8,
+    /// Bytes on the wire.
+    pub(super) length: u64,
+}
+
+/// A header that has been checked.
+#[derive(Debug, Clone)]
+pub(super) struct Header {
+    pub(super) address: Address,
+    pub(super) kind: HeaderKind,
+    pub(super) tensors: Vec<WireTensor>,
+}
+
+/// What kind of frame follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum HeaderKind {
+    Activation {
+        stage: usize,
+        /// Time that was left to answer the request when the frame was sent: devices share no clock.
+        remaining: Duration,
+    },
+    Result,
+    Failed(Failure),
+}
+
+/// The header as CBOR has it. Short keys: it travels with every activation.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHeader {
+    k: RawKind,
+    r: u64,
+    a: u32,
+    i: ByteBuf,
+    d: String,
+    e: u64,
+    p: Vec<ByteBuf>,
+    t: Vec<RawTensor>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum RawKind {
+    A { s: u32, ms: u64 },
+    R,
+    F { k: FailureKind, s: u32, b: ByteBuf, m: String },
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawTensor {
+    n: String,
+    t: DType,
+    s: Vec<i64>,
+    c: u8,
+    l: u64,
+}
+
+/// Why a frame was refused; the stream that it came on is closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    #[error("the stream carries something else than Mesh frames of this version")]
+    Magic,
+    #[error("a header of {0} bytes is over the limit of {HEADER_MAX}")]
+    HeaderTooLarge(usize),
+    #[error("the header cannot be read: {0}")]
+    Header(String),
+    #[error("{what} is {got}, over the limit of {limit}")]
+    OverLimit { what: &'static str, got: u64, limit: u64 },
+    #[error("a device of the route is no peer id")]
+    Peer,
+    #[error("stage {stage} of a route with {devices} stages")]
+    Stage { stage: usize, devices: usize },
+    #[error("tensor {0:?} announces a length that does not fit its type and shape")]
+    Length(String),
+    #[error(transparent)]
+    Tensor(#[from] mesh_inference::tensor::TensorError),
+    #[error("a tensor cannot be decoded: {0}")]
+    Decode(String),
+    #[error("no byte came for {0:?} in the middle of a frame")]
+    Stalled(Duration),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// The bytes of `MSH1`, length and header.
+pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>, FrameError> {
+    let kind = match &header.kind {
+        HeaderKind::Activation { stage, remaining } => RawKind::A { s: *stage as u32, ms: millis(*remaining) },
+        HeaderKind::Result => RawKind::R,
+        HeaderKind::Failed(failure) => RawKind::F {
+            k: failure.kind,
+            s: failure.stage as u32,
+            b: ByteBuf::from(failure.blame.to_bytes()),
+            m: truncated(&failure.message).to_owned(),
+        },
+    };
+    let tensor = |t: &WireTensor| RawTensor {
+        n: t.name.clone(),
+        t: t.dtype,
+        s: t.shape.clone(),
+        c: t.codec,
+        l: t.length,
+    };
+    let Address { request, attempt, ingress, deployment, epoch, devices } = &header.address;
+    let raw = RawHeader {
+        k: kind,
+        r: *request,
+        a: *attempt,
+        i: ByteBuf::from(ingress.to_bytes()),
+        d: deployment.to_string(),
+        e: *epoch,
+        p: devices.iter().map(|peer| ByteBuf::from(peer.to_bytes())).collect(),
+        t: header.tensors.iter().map(tensor).collect(),
+    };
+    let mut bytes = Vec::with_capacity(512);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&[0; 4]);
+    ciborium::into_writer(&raw, &mut bytes).map_err(|e| FrameError::Header(e.to_string()))?;
+    let length = bytes.len() - 8;
+    if length > HEADER_MAX {
+        return Err(FrameError::HeaderTooLarge(length));
+    }
+    bytes[4..8].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(bytes)
+}
+
+/// Length of the header that follows the first 8 bytes of a frame.
+pub(super) fn header_length(prefix: [u8; 8]) -> Result<usize, FrameError> {
+    let (magic, length) = prefix.split_at(4);
+    if magic != MAGIC {
+        return Err(FrameError::Magic);
+    }
+    let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
+    if length > HEADER_MAX {
+        return Err(FrameError::HeaderTooLarge(length));
+    }
+    Ok(length)
+}
+
+/// Reads and checks a header. Allocates no more than a small multiple of `bytes`.
+pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header, FrameError> {
+    let raw: RawHeader = ciborium::de::from_reader_with_recursion_limit(bytes, NESTING_MAX)
+        .map_err(|e| FrameError::Header(e.to_string()))?;
+    check("the number of devices", raw.p.len() as u64, DEVICES_MAX as u64)?;
+    check("the number of tensors", raw.t.len() as u64, TENSORS_MAX as u64)?;
+    check("the length of the deployment's name", raw.d.len() as u64, NAME_MAX as u64)?;
+    let devices: Arc<[PeerId]> = raw.p.iter().map(|p| peer(p)).collect::<Result<_, _>>()?;
+    let stage = |s: u32| {
+        let stage = s as usize;
+        if stage < devices.len() { Ok(stage) } else { Err(FrameError::Stage { stage, devices: devices.len() }) }
+    };
+    let kind = match raw.k {
+        RawKind::A { s, ms } => HeaderKind::Activation {
+            stage: stage(s)?,
+            remaining: Duration::from_millis(ms).min(limits.timeout_max),
+        },
+        RawKind::R => HeaderKind::Result,
+        RawKind::F { k, s, b, m } => {
+            check("the length of an error's text", m.len() as u64, MESSAGE_MAX as u64)?;
+            HeaderKind::Failed(Failure { kind: k, stage: stage(s)?, blame: peer(&b)?, message: m })
+        }
+    };
+    let mut total = 0u64;
+    let mut tensors = Vec::with_capacity(raw.t.len());
+    for RawTensor { n, t, s, c, l } in raw.t {
+        let tensor = WireTensor { name: n, dtype: t, shape: s, codec: c, length: l };
+        total = total.saturating_add(check_tensor(&tensor, limits)?.max(tensor.length));
+        tensors.push(tensor);
+    }
+    check("the size of a frame", total, limits.frame_bytes_max)?;
+    if matches!(kind, HeaderKind::Failed(_)) {
+        check("the number of tensors of an error", tensors.len() as u64, 0)?;
+    }
+    let address = Address {
+        request: raw.r,
+        attempt: raw.a,
+        ingress: peer(&raw.i)?,
+        deployment: raw.d.into(),
+        epoch: raw.e,
+        devices,
+    };
+    Ok(Header { address, kind, tensors })
+}
+
+/// Bytes of the tensor in memory, once all about it is within the limits.
+fn check_tensor(tensor: &WireTensor, limits: &DataLimits) -> Result<u64, FrameError> {
+    check("the length of a tensor's name", tensor.name.len() as u64, NAME_MAX as u64)?;
+    check("the number of dimensions", tensor.shape.len() as u64, DIMENSIONS_MAX as u64)?;
+    let bytes = byte_len(tensor.dtype, &tensor.shape).ok_or_else(|| FrameError::Length(tensor.name.clone()))?;
+    check("the size of a tensor", bytes, limits.tensor_bytes_max)?;
+    // No codec may make a tensor larger than raw plus a little: the sender sends raw then.
+    if (tensor.codec == 0 && tensor.length != bytes) || tensor.length > bytes.saturating_add(1024) {
+        return Err(FrameError::Length(tensor.name.clone()));
+    }
+    Ok(bytes)
+}
+
+/// Bytes of a tensor in memory; `None` for a negative extent or a product that does not fit.
+fn byte_len(dtype: DType, shape: &[i64]) -> Option<u64> {
+    let width = match dtype {
+        DType::Bool | DType::Uint8 | DType::Int8 => 1u64,
+        DType::Uint16 | DType::Int16 | DType::Fp16 | DType::Bf16 => 2,
+        DType::Uint32 | DType::Int32 | DType::Fp32 => 4,
+        DType::Uint64 | DType::Int64 | DType::Fp64 => 8,
+    };
+    let mut bytes = width;
+    let mut empty = false;
+    for extent in shape {
+        let extent = u64::try_from(*extent).ok()?;
+        empty |= extent == 0;
+        bytes = bytes.checked_mul(extent.max(1))?;
+    }
+    Some(if empty { 0 } else { bytes })
+}
+
+fn check(what: &'static str, got: u64, limit: u64) -> Result<(), FrameError> {
+    if got > limit { Err(FrameError::OverLimit { what, got, limit }) } else { Ok(()) }
+}
+
+fn peer(bytes: &[u8]) -> Result<PeerId, FrameError> {
+    PeerId::from_bytes(bytes).map_err(|_| FrameError::Peer)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The text up to the limit, cut between characters.
+pub(super) fn truncated(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MESSAGE_MAX)]
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => "busy",
+            Self::StaleEpoch => "stale epoch",
+            Self::UnknownStage => "unknown stage",
+            Self::Closed => "stage shut down",
+            Self::Unreachable => "next device unreachable",
+            Self::Run => "run failed",
+            Self::Inputs => "inputs missing",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,378 @@
+//! The ingress: every accepted request from its first send to its answer.
+//!
+//! Pure. The caller brings events and the time, then takes the effects. A request leaves in exactly one way: one
+//! [`Effect::Finish`], or [`Ingress::cancel`] by the client that went away.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+
+use super::{
+    frame::{Address, Failure, FailureKind, Named},
+    limits::DataLimits,
+    metrics::DeploymentMetrics,
+    route::Route,
+};
+use crate::app::{AppError, InferRequest, InferResponse};
+use deployment::Deployment;
+use request::{Request, Sent, State};
+
+mod admit;
+mod deployment;
+mod request;
+mod words;
+
+/// Runs on different devices that may fail before the request is given up.
+const RUN_FAILURES_MAX: usize = 3;
+/// First pause after a refusal that another device or a moment may cure; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Pause when a device has another epoch than this one: long enough for the news to arrive.
+const PAUSE_EPOCH: Duration = Duration::from_millis(25);
+/// Latencies needed before they set the time that an attempt is given.
+const MEASURED_MIN: usize = 16;
+
+/// What the caller is to do.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Send the inputs to the first device of the route.
+    Send(Dispatch),
+    /// Give the client its answer.
+    Finish {
+        id: u64,
+        result: Result<InferResponse, AppError>,
+    },
+}
+
+/// An attempt to send.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    pub(super) address: Address,
+    /// Inputs of the first stage.
+    pub(super) inputs: Vec<Named>,
+    pub(super) deadline: Instant,
+}
+
+/// Requests that this device has taken in.
+#[derive(Debug)]
+pub(super) struct Ingress {
+    me: PeerId,
+    limits: DataLimits,
+    names: BTreeMap<PeerId, String>,
+    /// Peers that are up; always holds `me`.
+    up: BTreeSet<PeerId>,
+    deployments: BTreeMap<Arc<str>, Deployment>,
+    requests: HashMap<u64, Request>,
+    /// Requests that wait for a route.
+    timers: BTreeSet<(Instant, u64)>,
+    next_id: u64,
+    effects: Vec<Effect>,
+}
+
+impl Ingress {
+    /// `boot` is random per start, so that no answer to an earlier life is taken for one of this.
+    pub(super) fn new(me: PeerId, boot: u32, limits: DataLimits) -> Self {
+        Self {
+            me,
+            limits,
+            names: BTreeMap::new(),
+            up: BTreeSet::from([me]),
+            deployments: BTreeMap::new(),
+            requests: HashMap::new(),
+            timers: BTreeSet::new(),
+            next_id: u64::from(boot) << 32,
+            effects: Vec::new(),
+        }
+    }
+
+    /// What has to be done since the last call.
+    pub(super) fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When [`Ingress::tick`] is due.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Names of devices, for messages.
+    pub(super) fn set_names(&mut self, names: BTreeMap<PeerId, String>) {
+        self.names = names;
+    }
+
+    /// Newest epoch known of a deployment.
+    pub(super) fn epoch(&self, deployment: &str) -> Option<u64> {
+        self.deployments.get(deployment).and_then(|d| d.route.as_ref()).map(|route| route.epoch)
+    }
+
+    /// Replaces all routes. Requests on the way finish on the route that they are on; those that wait for a route
+    /// look again.
+    pub(super) fn set_routes(&mut self, now: Instant, routes: BTreeMap<String, Arc<Route>>) {
+        for (name, deployment) in &mut self.deployments {
+            if !routes.contains_key(&**name) {
+                deployment.set_route(None, &self.limits);
+            }
+        }
+        for (name, route) in routes {
+            let deployment =
+                self.deployments.entry(name.into()).or_insert_with(|| Deployment::new(now, &self.limits));
+            deployment.set_route(Some(route), &self.limits);
+        }
+        let gone: Vec<Arc<str>> =
+            self.deployments.iter().filter(|(_, d)| d.route.is_none()).map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            for id in self.ids(|r| r.deployment == name && !matches!(r.state, State::Sent(_))) {
+                self.finish(now, id, Err(words::undeployed(&name)));
+            }
+            self.forget_when_idle(&name);
+        }
+        self.look_again(now);
+    }
+
+    /// A peer is connected.
+    pub(super) fn peer_up(&mut self, now: Instant, peer: PeerId) {
+        self.up.insert(peer);
+        self.look_again(now);
+    }
+
+    /// A peer is gone: what is on a route through it goes out again.
+    pub(super) fn peer_down(&mut self, now: Instant, peer: PeerId) {
+        if peer == self.me || !self.up.remove(&peer) {
+            return;
+        }
+        let name = self.name(&peer);
+        for id in self.ids(|r| matches!(&r.state, State::Sent(sent) if sent.address.devices.contains(&peer))) {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.last_error = Some(format!("{name} went down"));
+            }
+            self.resend(now, id);
+        }
+    }
+
+    /// Outputs have come in from `from`. Those of an older attempt are as good: stages are pure.
+    pub(super) fn on_result(&mut self, now: Instant, from: PeerId, address: &Address, tensors: Vec<Named>) {
+        let Some(request) = self.requests.get(&address.request) else { return };
+        let Some(attempt) = request.attempts.iter().find(|a| a.address.attempt == address.attempt) else { return };
+        let answers = attempt.address.devices.last() == Some(&from) && attempt.address.epoch == address.epoch;
+        if !answers {
+            return;
+        }
+        let (epoch, retries, sent_at) = (address.epoch, request.retries(), attempt.at);
+        match request.select_outputs(&attempt.outputs, tensors) {
+            Ok(outputs) => {
+                if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
+                    deployment.attempt_latency.record(now.saturating_duration_since(sent_at));
+                }
+                self.finish(now, address.request, Ok(InferResponse { outputs, epoch, retries }));
+            }
+            Err(missing) => {
+                let error = AppError::Internal(format!(
+                    "the last stage of {} did not return output {missing:?}; undeploy and deploy the model again",
+                    request.deployment
+                ));
+                self.finish(now, address.request, Err(error));
+            }
+        }
+    }
+
+    /// A device of the current attempt has refused or failed. Errors of older attempts say nothing new.
+    pub(super) fn on_failure(&mut self, now: Instant, from: PeerId, address: &Address, failure: Failure) {
+        let blamed = self.name(&failure.blame);
+        let Some(request) = self.requests.get_mut(&address.request) else { return };
+        let State::Sent(sent) = &request.state else { return };
+        let current = sent.address.attempt == address.attempt && sent.address.epoch == address.epoch;
+        if !current || !(sent.address.devices.contains(&from) || from == self.me) {
+            return;
+        }
+        request.last_error = Some(format!("stage {} on {blamed}: {}", failure.stage, failure.message));
+        match failure.kind {
+            FailureKind::Run | FailureKind::Inputs => self.run_failed(now, address.request, failure),
+            FailureKind::Busy | FailureKind::Closed | FailureKind::Unreachable => {
+                request.avoid(failure.blame);
+                let pause = request.next_pause();
+                self.hold(now, address.request, Some(now + pause));
+            }
+            FailureKind::StaleEpoch | FailureKind::UnknownStage => {
+                let newest = self.deployments.get(&request.deployment).and_then(|d| d.route.as_ref());
+                let moved_on = newest.is_some_and(|route| route.epoch != address.epoch);
+                let pause = if moved_on { request.next_pause() } else { PAUSE_EPOCH };
+                request.avoid(failure.blame);
+                self.hold(now, address.request, Some(now + pause));
+            }
+        }
+    }
+
+    /// The client has gone away.
+    pub(super) fn cancel(&mut self, now: Instant, id: u64) {
+        if let Some(request) = self.remove(now, id) {
+            self.admit_waiting(now, &request.deployment);
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, now: Instant) {
+        while let Some((at, id)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            let Some(request) = self.requests.get_mut(&id) else { continue };
+            if request.deadline <= now {
+                self.expire(now, id);
+                continue;
+            }
+            match &request.state {
+                State::Sent(sent) if sent.until <= now => {
+                    let waited = now.saturating_duration_since(sent.at);
+                    request.timeouts += 1;
+                    request.last_error = Some(format!("no answer within {:.1} s", waited.as_secs_f64()));
+                    for device in sent.address.devices.to_vec() {
+                        request.avoid(device);
+                    }
+                    self.resend(now, id);
+                }
+                State::Held { until: Some(until), .. } if *until <= now => self.resend(now, id),
+                State::Sent(_) | State::Held { .. } | State::InLine => self.set_timer(id),
+            }
+        }
+    }
+
+    /// Numbers of every deployment.
+    pub(super) fn metrics(&self, now: Instant) -> BTreeMap<String, DeploymentMetrics> {
+        self.deployments.iter().map(|(name, d)| (name.to_string(), d.metrics(now))).collect()
+    }
+
+    fn name(&self, peer: &PeerId) -> String {
+        self.names.get(peer).cloned().unwrap_or_else(|| peer.to_string())
+    }
+
+    fn ids(&self, keep: impl Fn(&Request) -> bool) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.requests.iter().filter(|(_, r)| keep(r)).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Requests that wait for a route or a pause try again, and the window may have grown.
+    fn look_again(&mut self, now: Instant) {
+        for id in self.ids(|r| matches!(r.state, State::Held { .. })) {
+            self.resend(now, id);
+        }
+        let names: Vec<Arc<str>> = self.deployments.keys().cloned().collect();
+        for name in names {
+            self.admit_waiting(now, &name);
+        }
+    }
+
+    /// A run failed: on another device it may not. The same words twice mean that the request is at fault.
+    fn run_failed(&mut self, now: Instant, id: u64, failure: Failure) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let again = request.run_failures.contains(&failure.message);
+        request.run_failures.push(failure.message.clone());
+        if again || request.run_failures.len() >= RUN_FAILURES_MAX {
+            let error = words::run_failed(&request.deployment, &failure, again);
+            self.finish(now, id, Err(error));
+            return;
+        }
+        request.avoid(failure.blame);
+        let pause = request.next_pause();
+        self.hold(now, id, Some(now + pause));
+    }
+
+    /// Takes the request off its route; it keeps its slot.
+    fn hold(&mut self, now: Instant, id: u64, until: Option<Instant>) {
+        debug_assert!(until.is_none_or(|until| until >= now), "a pause ends in the future");
+        self.release_route(id);
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.state = State::Held { until, missing: None };
+        }
+        self.set_timer(id);
+    }
+
+    /// Sends the request on a route of now, or holds it until there is one.
+    fn resend(&mut self, now: Instant, id: u64) {
+        self.release_route(id);
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let Some(deployment) = self.deployments.get_mut(&request.deployment) else { return };
+        if request.deadline <= now {
+            // Its timer is due: the next tick ends it, so that nothing here calls itself.
+            request.state = State::Held { until: None, missing: None };
+            self.set_timer(id);
+            return;
+        }
+        let Some(route) = deployment.route.clone() else {
+            let error = words::undeployed(&request.deployment);
+            self.finish(now, id, Err(error));
+            return;
+        };
+        match deployment.pick(self.me, &self.up, &request.avoided) {
+            Err(missing) => request.state = State::Held { until: None, missing },
+            Ok(devices) => {
+                let attempt = request.attempts_made;
+                request.attempts_made += 1;
+                if attempt > 0 {
+                    deployment.retries += 1;
+                }
+                let address = Address {
+                    request: id,
+                    attempt,
+                    ingress: self.me,
+                    deployment: request.deployment.clone(),
+                    epoch: route.epoch,
+                    devices: devices.into(),
+                };
+                let until = now + deployment.attempt_timeout(request.timeouts, &self.limits);
+                let inputs = request.inputs_of(&route);
+                request.set_sent(Sent { address: address.clone(), at: now, until, outputs: route });
+                let deadline = request.deadline;
+                self.effects.push(Effect::Send(Dispatch { address, inputs, deadline }));
+            }
+        }
+        self.set_timer(id);
+    }
+
+    /// Gives the route's replicas back to the balancer.
+    fn release_route(&mut self, id: u64) {
+        let Some(request) = self.requests.get(&id) else { return };
+        if let State::Sent(sent) = &request.state
+            && let Some(deployment) = self.deployments.get_mut(&request.deployment)
+        {
+            deployment.release(sent.address.epoch, &sent.address.devices);
+        }
+    }
+
+    /// One timer per request: whatever comes first.
+    fn set_timer(&mut self, id: u64) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        self.timers.remove(&(request.timer, id));
+        request.timer = match &request.state {
+            State::InLine | State::Held { until: None, .. } => request.deadline,
+            State::Held { until: Some(until), .. } => request.deadline.min(*until),
+            State::Sent(sent) => request.deadline.min(sent.until),
+        };
+        self.timers.insert((request.timer, id));
+    }
+
+    fn expire(&mut self, now: Instant, id: u64) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let error = AppError::DeadlineExceeded(self.why_late(now, request));
+        self.finish(now, id, Err(error));
+    }
+
+    fn finish(&mut self, now: Instant, id: u64, result: Result<InferResponse, AppError>) {
+        let Some(request) = self.remove(now, id) else { return };
+        if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
+            match &result {
+                Ok(_) => deployment.record_answer(now, now.saturating_duration_since(request.accepted)),
+                Err(_) => deployment.errors += 1,
+            }
+        }
+        self.effects.push(Effect::Finish { id, result });
+        self.admit_waiting(now, &request.deployment);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! What the ingress keeps per deployment.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+
+use super::MEASURED_MIN;
+use crate::data::{
+    balance::Balancer,
+    latency::{Rate, Recent},
+    limits::DataLimits,
+    metrics::DeploymentMetrics,
+    route::Route,
+};
+
+/// Fewest requests in the pipeline at a time, however short the pipeline is.
+const WINDOW_MIN: usize = 4;
+
+/// Route, window and numbers of one deployment.
+#[derive(Debug)]
+pub(super) struct Deployment {
+    /// `None` once it was undeployed.
+    pub(super) route: Option<Arc<Route>>,
+    balancer: Option<Balancer>,
+    pub(super) window: usize,
+    /// Requests that hold a slot of the window.
+    pub(super) in_flight: usize,
+    /// Requests that wait for a slot, in order.
+    pub(super) line: VecDeque<u64>,
+    pub(super) requests: u64,
+    pub(super) errors: u64,
+    pub(super) retries: u64,
+    answers: Rate,
+    latency: Recent,
+    /// From a send to its answer.
+    pub(super) attempt_latency: Recent,
+}
+
+impl Deployment {
+    pub(super) fn new(now: Instant, limits: &DataLimits) -> Self {
+        Self {
+            route: None,
+            balancer: None,
+            window: WINDOW_MIN.min(limits.window_max),
+            in_flight: 0,
+            line: VecDeque::new(),
+            requests: 0,
+            errors: 0,
+            retries: 0,
+            answers: Rate::new(now),
+            latency: Recent::default(),
+            attempt_latency: Recent::default(),
+        }
+    }
+
+    pub(super) fn set_route(&mut self, route: Option<Arc<Route>>, limits: &DataLimits) {
+        if self.route == route {
+            return;
+        }
+        if let Some(route) = &route {
+            // Every replica runs one request and has the next at hand.
+            let replicas: usize = route.stages.iter().map(|stage| stage.replicas.len()).sum();
+            self.window = (2 * replicas).max(WINDOW_MIN).min(limits.window_max).max(1);
+        }
+        self.balancer = route.as_deref().map(Balancer::new);
+        // Another plan has other latencies.
+        self.attempt_latency = Recent::default();
+        self.route = route;
+    }
+
+    /// A device per stage. `Err` names the stage that has no live device; `Err(None)`: there is no active plan.
+    pub(super) fn pick(
+        &mut self,
+        me: PeerId,
+        up: &BTreeSet<PeerId>,
+        avoid: &[PeerId],
+    ) -> Result<Vec<PeerId>, Option<usize>> {
+        match (&self.route, &mut self.balancer) {
+            (Some(route), Some(balancer)) if !route.stages.is_empty() => {
+                balancer.pick(me, up, avoid).map_err(Some)
+            }
+            (Some(_) | None, Some(_) | None) => Err(None),
+        }
+    }
+
+    pub(super) fn release(&mut self, epoch: u64, devices: &[PeerId]) {
+        if let Some(balancer) = &mut self.balancer {
+            balancer.release(epoch, devices);
+        }
+    }
+
+    /// Time that an attempt is given: well over what answers took lately, and twice as much after every timeout.
+    pub(super) fn attempt_timeout(&self, timeouts: u32, limits: &DataLimits) -> Duration {
+        let base = match self.attempt_latency.quantile(0.99) {
+            Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => (p99 * 8).max(limits.attempt_min),
+            Some(_) | None => limits.attempt_unmeasured,
+        };
+        base.saturating_mul(2u32.saturating_pow(timeouts.min(16))).min(limits.timeout_max)
+    }
+
+    pub(super) fn record_answer(&mut self, now: Instant, latency: Duration) {
+        self.answers.record(now);
+        self.latency.record(latency);
+    }
+
+    pub(super) fn metrics(&self, now: Instant) -> DeploymentMetrics {
+        DeploymentMetrics {
+            requests: self.requests,
+            errors: self.errors,
+            retries: self.retries,
+            in_flight: self.in_flight,
+            waiting: self.line.len(),
+            rps: self.answers.per_second(now),
+            p50: self.latency.quantile(0.5),
+            p99: self.latency.quantile(0.99),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One request of the ingress.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+
+use super::{PAUSE_MAX, PAUSE_MIN};
+use crate::data::{
+    frame::{Address, Named},
+    route::Route,
+};
+
+/// Attempts whose late results are still taken.
+const ATTEMPTS_KEPT: usize = 8;
+/// Devices that a request keeps away from.
+const AVOIDED_MAX: usize = 16;
+
+/// A request from its acceptance to its answer.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) deployment: Arc<str>,
+    /// Kept until the answer is there.
+    inputs: Vec<Named>,
+    /// Outputs wanted; empty for all.
+    wanted: Vec<String>,
+    pub(super) accepted: Instant,
+    pub(super) deadline: Instant,
+    pub(super) state: State,
+    /// The newest attempts, the current one last.
+    pub(super) attempts: Vec<Sent>,
+    pub(super) attempts_made: u32,
+    pub(super) timeouts: u32,
+    pauses: u32,
+    pub(super) avoided: Vec<PeerId>,
+    pub(super) run_failures: Vec<String>,
+    pub(super) last_error: Option<String>,
+    /// The time that stands for this request among the ingress's timers.
+    pub(super) timer: Instant,
+}
+
+/// Where a request is.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Waits for a slot of the window.
+    InLine,
+    /// Has a slot and no route: until a time, or until routes or peers change. `missing` is the stage that has no
+    /// live device.
+    Held {
+        until: Option<Instant>,
+        missing: Option<usize>,
+    },
+    /// On its way.
+    Sent(Sent),
+}
+
+/// An attempt.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    pub(super) address: Address,
+    pub(super) at: Instant,
+    /// When the request goes out again.
+    pub(super) until: Instant,
+    /// The route that says what the outputs are.
+    pub(super) outputs: Arc<Route>,
+}
+
+impl Request {
+    pub(super) fn new(
+        deployment: Arc<str>,
+        inputs: Vec<Named>,
+        wanted: Vec<String>,
+        accepted: Instant,
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            deployment,
+            inputs,
+            wanted,
+            accepted,
+            deadline,
+            state: State::InLine,
+            attempts: Vec::new(),
+            attempts_made: 0,
+            timeouts: 0,
+            pauses: 0,
+            avoided: Vec::new(),
+            run_failures: Vec::new(),
+            last_error: None,
+            timer: deadline,
+        }
+    }
+
+    /// Times that the request was sent again.
+    pub(super) fn retries(&self) -> u32 {
+        self.attempts_made.saturating_sub(1)
+    }
+
+    pub(super) fn set_sent(&mut self, sent: Sent) {
+        if self.attempts.len() == ATTEMPTS_KEPT {
+            self.attempts.remove(0);
+        }
+        self.attempts.push(sent.clone());
+        self.state = State::Sent(sent);
+    }
+
+    /// Keeps away from a device from now on, wherever there is another.
+    pub(super) fn avoid(&mut self, device: PeerId) {
+        self.avoided.retain(|peer| *peer != device);
+        if self.avoided.len() == AVOIDED_MAX {
+            self.avoided.remove(0);
+        }
+        self.avoided.push(device);
+    }
+
+    /// The next pause: short at first, for another device may well be free.
+    pub(super) fn next_pause(&mut self) -> Duration {
+        let pause = PAUSE_MIN * 2u32.saturating_pow(self.pauses.min(10));
+        self.pauses += 1;
+        pause.min(PAUSE_MAX)
+    }
+
+    /// What the first stage takes, and what later stages take of the model's inputs.
+    pub(super) fn inputs_of(&self, route: &Route) -> Vec<Named> {
+        let enters = |name: &String| route.stages.first().is_some_and(|stage| stage.inputs.contains(name));
+        self.inputs.iter().filter(|(name, _)| enters(name)).cloned().collect()
+    }
+
+    /// The wanted outputs in graph order; `Err` names one that is missing.
+    pub(super) fn select_outputs(&self, route: &Route, mut tensors: Vec<Named>) -> Result<Vec<Named>, String> {
+        let mut outputs = Vec::with_capacity(route.outputs.len());
+        for name in &route.outputs {
+            if !self.wanted.is_empty() && !self.wanted.contains(name) {
+                continue;
+            }
+            match tensors.iter().position(|(n, _)| n == name) {
+                Some(at) => outputs.push(tensors.swap_remove(at)),
+                None => return Err(name.clone()),
+            }
+        }
+        Ok(outputs)
+    }
+}

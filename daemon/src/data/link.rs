@@ -1,0 +1,236 @@
+//! The outbound stream to one peer: a bounded queue and the task that writes it.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    frame::{Body, Frame},
+    limits::DataLimits,
+    metrics::LinkMetrics,
+    transport::{DataStream, Transport},
+    wire::{Outgoing, now},
+};
+
+/// Frames from this size on are used to measure the stream.
+const MEASURED_MIN: usize = 64 << 10;
+/// Weight of the newest measurement.
+const SMOOTHING: f64 = 0.2;
+/// Pause after a stream could not be opened; doubles up to [`REOPEN_MAX`].
+const REOPEN_MIN: Duration = Duration::from_millis(50);
+const REOPEN_MAX: Duration = Duration::from_secs(2);
+
+/// Told of every frame that could not be delivered, with the reason.
+pub(super) type OnLost = Box<dyn Fn(Frame, &str) + Send + Sync>;
+
+/// Handle on the writer of one peer's stream. Dropping it ends the writer.
+#[derive(Debug)]
+pub(super) struct Link {
+    queue: mpsc::Sender<Frame>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Shared {
+    peer: PeerId,
+    queued_bytes: AtomicUsize,
+    queue_bytes_max: usize,
+    numbers: Mutex<Numbers>,
+}
+
+#[derive(Debug, Default)]
+struct Numbers {
+    frames: u64,
+    bytes_sent: u64,
+    bytes_raw: u64,
+    bytes_per_s: f64,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Link {
+    /// Starts the writer on `runtime`. The stream is opened for the first frame.
+    pub(super) fn start(
+        runtime: &tokio::runtime::Handle,
+        peer: PeerId,
+        transport: Arc<dyn Transport>,
+        limits: &DataLimits,
+        on_lost: OnLost,
+    ) -> Self {
+        let (queue, frames) = mpsc::channel(limits.link_queue_frames.max(1));
+        let shared = Arc::new(Shared {
+            peer,
+            queued_bytes: AtomicUsize::new(0),
+            queue_bytes_max: limits.link_queue_bytes,
+            numbers: Mutex::new(Numbers::default()),
+        });
+        let stop = CancellationToken::new();
+        let writer = Writer {
+            shared: shared.clone(),
+            transport,
+            on_lost,
+            stall: limits.stall_max,
+            stream: None,
+            closed_until: None,
+            reopen_pause: REOPEN_MIN,
+        };
+        runtime.spawn(writer.run(frames, stop.clone()));
+        Self { queue, shared, stop }
+    }
+
+    /// Whether a frame would find room now.
+    pub(super) fn has_room(&self) -> bool {
+        self.queue.capacity() > 0
+            && self.shared.queued_bytes.load(Ordering::Relaxed) < self.shared.queue_bytes_max
+    }
+
+    /// Queues a frame, or gives it back when the queue is full. Never blocks.
+    pub(super) fn try_send(&self, frame: Frame) -> Result<(), Frame> {
+        let bytes = frame.bytes();
+        // What carries no tensors always fits into the memory; a first frame of any size is taken.
+        if bytes > 0 {
+            let queued = self.shared.queued_bytes.load(Ordering::Relaxed);
+            if queued > 0 && queued + bytes > self.shared.queue_bytes_max {
+                return Err(frame);
+            }
+        }
+        self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.queue.try_send(frame).map_err(|error| {
+            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            error.into_inner()
+        })
+    }
+
+    pub(super) fn metrics(&self) -> LinkMetrics {
+        let numbers = self.shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Numbers { frames, bytes_sent, bytes_raw, bytes_per_s } = &*numbers;
+        LinkMetrics {
+            peer: self.shared.peer,
+            frames: *frames,
+            bytes_sent: *bytes_sent,
+            bytes_raw: *bytes_raw,
+            bytes_per_s: *bytes_per_s,
+            codec: "raw",
+            queue: self.queue.max_capacity() - self.queue.capacity(),
+        }
+    }
+}
+
+/// Owns the stream.
+struct Writer {
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    on_lost: OnLost,
+    stall: Duration,
+    stream: Option<Box<dyn DataStream>>,
+    /// No new stream is tried before this time.
+    closed_until: Option<Instant>,
+    reopen_pause: Duration,
+}
+
+impl Writer {
+    async fn run(mut self, mut frames: mpsc::Receiver<Frame>, stop: CancellationToken) {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                frame = frames.recv() => frame,
+            };
+            let Some(frame) = frame else { break };
+            let delivered = tokio::select! {
+                biased;
+                () = stop.cancelled() => Err("the peer went down".to_owned()),
+                result = self.deliver(&frame) => result.map_err(|error| error.to_string()),
+            };
+            self.shared.queued_bytes.fetch_sub(frame.bytes(), Ordering::Relaxed);
+            if let Err(why) = delivered {
+                tracing::debug!(peer = %self.shared.peer, why, "a frame was not delivered");
+                (self.on_lost)(frame, &why);
+            }
+        }
+        frames.close();
+        while let Some(frame) = frames.recv().await {
+            (self.on_lost)(frame, "the peer went down");
+        }
+    }
+
+    /// Writes a frame, on a fresh stream when the old one fails.
+    async fn deliver(&mut self, frame: &Frame) -> io::Result<()> {
+        if expired(frame) {
+            // Its ingress has answered by itself.
+            return Ok(());
+        }
+        let outgoing = Outgoing::new(frame, now()).map_err(io::Error::other)?;
+        if let Some(stream) = self.stream.take() {
+            match self.write(stream, &outgoing).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let stream = self.open().await?;
+        self.write(stream, &outgoing).await
+    }
+
+    async fn open(&mut self) -> io::Result<Box<dyn DataStream>> {
+        if self.closed_until.is_some_and(|until| now() < until) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "no stream could be opened a moment ago"));
+        }
+        match self.transport.open(self.shared.peer).await {
+            Ok(stream) => {
+                self.closed_until = None;
+                self.reopen_pause = REOPEN_MIN;
+                Ok(stream)
+            }
+            Err(error) => {
+                self.closed_until = Some(now() + self.reopen_pause);
+                self.reopen_pause = (self.reopen_pause * 2).min(REOPEN_MAX);
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps the stream only if all went well: half a frame must not be followed by another.
+    async fn write(&mut self, mut stream: Box<dyn DataStream>, outgoing: &Outgoing) -> io::Result<()> {
+        let start = now();
+        outgoing.write(&mut stream, self.stall).await?;
+        let seconds = now().saturating_duration_since(start).as_secs_f64();
+        self.stream = Some(stream);
+        let wire_bytes = outgoing.wire_bytes();
+        let mut numbers = self.shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.frames += 1;
+        numbers.bytes_sent += wire_bytes as u64;
+        numbers.bytes_raw += outgoing.raw_bytes as u64;
+        if wire_bytes >= MEASURED_MIN && seconds > 0.0 {
+            let rate = wire_bytes as f64 / seconds;
+            numbers.bytes_per_s = smooth(numbers.bytes_per_s, rate);
+        }
+        Ok(())
+    }
+}
+
+fn expired(frame: &Frame) -> bool {
+    match &frame.body {
+        Body::Activation { deadline, .. } => *deadline <= now(),
+        Body::Result { .. } | Body::Failed(_) => false,
+    }
+}
+
+/// Moving average that starts at its first value.
+pub(super) fn smooth(old: f64, new: f64) -> f64 {
+    if old == 0.0 { new } else { old + SMOOTHING * (new - old) }
+}

@@ -1,0 +1,330 @@
+//! The data plane of one device: ingress, hosted stages and links behind one handle.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Instant,
+};
+
+use libp2p::PeerId;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, oneshot},
+    task::AbortHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    frame::{Address, Body, Failure, FailureKind, Frame, truncated},
+    hosting::{Done, Hosted, HostedStage, Job, OnDone, StageRun},
+    ingress::{Dispatch, Effect, Ingress},
+    limits::DataLimits,
+    link::Link,
+    metrics::DataMetrics,
+    route::{Route, StageKey},
+    transport::{DataStream, Transport},
+    wire::{now, read_frame},
+};
+use crate::app::{AppError, InferRequest, InferResponse};
+
+/// Handle on the data plane; clones are cheap. Its tasks end with the last handle.
+#[derive(Debug, Clone)]
+pub struct DataPlane {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    me: PeerId,
+    limits: DataLimits,
+    transport: Arc<dyn Transport>,
+    runtime: Handle,
+    desk: Mutex<Desk>,
+    /// The earliest timer of the ingress has changed.
+    wake: Notify,
+    stages: Mutex<Stages>,
+    /// Peers that are up, with their stream once there was something to send.
+    links: Mutex<BTreeMap<PeerId, Option<Arc<Link>>>>,
+    readers: Mutex<HashMap<PeerId, VecDeque<AbortHandle>>>,
+    on_done: Arc<OnDone>,
+    stop: CancellationToken,
+}
+
+/// The ingress and the clients that wait.
+struct Desk {
+    ingress: Ingress,
+    clients: HashMap<u64, oneshot::Sender<Result<InferResponse, AppError>>>,
+}
+
+/// Stages that run here.
+#[derive(Default)]
+struct Stages {
+    hosted: HashMap<StageKey, Arc<Hosted>>,
+    /// Newest epoch per deployment of which a stage was taken away. Bounded by the routes that are known.
+    retired: BTreeMap<String, u64>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataPlane").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl DataPlane {
+    /// Starts the data plane of device `me` on the current tokio runtime.
+    pub fn start(me: PeerId, transport: impl Transport, limits: DataLimits) -> Self {
+        let stop = CancellationToken::new();
+        let shared = Arc::new_cyclic(|weak: &Weak<Shared>| {
+            let stages_of = weak.clone();
+            let on_done: Arc<OnDone> = Arc::new(move |key, done| {
+                if let Some(shared) = stages_of.upgrade() {
+                    shared.stage_done(key, done);
+                }
+            });
+            Shared {
+                me,
+                transport: Arc::new(transport),
+                runtime: Handle::current(),
+                desk: Mutex::new(Desk {
+                    ingress: Ingress::new(me, rand::random(), limits.clone()),
+                    clients: HashMap::new(),
+                }),
+                wake: Notify::new(),
+                stages: Mutex::new(Stages::default()),
+                links: Mutex::new(BTreeMap::new()),
+                readers: Mutex::new(HashMap::new()),
+                on_done,
+                stop: stop.clone(),
+                limits,
+            }
+        });
+        shared.runtime.spawn(keep_time(Arc::downgrade(&shared), stop));
+        Self { shared }
+    }
+
+    /// Replaces all routes. Called on every change of the replicated state.
+    pub fn set_routes(&self, routes: BTreeMap<String, Arc<Route>>) {
+        lock(&self.shared.stages).retired.retain(|deployment, _| routes.contains_key(deployment));
+        self.shared.drive(|ingress, now| ingress.set_routes(now, routes));
+    }
+
+    /// Names of devices, for messages to people.
+    pub fn set_names(&self, names: BTreeMap<PeerId, String>) {
+        self.shared.drive(|ingress, _| ingress.set_names(names));
+    }
+
+    /// Makes a stage that runs here reachable. A stage that was there under this key is replaced.
+    pub fn host<R: StageRun>(&self, key: StageKey, stage: HostedStage<R>) {
+        let hosted = Hosted::new(key.clone(), stage, &self.shared.limits, self.shared.on_done.clone());
+        // The replaced stage must not be dropped under the lock: its thread may be waited for.
+        let replaced = lock(&self.shared.stages).hosted.insert(key, Arc::new(hosted));
+        drop(replaced);
+    }
+
+    /// Takes a stage out of reach: frames for it are refused as of a retired epoch. Runs on the way finish.
+    pub fn unhost(&self, key: &StageKey) {
+        let removed = {
+            let mut stages = lock(&self.shared.stages);
+            let retired = stages.retired.entry(key.deployment.clone()).or_insert(key.epoch);
+            *retired = (*retired).max(key.epoch);
+            stages.hosted.remove(key)
+        };
+        drop(removed);
+    }
+
+    /// A peer is connected.
+    pub fn peer_up(&self, peer: PeerId) {
+        lock(&self.shared.links).entry(peer).or_insert(None);
+        self.shared.drive(|ingress, now| ingress.peer_up(now, peer));
+    }
+
+    /// A peer is gone: its streams are closed, and requests on a route through it go out again.
+    pub fn peer_down(&self, peer: PeerId) {
+        let link = lock(&self.shared.links).remove(&peer);
+        drop(link);
+        for reader in lock(&self.shared.readers).remove(&peer).unwrap_or_default() {
+            reader.abort();
+        }
+        self.shared.drive(|ingress, now| ingress.peer_down(now, peer));
+    }
+
+    /// Takes an inbound stream of a peer.
+    pub fn accept(&self, peer: PeerId, stream: impl DataStream) {
+        let stop = self.shared.stop.clone();
+        let reading = read_stream(Arc::downgrade(&self.shared), peer, stream, self.shared.limits.clone());
+        let task = self.shared.runtime.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = reading => {}
+            }
+        });
+        let mut readers = lock(&self.shared.readers);
+        let of_peer = readers.entry(peer).or_default();
+        of_peer.retain(|reader| !reader.is_finished());
+        of_peer.push_back(task.abort_handle());
+        if of_peer.len() > self.shared.limits.streams_per_peer
+            && let Some(oldest) = of_peer.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+
+    /// Runs a request through the mesh. Ends by the request's deadline; dropping the future gives the request up.
+    pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, AppError> {
+        let (client, answer) = oneshot::channel();
+        let id = self.shared.drive_with(|desk, now| {
+            let id = desk.ingress.begin(now, request)?;
+            desk.clients.insert(id, client);
+            Ok::<u64, AppError>(id)
+        })?;
+        let _guard = Waiting { shared: self.shared.clone(), id };
+        match answer.await {
+            Ok(result) => result,
+            Err(_) => Err(AppError::Internal("the daemon is shutting down; ask another device".into())),
+        }
+    }
+
+    /// All numbers at this moment.
+    pub fn metrics(&self) -> DataMetrics {
+        let deployments = lock(&self.shared.desk).ingress.metrics(now());
+        let mut stages: Vec<_> = lock(&self.shared.stages).hosted.values().map(|h| h.metrics()).collect();
+        stages.sort_by(|a, b| a.key.cmp(&b.key));
+        let links = lock(&self.shared.links).values().flatten().map(|link| link.metrics()).collect();
+        DataMetrics { deployments, stages, links }
+    }
+}
+
+/// Gives a request up when its client goes away; nothing when it has been answered.
+struct Waiting {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.shared.drive_with(|desk, now| {
+            desk.clients.remove(&id);
+            desk.ingress.cancel(now, id);
+        });
+    }
+}
+
+impl Shared {
+    /// Brings the ingress an event and does what follows from it.
+    fn drive(self: &Arc<Self>, event: impl FnOnce(&mut Ingress, Instant)) {
+        self.drive_with(|desk, now| event(&mut desk.ingress, now));
+    }
+
+    fn drive_with<T>(self: &Arc<Self>, event: impl FnOnce(&mut Desk, Instant) -> T) -> T {
+        let mut answers = Vec::new();
+        let mut dispatches = Vec::new();
+        let (value, timer_changed) = {
+            let mut desk = lock(&self.desk);
+            let before = desk.ingress.next_timer();
+            let value = event(&mut desk, now());
+            for effect in desk.ingress.take_effects() {
+                match effect {
+                    Effect::Send(dispatch) => dispatches.push(dispatch),
+                    Effect::Finish { id, result } => {
+                        answers.extend(desk.clients.remove(&id).map(|client| (client, result)));
+                    }
+                }
+            }
+            (value, desk.ingress.next_timer() != before)
+        };
+        if timer_changed {
+            self.wake.notify_one();
+        }
+        for (client, result) in answers {
+            // A client that has gone away needs no answer.
+            let _ = client.send(result);
+        }
+        for dispatch in dispatches {
+            self.dispatch(dispatch);
+        }
+        value
+    }
+
+    fn dispatch(self: &Arc<Self>, Dispatch { address, inputs, deadline }: Dispatch) {
+        let Some(first) = address.devices.first().copied() else { return };
+        let body = Body::Activation { stage: 0, deadline, tensors: inputs };
+        self.send(first, Frame { address, body });
+    }
+
+    /// Sends a frame to a device, which may be this one.
+    fn send(self: &Arc<Self>, to: PeerId, frame: Frame) {
+        if to == self.me {
+            self.receive(self.me, frame);
+            return;
+        }
+        let Some(link) = self.link(to) else {
+            self.lost(to, frame, FailureKind::Unreachable, "it is not connected");
+            return;
+        };
+        if let Err(frame) = link.try_send(frame) {
+            self.lost(to, frame, FailureKind::Busy, "too much waits to be sent to it");
+        }
+    }
+
+    /// The link to a peer that is up.
+    fn link(self: &Arc<Self>, peer: PeerId) -> Option<Arc<Link>> {
+        let mut links = lock(&self.links);
+        let link = links.get_mut(&peer)?;
+        Some(link.get_or_insert_with(|| Arc::new(self.new_link(peer))).clone())
+    }
+
+    fn new_link(self: &Arc<Self>, peer: PeerId) -> Link {
+        let weak = Arc::downgrade(self);
+        let on_lost = Box::new(move |frame: Frame, why: &str| {
+            if let Some(shared) = weak.upgrade() {
+                shared.lost(peer, frame, FailureKind::Unreachable, why);
+            }
+        });
+        Link::start(&self.runtime, peer, self.transport.clone(), &self.limits, on_lost)
+    }
+
+    /// A frame did not get to `peer`: its ingress is told, unless that is whom it did not get to.
+    fn lost(self: &Arc<Self>, peer: PeerId, frame: Frame, kind: FailureKind, why: &str) {
+        let Frame { address, body } = frame;
+        match body {
+            Body::Activation { stage, .. } => {
+                let message = format!("the device cannot be reached: {why}");
+                self.fail(address, Failure { kind, stage, blame: peer, message });
+            }
+            Body::Result { .. } | Body::Failed(_) => {
+                tracing::debug!(%peer, request = address.request, why, "an ingress cannot be reached");
+            }
+        }
+    }
+
+    fn fail(self: &Arc<Self>, address: Address, mut failure: Failure) {
+        failure.message.truncate(truncated(&failure.message).len());
+        self.send(address.ingress, Frame { address, body: Body::Failed(failure) });
+    }
+
+    /// A frame has come in from `from`, authenticated.
+    fn receive(self: &Arc<Self>, from: PeerId, frame: Frame) {
+        let Frame { address, body } = frame;
+        match body {
+            Body::Activation { stage, deadline, tensors } => {
+                self.activation(address, stage, Job { deadline, tensors })
+            }
+            Body::Result { tensors } if address.ingress == self.me => {
+                self.drive(|ingress, now| ingress.on_result(now, from, &address, tensors));
+            }
+            Body::Failed(failure) if address.ingress == self.me => {
+                self.drive(|ingress, now| ingress.on_failure(now, from, &address, failure));
+            }
+            Body::Result { .. } | Body::Failed(_) => {
+                tracing::debug!(%from, ingress = %address.ingress, "dropped an answer for another device");
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What the data plane knows of a deployment: its stages and where they run.
+
+use libp2p::PeerId;
+
+/// The active plan of a deployment as requests are routed by it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Deployment name.
+    pub deployment: String,
+    /// Number of the plan.
+    pub epoch: u64,
+    /// The model's inputs in graph order.
+    pub inputs: Vec<String>,
+    /// The model's outputs in graph order.
+    pub outputs: Vec<String>,
+    /// Stages in pipeline order. Empty for a deployment that is known and not yet active: its requests are told to
+    /// come back later.
+    pub stages: Vec<RouteStage>,
+}
+
+/// One stage of a route.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteStage {
+    /// Devices that run the stage, with the fraction of the requests that each takes.
+    pub replicas: Vec<(PeerId, f64)>,
+    /// Names of the tensors that enter: for the first stage those model inputs that are used at all.
+    pub inputs: Vec<String>,
+}
+
+/// Names one stage of one plan of one deployment.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StageKey {
+    /// Deployment name.
+    pub deployment: String,
+    /// Number of the plan.
+    pub epoch: u64,
+    /// Position of the stage in the pipeline.
+    pub stage: usize,
+}
+
+impl std::fmt::Display for StageKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stage {} of {}, epoch {}", self.stage, self.deployment, self.epoch)
+    }
+}

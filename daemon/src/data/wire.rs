@@ -1,0 +1,187 @@
+//! Frames over a byte stream.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use mesh_inference::tensor::Tensor;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{
+    frame::{
+        Body, Failure, Frame, FrameError, HEADER_MAX, Header, HeaderKind, MAGIC, Named, WireTensor,
+        decode_header, encode_header, header_length,
+    },
+    limits::DataLimits,
+};
+
+/// Frames up to this size go out in one piece.
+const SMALL: usize = 64 << 10;
+/// Bytes moved between two looks at the clock.
+const CHUNK: usize = 256 << 10;
+
+/// A frame ready for the stream.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// Prefix and header.
+    head: Vec<u8>,
+    payloads: Vec<Payload>,
+    pub(super) raw_bytes: usize,
+}
+
+#[derive(Debug)]
+enum Payload {
+    Raw(Tensor),
+}
+
+impl Payload {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Raw(tensor) => tensor.bytes(),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Prepares a frame, with `now` to say how much time is left.
+    pub(super) fn new(frame: &Frame, now: Instant) -> Result<Self, FrameError> {
+        let kind = match &frame.body {
+            Body::Activation { stage, deadline, tensors: _ } => HeaderKind::Activation {
+                stage: *stage,
+                remaining: deadline.saturating_duration_since(now),
+            },
+            Body::Result { tensors: _ } => HeaderKind::Result,
+            Body::Failed(failure) => HeaderKind::Failed(failure.clone()),
+        };
+        let tensors = frame.tensors().iter().map(|(name, tensor)| WireTensor {
+            name: name.clone(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            codec: 0,
+            length: tensor.bytes().len() as u64,
+        });
+        let header = Header { address: frame.address.clone(), kind, tensors: tensors.collect() };
+        Ok(Self {
+            head: encode_header(&header)?,
+            payloads: frame.tensors().iter().map(|(_, tensor)| Payload::Raw(tensor.clone())).collect(),
+            raw_bytes: frame.bytes(),
+        })
+    }
+
+    /// Bytes on the wire.
+    pub(super) fn wire_bytes(&self) -> usize {
+        self.head.len() + self.payloads.iter().map(|p| p.bytes().len()).sum::<usize>()
+    }
+
+    /// Writes the whole frame; gives up when the stream takes nothing for `stall`.
+    pub(super) async fn write(&self, stream: &mut (impl AsyncWrite + Unpin), stall: Duration) -> io::Result<()> {
+        if self.wire_bytes() <= SMALL {
+            let mut all = Vec::with_capacity(self.wire_bytes());
+            all.extend_from_slice(&self.head);
+            for payload in &self.payloads {
+                all.extend_from_slice(payload.bytes());
+            }
+            write_chunks(stream, &all, stall).await?;
+        } else {
+            write_chunks(stream, &self.head, stall).await?;
+            for payload in &self.payloads {
+                write_chunks(stream, payload.bytes(), stall).await?;
+            }
+        }
+        timeout(stall, stream.flush()).await.map_err(|_| stalled())?
+    }
+}
+
+async fn write_chunks(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    stall: Duration,
+) -> io::Result<()> {
+    for chunk in bytes.chunks(CHUNK) {
+        timeout(stall, stream.write_all(chunk)).await.map_err(|_| stalled())??;
+    }
+    Ok(())
+}
+
+fn stalled() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the peer takes no data")
+}
+
+/// Reads the next frame. `None` when the stream ended between frames.
+pub(super) async fn read_frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    limits: &DataLimits,
+) -> Result<Option<Frame>, FrameError> {
+    let mut prefix = [0u8; 8];
+    // Between frames the wait is as long as the peer is silent; its connection is watched elsewhere.
+    if stream.read(&mut prefix[..1]).await? == 0 {
+        return Ok(None);
+    }
+    if prefix[0] != MAGIC[0] {
+        return Err(FrameError::Magic);
+    }
+    fill(stream, &mut prefix[1..], limits.stall_max).await?;
+    let length = header_length(prefix)?;
+    debug_assert!(length <= HEADER_MAX, "header_length has checked it");
+    let mut head = vec![0u8; length];
+    fill(stream, &mut head, limits.stall_max).await?;
+    let header = decode_header(&head, limits)?;
+    let arrived = now();
+    let mut tensors = Vec::with_capacity(header.tensors.len());
+    for wire in header.tensors {
+        tensors.push(read_tensor(stream, wire, limits).await?);
+    }
+    let body = match header.kind {
+        HeaderKind::Activation { stage, remaining } => {
+            Body::Activation { stage, deadline: arrived + remaining, tensors }
+        }
+        HeaderKind::Result => Body::Result { tensors },
+        HeaderKind::Failed(Failure { kind, stage, blame, message }) => {
+            Body::Failed(Failure { kind, stage, blame, message })
+        }
+    };
+    Ok(Some(Frame { address: header.address, body }))
+}
+
+/// Reads one tensor straight into its place.
+async fn read_tensor(
+    stream: &mut (impl AsyncRead + Unpin),
+    wire: WireTensor,
+    limits: &DataLimits,
+) -> Result<Named, FrameError> {
+    if wire.codec != 0 {
+        return Err(FrameError::Decode(format!("codec {} is unknown here", wire.codec)));
+    }
+    let mut tensor = Tensor::builder(wire.dtype, &wire.shape)?;
+    fill(stream, tensor.bytes_mut(), limits.stall_max).await?;
+    Ok((wire.name, tensor.finish()?))
+}
+
+/// Fills `target`; gives up when no byte comes for `stall`.
+async fn fill(
+    stream: &mut (impl AsyncRead + Unpin),
+    target: &mut [u8],
+    stall: Duration,
+) -> Result<(), FrameError> {
+    let mut filled = 0;
+    while filled < target.len() {
+        let end = target.len().min(filled + CHUNK);
+        let got = timeout(stall, stream.read(&mut target[filled..end]))
+            .await
+            .map_err(|_| FrameError::Stalled(stall))??;
+        if got == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        filled += got;
+    }
+    Ok(())
+}
+
+/// The time as the runtime has it, so that tests can stop the clock.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
