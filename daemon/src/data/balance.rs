@@ -92,7 +92,8 @@ fn pick_one(loads: &mut [Load], at: PeerId, up: &BTreeSet<PeerId>, avoid: &[Peer
     for load in loads.iter_mut().filter(|l| candidate(l)) {
         load.credit = (load.credit + load.share).min(share_sum);
     }
-    let behind = |load: &Load| load.outstanding as f64 > LAG_MAX + 2.0 * load.share / share_sum * out_sum as f64;
+    let behind =
+        |load: &Load| load.outstanding as f64 > LAG_MAX + 2.0 * load.share / share_sum * out_sum as f64;
     let best = |keep: &dyn Fn(&Load) -> bool| {
         let mut best: Option<usize> = None;
         for (index, load) in loads.iter().enumerate().filter(|(_, load)| candidate(load) && keep(load)) {

@@ -10,7 +10,10 @@ use std::{
 };
 
 use libp2p::PeerId;
-use mesh_inference::tensor::{DType, Tensor};
+use mesh_inference::{
+    codec::Codec,
+    tensor::{DType, Tensor, byte_len},
+};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -110,7 +113,7 @@ pub(super) enum FailureKind {
     Unreachable,
     /// ONNX Runtime refused the inputs or failed.
     Run,
-    /// A tensor that the stage needs was not in the frame.
+    /// The tensors of the frame do not fit the stage.
     Inputs,
 }
 
@@ -120,8 +123,7 @@ pub(super) struct WireTensor {
     pub(super) name: String,
     pub(super) dtype: DType,
     pub(super) shape: Vec<i64>,
-    /// 0: raw; otherwise as `mesh_inference::codec` numbers them.
-    pub(super) codec: u8,
+    pub(super) codec: Codec,
     /// Bytes on the wire.
     pub(super) length: u64,
 }
@@ -172,7 +174,7 @@ struct RawTensor {
     n: String,
     t: DType,
     s: Vec<i64>,
-    c: u8,
+    c: Codec,
     l: u64,
 }
 
@@ -195,8 +197,8 @@ pub(super) enum FrameError {
     Length(String),
     #[error(transparent)]
     Tensor(#[from] mesh_inference::tensor::TensorError),
-    #[error("a tensor cannot be decoded: {0}")]
-    Decode(String),
+    #[error(transparent)]
+    Codec(#[from] mesh_inference::codec::CodecError),
     #[error("no byte came for {0:?} in the middle of a frame")]
     Stalled(Duration),
     #[error(transparent)]
@@ -206,7 +208,9 @@ pub(super) enum FrameError {
 /// The bytes of `MSH1`, length and header.
 pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>, FrameError> {
     let kind = match &header.kind {
-        HeaderKind::Activation { stage, remaining } => RawKind::A { s: *stage as u32, ms: millis(*remaining) },
+        HeaderKind::Activation { stage, remaining } => {
+            RawKind::A { s: *stage as u32, ms: millis(*remaining) }
+        }
         HeaderKind::Result => RawKind::R,
         HeaderKind::Failed(failure) => RawKind::F {
             k: failure.kind,
@@ -268,7 +272,11 @@ pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header,
     let devices: Arc<[PeerId]> = raw.p.iter().map(|p| peer(p)).collect::<Result<_, _>>()?;
     let stage = |s: u32| {
         let stage = s as usize;
-        if stage < devices.len() { Ok(stage) } else { Err(FrameError::Stage { stage, devices: devices.len() }) }
+        if stage < devices.len() {
+            Ok(stage)
+        } else {
+            Err(FrameError::Stage { stage, devices: devices.len() })
+        }
     };
     let kind = match raw.k {
         RawKind::A { s, ms } => HeaderKind::Activation {
@@ -307,31 +315,13 @@ pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header,
 fn check_tensor(tensor: &WireTensor, limits: &DataLimits) -> Result<u64, FrameError> {
     check("the length of a tensor's name", tensor.name.len() as u64, NAME_MAX as u64)?;
     check("the number of dimensions", tensor.shape.len() as u64, DIMENSIONS_MAX as u64)?;
-    let bytes = byte_len(tensor.dtype, &tensor.shape).ok_or_else(|| FrameError::Length(tensor.name.clone()))?;
+    let bytes = byte_len(tensor.dtype, &tensor.shape)? as u64;
     check("the size of a tensor", bytes, limits.tensor_bytes_max)?;
-    // No codec may make a tensor larger than raw plus a little: the sender sends raw then.
-    if (tensor.codec == 0 && tensor.length != bytes) || tensor.length > bytes.saturating_add(1024) {
+    // What packing would not make smaller is sent raw.
+    if (tensor.codec == Codec::Raw && tensor.length != bytes) || tensor.length > bytes {
         return Err(FrameError::Length(tensor.name.clone()));
     }
     Ok(bytes)
-}
-
-/// Bytes of a tensor in memory; `None` for a negative extent or a product that does not fit.
-fn byte_len(dtype: DType, shape: &[i64]) -> Option<u64> {
-    let width = match dtype {
-        DType::Bool | DType::Uint8 | DType::Int8 => 1u64,
-        DType::Uint16 | DType::Int16 | DType::Fp16 | DType::Bf16 => 2,
-        DType::Uint32 | DType::Int32 | DType::Fp32 => 4,
-        DType::Uint64 | DType::Int64 | DType::Fp64 => 8,
-    };
-    let mut bytes = width;
-    let mut empty = false;
-    for extent in shape {
-        let extent = u64::try_from(*extent).ok()?;
-        empty |= extent == 0;
-        bytes = bytes.checked_mul(extent.max(1))?;
-    }
-    Some(if empty { 0 } else { bytes })
 }
 
 fn check(what: &'static str, got: u64, limit: u64) -> Result<(), FrameError> {
@@ -360,7 +350,7 @@ impl fmt::Display for FailureKind {
             Self::Closed => "stage shut down",
             Self::Unreachable => "next device unreachable",
             Self::Run => "run failed",
-            Self::Inputs => "inputs missing",
+            Self::Inputs => "inputs do not fit",
         })
     }
 }

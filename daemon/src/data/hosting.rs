@@ -13,7 +13,8 @@ use mesh_inference::{
 };
 
 use super::{
-    frame::{Address, Failure, FailureKind, Named},
+    busy::Busy,
+    frame::{Address, FailureKind, Named},
     limits::DataLimits,
     link::smooth,
     metrics::StageMetrics,
@@ -27,10 +28,11 @@ const AT_RUNNER: usize = 2;
 
 /// What runs a stage. [`StageRunner`] in the daemon; tests bring their own.
 pub trait StageRun: Send + Sync + fmt::Debug + 'static {
-    /// Queues one run; `done` is called on another thread. Never blocks.
+    /// Queues one run; `done` is called on another thread. Never blocks. `should_run` is asked when its turn comes.
     fn submit(
         &self,
         inputs: Vec<Tensor>,
+        should_run: Box<dyn Fn() -> bool + Send>,
         done: Box<dyn FnOnce(Result<StageOutput, StageError>) + Send>,
     ) -> Result<(), StageError>;
     /// Names of the inputs, in the order that `submit` takes them.
@@ -43,9 +45,10 @@ impl StageRun for StageRunner {
     fn submit(
         &self,
         inputs: Vec<Tensor>,
+        should_run: Box<dyn Fn() -> bool + Send>,
         done: Box<dyn FnOnce(Result<StageOutput, StageError>) + Send>,
     ) -> Result<(), StageError> {
-        Self::submit(self, inputs, done)
+        self.submit_if(inputs, should_run, done).map(|_token| ())
     }
 
     fn input_names(&self) -> &[String] {
@@ -80,6 +83,8 @@ pub(super) enum Done {
     Outputs(Address, Instant, Vec<Named>),
     /// It did not run; kind and text.
     Failed(Address, FailureKind, String),
+    /// Its time was over before its turn came.
+    Expired,
 }
 
 /// Told of every job that the stage is done with, on any thread.
@@ -91,6 +96,7 @@ pub(super) struct Hosted {
     runner: Box<dyn StageRun>,
     passthrough: Vec<String>,
     on_done: Arc<OnDone>,
+    busy: Arc<Busy>,
     jobs_max: usize,
     bytes_max: usize,
     state: Mutex<State>,
@@ -119,12 +125,14 @@ impl Hosted {
         stage: HostedStage<impl StageRun>,
         limits: &DataLimits,
         on_done: Arc<OnDone>,
+        busy: Arc<Busy>,
     ) -> Self {
         Self {
             key,
             runner: Box::new(stage.runner),
             passthrough: stage.passthrough,
             on_done,
+            busy,
             jobs_max: limits.stage_queue_jobs,
             bytes_max: limits.stage_queue_bytes,
             state: Mutex::new(State::default()),
@@ -188,7 +196,9 @@ impl Hosted {
                 ticket.finish(result);
             }
         });
-        if let Err(error) = self.runner.submit(inputs, done) {
+        let deadline = job.deadline;
+        let should_run = Box::new(move || deadline > now());
+        if let Err(error) = self.runner.submit(inputs, should_run, done) {
             let ticket = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(ticket) = ticket {
                 ticket.finish(Err(error));
@@ -208,20 +218,29 @@ impl Hosted {
                 let mut state = self.lock();
                 state.at_runner -= 1;
                 state.runs += 1;
+                self.busy.record(now(), output.compute);
                 state.compute_s = smooth(state.compute_s, output.compute.as_secs_f64());
                 state.output_bytes = smooth(state.output_bytes, bytes_of(&tensors) as f64);
                 Done::Outputs(address, deadline, tensors)
             }
             Err(error) => {
                 let kind = match &error {
-                    StageError::Busy => FailureKind::Busy,
-                    StageError::Closed => FailureKind::Closed,
-                    StageError::Run(_) => FailureKind::Run,
+                    StageError::Busy => Some(FailureKind::Busy),
+                    StageError::Closed | StageError::Cancelled | StageError::Start { .. } => {
+                        Some(FailureKind::Closed)
+                    }
+                    StageError::Run(_) => Some(FailureKind::Run),
+                    StageError::Input(_) => Some(FailureKind::Inputs),
+                    // Its ingress has given up by itself.
+                    StageError::Expired => None,
                 };
                 let mut state = self.lock();
                 state.at_runner -= 1;
-                state.errors += 1;
-                Done::Failed(address, kind, error.to_string())
+                state.errors += u64::from(kind.is_some_and(|kind| kind != FailureKind::Busy));
+                match kind {
+                    Some(kind) => Done::Failed(address, kind, error.to_string()),
+                    None => Done::Expired,
+                }
             }
         };
         (self.on_done)(&self.key, done);
@@ -269,9 +288,4 @@ impl Drop for Ticket {
 
 fn bytes_of(tensors: &[Named]) -> usize {
     tensors.iter().map(|(_, tensor)| tensor.bytes().len()).sum()
-}
-
-/// The failure that goes to the ingress.
-pub(super) fn failure(stage: usize, blame: libp2p::PeerId, kind: FailureKind, message: String) -> Failure {
-    Failure { kind, stage, blame, message }
 }

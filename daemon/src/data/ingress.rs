@@ -17,7 +17,7 @@ use super::{
     metrics::DeploymentMetrics,
     route::Route,
 };
-use crate::app::{AppError, InferRequest, InferResponse};
+use crate::app::{AppError, InferResponse};
 use deployment::Deployment;
 use request::{Request, Sent, State};
 
@@ -42,10 +42,7 @@ pub(super) enum Effect {
     /// Send the inputs to the first device of the route.
     Send(Dispatch),
     /// Give the client its answer.
-    Finish {
-        id: u64,
-        result: Result<InferResponse, AppError>,
-    },
+    Finish { id: u64, result: Result<InferResponse, AppError> },
 }
 
 /// An attempt to send.
@@ -122,8 +119,12 @@ impl Ingress {
                 self.deployments.entry(name.into()).or_insert_with(|| Deployment::new(now, &self.limits));
             deployment.set_route(Some(route), &self.limits);
         }
-        let gone: Vec<Arc<str>> =
-            self.deployments.iter().filter(|(_, d)| d.route.is_none()).map(|(name, _)| name.clone()).collect();
+        let gone: Vec<Arc<str>> = self
+            .deployments
+            .iter()
+            .filter(|(_, d)| d.route.is_none())
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in gone {
             for id in self.ids(|r| r.deployment == name && !matches!(r.state, State::Sent(_))) {
                 self.finish(now, id, Err(words::undeployed(&name)));
@@ -145,7 +146,8 @@ impl Ingress {
             return;
         }
         let name = self.name(&peer);
-        for id in self.ids(|r| matches!(&r.state, State::Sent(sent) if sent.address.devices.contains(&peer))) {
+        for id in self.ids(|r| matches!(&r.state, State::Sent(sent) if sent.address.devices.contains(&peer)))
+        {
             if let Some(request) = self.requests.get_mut(&id) {
                 request.last_error = Some(format!("{name} went down"));
             }
@@ -156,7 +158,9 @@ impl Ingress {
     /// Outputs have come in from `from`. Those of an older attempt are as good: stages are pure.
     pub(super) fn on_result(&mut self, now: Instant, from: PeerId, address: &Address, tensors: Vec<Named>) {
         let Some(request) = self.requests.get(&address.request) else { return };
-        let Some(attempt) = request.attempts.iter().find(|a| a.address.attempt == address.attempt) else { return };
+        let Some(attempt) = request.attempts.iter().find(|a| a.address.attempt == address.attempt) else {
+            return;
+        };
         let answers = attempt.address.devices.last() == Some(&from) && attempt.address.epoch == address.epoch;
         if !answers {
             return;

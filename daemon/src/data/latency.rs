@@ -69,7 +69,8 @@ impl Rate {
         let elapsed = now.saturating_duration_since(self.start);
         let second = elapsed.as_secs();
         let oldest = (second + 1).saturating_sub(RATE_SECONDS);
-        let count: u64 = self.slots.iter().filter(|(s, _)| *s >= oldest && *s <= second).map(|(_, n)| n).sum();
+        let count: u64 =
+            self.slots.iter().filter(|(s, _)| *s >= oldest && *s <= second).map(|(_, n)| n).sum();
         let covered = (elapsed.as_secs_f64() - oldest as f64).max(1.0);
         count as f64 / covered
     }

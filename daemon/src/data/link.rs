@@ -3,8 +3,8 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    busy::Busy,
     frame::{Body, Frame},
     limits::DataLimits,
     metrics::LinkMetrics,
+    pack::Packer,
     transport::{DataStream, Transport},
     wire::{Outgoing, now},
 };
@@ -45,11 +47,14 @@ struct Shared {
     peer: PeerId,
     queued_bytes: AtomicUsize,
     queue_bytes_max: usize,
+    /// Bytes per second that the link is known to carry at most, as the bits of an `f64`; 0: not known.
+    rate_hint: AtomicU64,
     numbers: Mutex<Numbers>,
 }
 
 #[derive(Debug, Default)]
 struct Numbers {
+    codec: &'static str,
     frames: u64,
     bytes_sent: u64,
     bytes_raw: u64,
@@ -69,6 +74,7 @@ impl Link {
         peer: PeerId,
         transport: Arc<dyn Transport>,
         limits: &DataLimits,
+        busy: Arc<Busy>,
         on_lost: OnLost,
     ) -> Self {
         let (queue, frames) = mpsc::channel(limits.link_queue_frames.max(1));
@@ -76,12 +82,14 @@ impl Link {
             peer,
             queued_bytes: AtomicUsize::new(0),
             queue_bytes_max: limits.link_queue_bytes,
-            numbers: Mutex::new(Numbers::default()),
+            rate_hint: AtomicU64::new(0),
+            numbers: Mutex::new(Numbers { codec: "raw", ..Numbers::default() }),
         });
         let stop = CancellationToken::new();
         let writer = Writer {
             shared: shared.clone(),
             transport,
+            packer: Packer::new(busy),
             on_lost,
             stall: limits.stall_max,
             stream: None,
@@ -115,17 +123,41 @@ impl Link {
         })
     }
 
+    /// What a probe has shown that the link carries, in bytes per second.
+    pub(super) fn set_rate_hint(&self, bytes_per_s: f64) {
+        let hint = if bytes_per_s.is_finite() { bytes_per_s.max(0.0) } else { 0.0 };
+        self.shared.rate_hint.store(hint.to_bits(), Ordering::Relaxed);
+    }
+
     pub(super) fn metrics(&self) -> LinkMetrics {
-        let numbers = self.shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let Numbers { frames, bytes_sent, bytes_raw, bytes_per_s } = &*numbers;
+        let numbers = self.shared.numbers();
+        let Numbers { codec, frames, bytes_sent, bytes_raw, bytes_per_s } = &*numbers;
         LinkMetrics {
             peer: self.shared.peer,
             frames: *frames,
             bytes_sent: *bytes_sent,
             bytes_raw: *bytes_raw,
             bytes_per_s: *bytes_per_s,
-            codec: "raw",
+            codec,
             queue: self.queue.max_capacity() - self.queue.capacity(),
+        }
+    }
+}
+
+impl Shared {
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes per second that the link carries, as far as known; 0: not known. A stream that never pushed back
+    /// shows more than the link carries, a probe at some other time may show less.
+    fn rate(&self) -> f64 {
+        let hint = f64::from_bits(self.rate_hint.load(Ordering::Relaxed));
+        let seen = self.numbers().bytes_per_s;
+        match (hint > 0.0, seen > 0.0) {
+            (true, true) => hint.min(seen),
+            (true, false) => hint,
+            (false, _) => seen,
         }
     }
 }
@@ -134,6 +166,7 @@ impl Link {
 struct Writer {
     shared: Arc<Shared>,
     transport: Arc<dyn Transport>,
+    packer: Packer,
     on_lost: OnLost,
     stall: Duration,
     stream: Option<Box<dyn DataStream>>,
@@ -174,7 +207,11 @@ impl Writer {
             // Its ingress has answered by itself.
             return Ok(());
         }
-        let outgoing = Outgoing::new(frame, now()).map_err(io::Error::other)?;
+        let (packed, codec) = self.packer.pack(frame, self.shared.rate()).await;
+        if let Some(codec) = codec {
+            self.shared.numbers().codec = codec;
+        }
+        let outgoing = Outgoing::new(frame, packed, now()).map_err(io::Error::other)?;
         if let Some(stream) = self.stream.take() {
             match self.write(stream, &outgoing).await {
                 Ok(()) => return Ok(()),
@@ -188,7 +225,10 @@ impl Writer {
 
     async fn open(&mut self) -> io::Result<Box<dyn DataStream>> {
         if self.closed_until.is_some_and(|until| now() < until) {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "no stream could be opened a moment ago"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "no stream could be opened a moment ago",
+            ));
         }
         match self.transport.open(self.shared.peer).await {
             Ok(stream) => {
@@ -211,7 +251,7 @@ impl Writer {
         let seconds = now().saturating_duration_since(start).as_secs_f64();
         self.stream = Some(stream);
         let wire_bytes = outgoing.wire_bytes();
-        let mut numbers = self.shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = self.shared.numbers();
         numbers.frames += 1;
         numbers.bytes_sent += wire_bytes as u64;
         numbers.bytes_raw += outgoing.raw_bytes as u64;

@@ -11,6 +11,7 @@
 //! finds a full queue is answered "busy" and sent again by its ingress. The ingress's window bounds what is in flight.
 
 mod balance;
+mod busy;
 mod frame;
 mod hosting;
 mod ingress;
@@ -18,6 +19,7 @@ mod latency;
 mod limits;
 mod link;
 mod metrics;
+mod pack;
 mod plane;
 mod route;
 mod transport;

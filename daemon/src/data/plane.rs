@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Instant,
 };
 
@@ -16,17 +16,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    busy::Busy,
     frame::{Address, Body, Failure, FailureKind, Frame, truncated},
-    hosting::{Done, Hosted, HostedStage, Job, OnDone, StageRun},
+    hosting::{Hosted, HostedStage, Job, OnDone, StageRun},
     ingress::{Dispatch, Effect, Ingress},
     limits::DataLimits,
     link::Link,
     metrics::DataMetrics,
     route::{Route, StageKey},
     transport::{DataStream, Transport},
-    wire::{now, read_frame},
+    wire::now,
 };
+use serve::{keep_time, lock, read_stream};
+
 use crate::app::{AppError, InferRequest, InferResponse};
+
+mod serve;
 
 /// Handle on the data plane; clones are cheap. Its tasks end with the last handle.
 #[derive(Debug, Clone)]
@@ -41,12 +46,16 @@ struct Shared {
     runtime: Handle,
     desk: Mutex<Desk>,
     /// The earliest timer of the ingress has changed.
-    wake: Notify,
+    wake: Arc<Notify>,
     stages: Mutex<Stages>,
     /// Peers that are up, with their stream once there was something to send.
     links: Mutex<BTreeMap<PeerId, Option<Arc<Link>>>>,
     readers: Mutex<HashMap<PeerId, VecDeque<AbortHandle>>>,
     on_done: Arc<OnDone>,
+    /// How much of the time this device computes.
+    busy: Arc<Busy>,
+    /// What probes have shown that links carry, in bytes per second.
+    rates: Mutex<BTreeMap<PeerId, f64>>,
     stop: CancellationToken,
 }
 
@@ -95,11 +104,13 @@ impl DataPlane {
                     ingress: Ingress::new(me, rand::random(), limits.clone()),
                     clients: HashMap::new(),
                 }),
-                wake: Notify::new(),
+                wake: Arc::new(Notify::new()),
                 stages: Mutex::new(Stages::default()),
                 links: Mutex::new(BTreeMap::new()),
                 readers: Mutex::new(HashMap::new()),
                 on_done,
+                busy: Arc::new(Busy::new(now())),
+                rates: Mutex::new(BTreeMap::new()),
                 stop: stop.clone(),
                 limits,
             }
@@ -121,7 +132,9 @@ impl DataPlane {
 
     /// Makes a stage that runs here reachable. A stage that was there under this key is replaced.
     pub fn host<R: StageRun>(&self, key: StageKey, stage: HostedStage<R>) {
-        let hosted = Hosted::new(key.clone(), stage, &self.shared.limits, self.shared.on_done.clone());
+        let shared = &self.shared;
+        let hosted =
+            Hosted::new(key.clone(), stage, &shared.limits, shared.on_done.clone(), shared.busy.clone());
         // The replaced stage must not be dropped under the lock: its thread may be waited for.
         let replaced = lock(&self.shared.stages).hosted.insert(key, Arc::new(hosted));
         drop(replaced);
@@ -147,11 +160,22 @@ impl DataPlane {
     /// A peer is gone: its streams are closed, and requests on a route through it go out again.
     pub fn peer_down(&self, peer: PeerId) {
         let link = lock(&self.shared.links).remove(&peer);
+        lock(&self.shared.rates).remove(&peer);
         drop(link);
         for reader in lock(&self.shared.readers).remove(&peer).unwrap_or_default() {
             reader.abort();
         }
         self.shared.drive(|ingress, now| ingress.peer_down(now, peer));
+    }
+
+    /// What a probe has shown that the link to a peer carries, in bytes per second: the codec is chosen by it until
+    /// the stream itself has shown less.
+    pub fn set_link_rate(&self, peer: PeerId, bytes_per_s: f64) {
+        lock(&self.shared.rates).insert(peer, bytes_per_s);
+        let link = lock(&self.shared.links).get(&peer).cloned().flatten();
+        if let Some(link) = link {
+            link.set_rate_hint(bytes_per_s);
+        }
     }
 
     /// Takes an inbound stream of a peer.
@@ -287,7 +311,10 @@ impl Shared {
                 shared.lost(peer, frame, FailureKind::Unreachable, why);
             }
         });
-        Link::start(&self.runtime, peer, self.transport.clone(), &self.limits, on_lost)
+        let transport = self.transport.clone();
+        let link = Link::start(&self.runtime, peer, transport, &self.limits, self.busy.clone(), on_lost);
+        link.set_rate_hint(lock(&self.rates).get(&peer).copied().unwrap_or(0.0));
+        link
     }
 
     /// A frame did not get to `peer`: its ingress is told, unless that is whom it did not get to.
@@ -314,7 +341,7 @@ impl Shared {
         let Frame { address, body } = frame;
         match body {
             Body::Activation { stage, deadline, tensors } => {
-                self.activation(address, stage, Job { deadline, tensors })
+                self.activation(stage, Job { address, deadline, tensors });
             }
             Body::Result { tensors } if address.ingress == self.me => {
                 self.drive(|ingress, now| ingress.on_result(now, from, &address, tensors));

@@ -3,7 +3,7 @@
 use libp2p::PeerId;
 
 /// The active plan of a deployment as requests are routed by it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Route {
     /// Deployment name.
     pub deployment: String,
@@ -19,7 +19,7 @@ pub struct Route {
 }
 
 /// One stage of a route.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteStage {
     /// Devices that run the stage, with the fraction of the requests that each takes.
     pub replicas: Vec<(PeerId, f64)>,

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_inference::tensor::Tensor;
+use bytes::Bytes;
+use mesh_inference::{
+    codec::{self, Codec, Encoded},
+    tensor::Tensor,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
@@ -21,6 +25,8 @@ use super::{
 
 /// Frames up to this size go out in one piece.
 const SMALL: usize = 64 << 10;
+/// Tensors from this size on are packed and unpacked off the asynchronous threads.
+pub(super) const OFF_THREAD: usize = 16 << 10;
 /// Bytes moved between two looks at the clock.
 const CHUNK: usize = 256 << 10;
 
@@ -29,67 +35,55 @@ const CHUNK: usize = 256 << 10;
 pub(super) struct Outgoing {
     /// Prefix and header.
     head: Vec<u8>,
-    payloads: Vec<Payload>,
+    /// The tensors as they go out; raw ones are the tensors' own memory.
+    payloads: Vec<Bytes>,
     pub(super) raw_bytes: usize,
 }
 
-#[derive(Debug)]
-enum Payload {
-    Raw(Tensor),
-}
-
-impl Payload {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Raw(tensor) => tensor.bytes(),
-        }
-    }
-}
-
 impl Outgoing {
-    /// Prepares a frame, with `now` to say how much time is left.
-    pub(super) fn new(frame: &Frame, now: Instant) -> Result<Self, FrameError> {
+    /// Prepares a frame whose tensors are packed already, with `now` to say how much time is left.
+    pub(super) fn new(frame: &Frame, packed: Vec<Encoded>, now: Instant) -> Result<Self, FrameError> {
         let kind = match &frame.body {
-            Body::Activation { stage, deadline, tensors: _ } => HeaderKind::Activation {
-                stage: *stage,
-                remaining: deadline.saturating_duration_since(now),
-            },
+            Body::Activation { stage, deadline, tensors: _ } => {
+                HeaderKind::Activation { stage: *stage, remaining: deadline.saturating_duration_since(now) }
+            }
             Body::Result { tensors: _ } => HeaderKind::Result,
             Body::Failed(failure) => HeaderKind::Failed(failure.clone()),
         };
-        let tensors = frame.tensors().iter().map(|(name, tensor)| WireTensor {
+        let tensors = frame.tensors().iter().zip(&packed).map(|((name, tensor), packed)| WireTensor {
             name: name.clone(),
             dtype: tensor.dtype(),
             shape: tensor.shape().to_vec(),
-            codec: 0,
-            length: tensor.bytes().len() as u64,
+            codec: packed.codec,
+            length: packed.bytes.len() as u64,
         });
         let header = Header { address: frame.address.clone(), kind, tensors: tensors.collect() };
-        Ok(Self {
-            head: encode_header(&header)?,
-            payloads: frame.tensors().iter().map(|(_, tensor)| Payload::Raw(tensor.clone())).collect(),
-            raw_bytes: frame.bytes(),
-        })
+        let head = encode_header(&header)?;
+        Ok(Self { head, payloads: packed.into_iter().map(|p| p.bytes).collect(), raw_bytes: frame.bytes() })
     }
 
     /// Bytes on the wire.
     pub(super) fn wire_bytes(&self) -> usize {
-        self.head.len() + self.payloads.iter().map(|p| p.bytes().len()).sum::<usize>()
+        self.head.len() + self.payloads.iter().map(|p| p.len()).sum::<usize>()
     }
 
     /// Writes the whole frame; gives up when the stream takes nothing for `stall`.
-    pub(super) async fn write(&self, stream: &mut (impl AsyncWrite + Unpin), stall: Duration) -> io::Result<()> {
+    pub(super) async fn write(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        stall: Duration,
+    ) -> io::Result<()> {
         if self.wire_bytes() <= SMALL {
             let mut all = Vec::with_capacity(self.wire_bytes());
             all.extend_from_slice(&self.head);
             for payload in &self.payloads {
-                all.extend_from_slice(payload.bytes());
+                all.extend_from_slice(payload);
             }
             write_chunks(stream, &all, stall).await?;
         } else {
             write_chunks(stream, &self.head, stall).await?;
             for payload in &self.payloads {
-                write_chunks(stream, payload.bytes(), stall).await?;
+                write_chunks(stream, payload, stall).await?;
             }
         }
         timeout(stall, stream.flush()).await.map_err(|_| stalled())?
@@ -153,12 +147,27 @@ async fn read_tensor(
     wire: WireTensor,
     limits: &DataLimits,
 ) -> Result<Named, FrameError> {
-    if wire.codec != 0 {
-        return Err(FrameError::Decode(format!("codec {} is unknown here", wire.codec)));
+    let WireTensor { name, dtype, shape, codec, length } = wire;
+    if codec == Codec::Raw {
+        let mut tensor = Tensor::builder(dtype, &shape)?;
+        fill(stream, tensor.bytes_mut(), limits.stall_max).await?;
+        return Ok((name, tensor.finish()?));
     }
-    let mut tensor = Tensor::builder(wire.dtype, &wire.shape)?;
-    fill(stream, tensor.bytes_mut(), limits.stall_max).await?;
-    Ok((wire.name, tensor.finish()?))
+    // Grows with what has come, whatever the header promises.
+    let length = length as usize;
+    let mut packed = Vec::new();
+    while packed.len() < length {
+        let start = packed.len();
+        packed.resize(length.min(start + CHUNK), 0);
+        fill(stream, &mut packed[start..], limits.stall_max).await?;
+    }
+    let tensor = if length < OFF_THREAD {
+        codec::decode(codec, dtype, &shape, &packed)?
+    } else {
+        let decoding = tokio::task::spawn_blocking(move || codec::decode(codec, dtype, &shape, &packed));
+        decoding.await.map_err(io::Error::other)??
+    };
+    Ok((name, tensor))
 }
 
 /// Fills `target`; gives up when no byte comes for `stall`.

@@ -36,7 +36,11 @@ impl Ingress {
         }
         let InferRequest { model: _, inputs, outputs, timeout: _ } = request;
         self.requests.insert(id, Request::new(name, inputs, outputs, now, deadline));
-        if free { self.resend_admitted(now, id) } else { self.set_timer(id) }
+        if free {
+            self.resend_admitted(now, id)
+        } else {
+            self.set_timer(id)
+        }
         Ok(id)
     }
 

@@ -48,10 +48,7 @@ pub(super) enum State {
     InLine,
     /// Has a slot and no route: until a time, or until routes or peers change. `missing` is the stage that has no
     /// live device.
-    Held {
-        until: Option<Instant>,
-        missing: Option<usize>,
-    },
+    Held { until: Option<Instant>, missing: Option<usize> },
     /// On its way.
     Sent(Sent),
 }
@@ -129,7 +126,11 @@ impl Request {
     }
 
     /// The wanted outputs in graph order; `Err` names one that is missing.
-    pub(super) fn select_outputs(&self, route: &Route, mut tensors: Vec<Named>) -> Result<Vec<Named>, String> {
+    pub(super) fn select_outputs(
+        &self,
+        route: &Route,
+        mut tensors: Vec<Named>,
+    ) -> Result<Vec<Named>, String> {
         let mut outputs = Vec::with_capacity(route.outputs.len());
         for name in &route.outputs {
             if !self.wanted.is_empty() && !self.wanted.contains(name) {

@@ -21,7 +21,9 @@ pub(super) fn undeployed(name: &str) -> AppError {
 
 pub(super) fn not_active(name: &str) -> AppError {
     AppError::Unavailable {
-        message: format!("{name} is being prepared and does not serve yet; `mesh status` shows how far it is"),
+        message: format!(
+            "{name} is being prepared and does not serve yet; `mesh status` shows how far it is"
+        ),
         retry_after_s: 2,
     }
 }
@@ -74,7 +76,9 @@ impl Ingress {
             }
             State::Held { until: _, missing: None } => {
                 let attempts = request.attempts_made;
-                format!("no answer from {name} within {waited:.1} s: refused {attempts} times{last}; try again")
+                format!(
+                    "no answer from {name} within {waited:.1} s: refused {attempts} times{last}; try again"
+                )
             }
             State::Sent(sent) => {
                 let route: Vec<String> = sent.address.devices.iter().map(|peer| self.name(peer)).collect();
@@ -89,9 +93,13 @@ impl Ingress {
 
     fn down_devices(&self, deployment: &str, stage: usize) -> String {
         let route = self.deployments.get(deployment).and_then(|d| d.route.as_ref());
-        let replicas = route.and_then(|r| r.stages.get(stage)).map(|s| s.replicas.as_slice()).unwrap_or_default();
-        let down: Vec<String> =
-            replicas.iter().filter(|(peer, _)| !self.up.contains(peer)).map(|(peer, _)| self.name(peer)).collect();
+        let replicas =
+            route.and_then(|r| r.stages.get(stage)).map(|s| s.replicas.as_slice()).unwrap_or_default();
+        let down: Vec<String> = replicas
+            .iter()
+            .filter(|(peer, _)| !self.up.contains(peer))
+            .map(|(peer, _)| self.name(peer))
+            .collect();
         match down.as_slice() {
             [] => "its devices have just come back".to_owned(),
             [one] => format!("{one} is down"),

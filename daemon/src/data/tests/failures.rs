@@ -1,0 +1,182 @@
+//! The bad days.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_dies_in_the_stream_costs_no_request() {
+    let (rack, peers, planes) = Rack::new(4);
+    let placement = vec![vec![peers[1], peers[2]], vec![peers[3]]];
+    host_all(1, &placement, &peers, &planes);
+    planes[0].set_routes(route(1, &placement));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let plane = planes[0].clone();
+        clients.spawn(async move {
+            for i in 0..100u16 {
+                let response = plane.infer(request(f32::from(i), 20_000, LONG)).await.unwrap();
+                check(&response, f32::from(i) + 11.0, 20_000);
+            }
+        });
+    }
+    while planes[0].metrics().deployments["m"].requests < 200 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rack.kill(peers[1]);
+    clients.join_all().await;
+    let metrics = &planes[0].metrics().deployments["m"];
+    assert_eq!((metrics.requests, metrics.errors, metrics.in_flight), (800, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_answers_busy_and_all_requests_get_through() {
+    let limits = DataLimits { stage_queue_jobs: 1, ..DataLimits::default() };
+    let (_rack, peers, planes) = Rack::with_limits(3, limits);
+    let placement = vec![vec![peers[1]], vec![peers[2]]];
+    host_all(1, &placement, &peers, &planes);
+    let slow: Arc<Run> = Arc::new(|tensor| {
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(add(tensor, 10.0))
+    });
+    let runner = FakeStage::new("t1", "t2", slow);
+    planes[2].host(key(1, 1), HostedStage { runner, passthrough: Vec::new() });
+    let mut clients = tokio::task::JoinSet::new();
+    for plane in &planes[..2] {
+        plane.set_routes(route(1, &placement));
+        for i in 0..50u16 {
+            let plane = plane.clone();
+            clients.spawn(async move {
+                let response = plane.infer(request(f32::from(i), 100, LONG)).await.unwrap();
+                check(&response, f32::from(i) + 11.0, 100);
+            });
+        }
+    }
+    clients.join_all().await;
+    let retries: u64 =
+        planes.iter().filter_map(|p| p.metrics().deployments.get("m").map(|d| d.retries)).sum();
+    assert!(retries > 0, "nothing was ever busy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_ingress_says_so_at_once() {
+    let limits = DataLimits { window_max: 1, line_max: 2, ..DataLimits::default() };
+    let (_rack, peers, planes) = Rack::with_limits(1, limits);
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let waits = gate.clone();
+    let run: Arc<Run> = Arc::new(move |tensor| {
+        let _open = waits.lock().unwrap();
+        Ok(add(tensor, 1.0))
+    });
+    planes[0].host(key(1, 0), HostedStage { runner: FakeStage::new("t0", "t1", run), passthrough: vec![] });
+    planes[0].set_routes(route(1, &[vec![peers[0]]]));
+    let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(planes[0].infer(request(0.0, 1, LONG)))).collect();
+    for infer in &mut waiting {
+        assert!(futures::poll!(infer.as_mut()).is_pending());
+    }
+    let refused = futures::poll!(Box::pin(planes[0].infer(request(0.0, 1, LONG))).as_mut());
+    match refused {
+        std::task::Poll::Ready(Err(AppError::Unavailable { retry_after_s, .. })) => {
+            assert_eq!(retry_after_s, 1)
+        }
+        other => panic!("{other:?}"),
+    }
+    // A client that goes away makes room.
+    waiting.pop();
+    let mut next = Box::pin(planes[0].infer(request(0.0, 1, LONG)));
+    assert!(futures::poll!(next.as_mut()).is_pending());
+    drop(closed);
+    for infer in waiting {
+        check(&infer.await.unwrap(), 1.0, 1);
+    }
+    check(&next.await.unwrap(), 1.0, 1);
+}
+
+#[tokio::test]
+async fn the_deadline_ends_a_request_and_says_what_was_missing() {
+    let (rack, peers, planes) = Rack::new(2);
+    let placement = vec![vec![peers[0]], vec![peers[1]]];
+    planes[0].set_names(BTreeMap::from([(peers[1], "camera-3".to_owned())]));
+    assert!(matches!(planes[0].infer(request(0.0, 1, LONG)).await, Err(AppError::NotFound(_))));
+    planes[0].set_routes(route(1, &[]));
+    assert!(matches!(
+        planes[0].infer(request(0.0, 1, LONG)).await,
+        Err(AppError::Unavailable { retry_after_s: 2, .. })
+    ));
+    planes[0].set_routes(route(1, &placement));
+    rack.kill(peers[1]);
+    let timeout = Duration::from_millis(200);
+    let start = std::time::Instant::now();
+    let error = planes[0].infer(request(0.0, 1, timeout)).await.unwrap_err();
+    assert!(start.elapsed() >= timeout);
+    match error {
+        AppError::DeadlineExceeded(message) => {
+            assert!(message.contains("stage 1 of m has no live device (camera-3 is down)"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_waits_for_a_new_plan() {
+    let (rack, peers, planes) = Rack::new(3);
+    host_all(1, &[vec![peers[1]]], &peers, &planes);
+    planes[0].set_routes(route(1, &[vec![peers[1]]]));
+    rack.kill(peers[1]);
+    let mut infer = Box::pin(planes[0].infer(request(1.0, 1, LONG)));
+    assert!(futures::poll!(infer.as_mut()).is_pending());
+    host_all(2, &[vec![peers[2]]], &peers, &planes);
+    planes[0].set_routes(route(2, &[vec![peers[2]]]));
+    let response = infer.await.unwrap();
+    check(&response, 2.0, 1);
+    assert_eq!(response.epoch, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_device_cannot_run_another_does() {
+    let (_rack, peers, planes) = Rack::new(3);
+    let placement = vec![vec![peers[1], peers[2]]];
+    host_all(1, &placement, &peers, &planes);
+    let broken: Arc<Run> = Arc::new(|_| Err(StageError::Run("no memory left here".into())));
+    planes[1]
+        .host(key(1, 0), HostedStage { runner: FakeStage::new("t0", "t1", broken), passthrough: vec![] });
+    planes[0].set_routes(route(1, &placement));
+    for _ in 0..20 {
+        check(&planes[0].infer(request(1.0, 1, LONG)).await.unwrap(), 2.0, 1);
+    }
+    let refusing: Arc<Run> = Arc::new(|_| Err(StageError::Run("Got: 3 Expected: 4".into())));
+    for plane in &planes[1..] {
+        let runner = FakeStage::new("t0", "t1", refusing.clone());
+        plane.host(key(1, 0), HostedStage { runner, passthrough: vec![] });
+    }
+    match planes[0].infer(request(1.0, 1, LONG)).await {
+        Err(AppError::Invalid(message)) => assert!(message.contains("Got: 3 Expected: 4"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_expired_is_not_run() {
+    let (_rack, peers, planes) = Rack::new(1);
+    let gate = Arc::new(Mutex::new(()));
+    let waits = gate.clone();
+    let run: Arc<Run> = Arc::new(move |tensor| {
+        let _open = waits.lock().unwrap();
+        Ok(add(tensor, 1.0))
+    });
+    let runner = FakeStage::new("t0", "t1", run);
+    let runs = runner.runs.clone();
+    planes[0].host(key(1, 0), HostedStage { runner, passthrough: vec![] });
+    planes[0].set_routes(route(1, &[vec![peers[0]]]));
+    {
+        let _closed = gate.lock().unwrap();
+        let mut first = Box::pin(planes[0].infer(request(0.0, 1, LONG)));
+        assert!(futures::poll!(first.as_mut()).is_pending());
+        let short: Vec<_> =
+            (0..3).map(|_| planes[0].infer(request(0.0, 1, Duration::from_millis(20)))).collect();
+        let results = futures::executor::block_on(futures::future::join_all(short));
+        assert!(results.iter().all(|r| matches!(r, Err(AppError::DeadlineExceeded(_)))), "{results:?}");
+        drop(first);
+    }
+    check(&planes[0].infer(request(0.0, 1, LONG)).await.unwrap(), 1.0, 1);
+    assert_eq!(runs.load(Ordering::SeqCst), 2, "the first and the last");
+}
