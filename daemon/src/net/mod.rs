@@ -1,11 +1,53 @@
 //! The network: libp2p with cluster admission, discovery, connection upkeep, control links and streams.
 //! Bytes only: what messages mean is their owners' business.
+//!
+//! - `NetworkTask` (swarm.rs) owns the swarm: dials (dialing.rs), connections, and one session per peer.
+//!   - `Session` (session.rs), a task per peer: lanes of the control link, heartbeats, calls, silence.
+//!     - `Forwarder`, a task per session: hands events to their owner, who may be slow.
+//! - `Net` is the handle: queues, calls and streams go through the links (link.rs) that sessions publish.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+mod address;
+mod admission;
+mod dialing;
+mod frames;
+mod identity;
+mod link;
+mod probe;
+mod session;
+mod sever;
+mod shared;
+mod start;
+mod stream;
+mod streams;
+mod swarm;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 pub use libp2p::PeerId;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use frames::{Frame, MAX_CALL, MAX_MESSAGE, MAX_REPORT};
+pub use identity::{Identity, IdentityError};
+use shared::Shared;
+pub use start::{NetConfig, NetStartError};
+pub use stream::NetStream;
+use streams::{BLOB, DATA, OpenStream, PROBE};
+use swarm::Command;
+
+/// Time for a stream to be opened.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same link is probed at most this often.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// Long-lived byte streams beside the control link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,9 +131,27 @@ pub enum Topic {
     Founding,
 }
 
-/// A bidirectional byte stream to a peer (`AsyncRead + AsyncWrite` of tokio).
-#[derive(Debug)]
-pub struct NetStream {}
+impl Topic {
+    fn code(self) -> u8 {
+        match self {
+            Self::Raft => 0,
+            Self::Founding => 1,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Raft, Self::Founding].into_iter().find(|topic| topic.code() == code)
+    }
+}
+
+/// What is known of the link to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Round trip of the control link, smoothed; `None` before the first answer.
+    pub rtt: Option<Duration>,
+    /// Where the peer listens.
+    pub address: SocketAddr,
+}
 
 /// Why a message or call did not get through.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
@@ -113,45 +173,155 @@ pub enum NetError {
     Closed,
 }
 
-/// Cheap handle on the network task.
+/// Cheap handle on the network task. The task ends when the last handle is dropped.
 #[derive(Debug, Clone)]
-pub struct Net {}
+pub struct Net {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    local: PeerId,
+    listen: SocketAddr,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    /// When each link was last probed.
+    probed: Mutex<BTreeMap<PeerId, Instant>>,
+}
 
 impl Net {
+    /// Starts to listen, to discover and to connect. Events come out of the second part; one owner must read them.
+    pub async fn start(config: NetConfig) -> Result<(Self, NetEvents), NetStartError> {
+        start::start(config).await
+    }
+
     /// This device.
     pub fn local_peer(&self) -> PeerId {
-        PeerId::random()
+        self.inner.local
     }
-    /// Queues a control message; never blocks.
-    pub fn send(&self, _peer: PeerId, _topic: Topic, _body: Bytes) -> Result<(), NetError> {
-        Err(NetError::NotConnected)
+
+    /// The address that this device listens at, with the port that was bound.
+    pub fn listen_address(&self) -> SocketAddr {
+        self.inner.listen
     }
-    /// Sets what the heartbeat carries to all peers from now on (sent at least every 250 ms).
-    pub fn set_report(&self, _body: Bytes) {}
-    /// Asks a peer and waits for its answer.
+
+    /// Queues a control message of at most 16 MiB; never blocks.
+    pub fn send(&self, peer: PeerId, topic: Topic, body: Bytes) -> Result<(), NetError> {
+        if body.len() > MAX_MESSAGE {
+            return Err(NetError::TooLarge);
+        }
+        let link = self.inner.shared.link(&peer).ok_or(NetError::NotConnected)?;
+        link.messages.push(Frame::Message { topic: topic.code(), body })
+    }
+
+    /// Sets what the heartbeat carries to all peers from now on (sent at least every 250 ms). At most 256 KiB.
+    pub fn set_report(&self, body: Bytes) {
+        if body.len() > MAX_REPORT {
+            tracing::error!(bytes = body.len(), "the report is over the limit and was not taken");
+            return;
+        }
+        self.inner.shared.set_report(body);
+    }
+
+    /// Asks a peer and waits for its answer. Body and answer are at most 8 MiB each.
     pub async fn call(
         &self,
-        _peer: PeerId,
-        _method: u16,
-        _body: Bytes,
+        peer: PeerId,
+        method: u16,
+        body: Bytes,
         timeout: Duration,
     ) -> Result<Bytes, NetError> {
-        tokio::time::sleep(timeout).await;
-        Err(NetError::Timeout)
+        if body.len() > MAX_CALL {
+            return Err(NetError::TooLarge);
+        }
+        let link = self.inner.shared.link(&peer).ok_or(NetError::NotConnected)?;
+        let call = link.calls.start()?;
+        link.requests.push(Frame::Request { id: call.id, method, patience: timeout, body })?;
+        call.wait(timeout).await
     }
+
     /// Opens a stream (bounded by a timeout of its own).
-    pub async fn open(&self, _peer: PeerId, _channel: Channel) -> Result<NetStream, NetError> {
-        tokio::task::yield_now().await;
-        Err(NetError::NotConnected)
+    pub async fn open(&self, peer: PeerId, channel: Channel) -> Result<NetStream, NetError> {
+        let protocol = match channel {
+            Channel::Data => DATA,
+            Channel::Blob => BLOB,
+        };
+        Ok(NetStream::new(self.open_raw(peer, protocol).await?))
     }
+
+    async fn open_raw(
+        &self,
+        peer: PeerId,
+        protocol: libp2p::StreamProtocol,
+    ) -> Result<libp2p::Stream, NetError> {
+        if self.inner.shared.link(&peer).is_none() {
+            return Err(NetError::NotConnected);
+        }
+        let (reply, stream) = oneshot::channel();
+        let opening = async {
+            let request = OpenStream { protocol, reply };
+            let command = Command::Open { peer, request };
+            let sent = self.inner.commands.send(command).await;
+            sent.map_err(|_| NetError::NotConnected)?;
+            stream.await.map_err(|_| NetError::Closed)
+        };
+        tokio::time::timeout(OPEN_TIMEOUT, opening).await.map_err(|_| NetError::Timeout)?
+    }
+
     /// Peers that are connected and not silent.
     pub fn peers(&self) -> watch::Receiver<BTreeSet<PeerId>> {
-        watch::channel(BTreeSet::new()).1
+        self.inner.shared.peers()
     }
+
+    /// What is known of the link to a peer that is up.
+    pub fn link(&self, peer: PeerId) -> Option<LinkInfo> {
+        let link = self.inner.shared.link(&peer)?;
+        Some(LinkInfo { rtt: link.pulse.rtt(), address: link.address })
+    }
+
+    /// Measures the bandwidth towards a peer, in bytes per second, by sending up to 1 MiB for up to 200 ms. A link
+    /// that was probed a moment ago gives [`NetError::Full`].
+    pub async fn probe(&self, peer: PeerId) -> Result<f64, NetError> {
+        let now = Instant::now();
+        {
+            let mut probed = self.inner.probed.lock().unwrap_or_else(PoisonError::into_inner);
+            probed.retain(|_, at| now - *at < PROBE_EVERY);
+            if probed.contains_key(&peer) {
+                return Err(NetError::Full);
+            }
+            probed.insert(peer, now);
+        }
+        let stream = self.open_raw(peer, PROBE).await?;
+        probe::measure(stream).await.map_err(|error| {
+            if error.kind() == std::io::ErrorKind::TimedOut { NetError::Timeout } else { NetError::Closed }
+        })
+    }
+
     /// Identities that are refused from now on; their connections are closed.
-    pub fn set_removed(&self, _removed: BTreeSet<PeerId>) {}
+    pub fn set_removed(&self, removed: BTreeSet<PeerId>) {
+        self.command(Command::SetRemoved(removed));
+    }
+
     /// Addresses that members are known to listen at, dialled when not connected.
-    pub fn set_known(&self, _known: Vec<(PeerId, SocketAddr)>) {}
+    pub fn set_known(&self, known: Vec<(PeerId, SocketAddr)>) {
+        self.command(Command::SetKnown(known));
+    }
+
+    /// Hands a command to the network task without waiting; it empties its queue faster than anybody fills it.
+    fn command(&self, command: Command) {
+        if let Err(error) = self.inner.commands.try_send(command) {
+            tracing::error!(%error, "the network task does not take commands");
+        }
+    }
+
+    /// Closes all connections in good order and ends the network task.
+    pub async fn shutdown(&self) {
+        let (done, finished) = oneshot::channel();
+        if self.inner.commands.send(Command::Shutdown(done)).await.is_ok() {
+            // An error says that the task is gone, which is what is wanted.
+            let _ = finished.await;
+        }
+    }
 }
 
 /// Where events come out; one owner reads them.

@@ -1,0 +1,229 @@
+//! What is known of the link to one peer while a session lasts: when it was last heard, its round trip, its queues
+//! and the calls that wait for an answer.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    NetError,
+    frames::{Answer, Beat, Frame},
+};
+
+/// Frames that wait for one peer.
+const MAX_QUEUED: usize = 256;
+/// Bytes that wait for one peer, unless a single frame is larger.
+const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
+/// Calls to one peer that wait for an answer.
+const MAX_CALLS: usize = 256;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data behind these locks is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bounded queue of frames to one peer.
+#[derive(Debug, Clone)]
+pub(super) struct Outbox {
+    sender: mpsc::Sender<Frame>,
+    weight: Arc<AtomicUsize>,
+}
+
+/// The other end of an [`Outbox`].
+#[derive(Debug)]
+pub(super) struct OutboxReader {
+    pub(super) receiver: mpsc::Receiver<Frame>,
+    weight: Arc<AtomicUsize>,
+}
+
+impl Outbox {
+    pub(super) fn new() -> (Self, OutboxReader) {
+        let (sender, receiver) = mpsc::channel(MAX_QUEUED);
+        let weight = Arc::new(AtomicUsize::new(0));
+        let reader = OutboxReader { receiver, weight: weight.clone() };
+        (Self { sender, weight }, reader)
+    }
+
+    /// Queues a frame; never waits.
+    pub(super) fn push(&self, frame: Frame) -> Result<(), NetError> {
+        let weight = frame.weight();
+        let before = self.weight.fetch_add(weight, Ordering::Relaxed);
+        let result = if before > 0 && before + weight > MAX_QUEUED_BYTES {
+            Err(NetError::Full)
+        } else {
+            self.sender.try_send(frame).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => NetError::Full,
+                mpsc::error::TrySendError::Closed(_) => NetError::NotConnected,
+            })
+        };
+        if result.is_err() {
+            self.weight.fetch_sub(weight, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl OutboxReader {
+    /// A frame has left the queue for good.
+    pub(super) fn done(&self, weight: usize) {
+        self.weight.fetch_sub(weight, Ordering::Relaxed);
+    }
+}
+
+/// Heartbeats of one peer.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    base: Instant,
+    state: Mutex<PulseState>,
+}
+
+#[derive(Debug)]
+struct PulseState {
+    heard: Instant,
+    /// The newest heartbeat: its sender's clock, and when it came.
+    newest: Option<(u64, Instant)>,
+    rtt: Option<Duration>,
+}
+
+impl Pulse {
+    pub(super) fn new() -> Self {
+        let base = Instant::now();
+        let state = Mutex::new(PulseState { heard: base, newest: None, rtt: None });
+        Self { base, state }
+    }
+
+    /// The head of the heartbeat to send now.
+    pub(super) fn beat(&self) -> Beat {
+        let now = Instant::now();
+        let newest = lock(&self.state).newest;
+        Beat {
+            // Never 0, which says "none" in an echo.
+            sent: micros(now - self.base).max(1),
+            echo: newest.map_or(0, |(sent, _)| sent),
+            held: newest.map_or(0, |(_, at)| micros(now - at)),
+        }
+    }
+
+    /// Takes note of a heartbeat; `true` when it answers one of ours, which shows that both directions work.
+    pub(super) fn heard(&self, beat: Beat) -> bool {
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        state.heard = now;
+        state.newest = Some((beat.sent, now));
+        if beat.echo == 0 {
+            return false;
+        }
+        let away = micros(now - self.base).saturating_sub(beat.echo);
+        let sample = Duration::from_micros(away.saturating_sub(beat.held));
+        // The usual smoothing of TCP (RFC 6298): an eighth of every new sample.
+        state.rtt = Some(state.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        true
+    }
+
+    /// Time since the peer was last heard, or since it was given a fresh allowance.
+    pub(super) fn silence(&self) -> Duration {
+        lock(&self.state).heard.elapsed()
+    }
+
+    /// We were stalled ourselves: the peer's silence says nothing.
+    pub(super) fn forgive(&self) {
+        lock(&self.state).heard = Instant::now();
+    }
+
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        lock(&self.state).rtt
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Calls that wait for an answer. `None` once the session is over.
+#[derive(Debug)]
+pub(super) struct Calls {
+    waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<Result<Bytes, NetError>>>>>,
+    next: AtomicU64,
+}
+
+impl Calls {
+    pub(super) fn new() -> Self {
+        Self { waiting: Mutex::new(Some(BTreeMap::new())), next: AtomicU64::new(1) }
+    }
+
+    /// Registers a call; its entry goes with the guard.
+    pub(super) fn start(self: &Arc<Self>) -> Result<WaitingCall, NetError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        let mut waiting = lock(&self.waiting);
+        let calls = waiting.as_mut().ok_or(NetError::NotConnected)?;
+        if calls.len() >= MAX_CALLS {
+            return Err(NetError::Full);
+        }
+        calls.insert(id, sender);
+        Ok(WaitingCall { id, answer, calls: self.clone() })
+    }
+
+    /// An answer has come; one that nobody waits for any more is dropped.
+    pub(super) fn answered(&self, id: u64, answer: Answer, body: Bytes) {
+        let sender = lock(&self.waiting).as_mut().and_then(|calls| calls.remove(&id));
+        if let Some(sender) = sender {
+            let _ = sender.send(match answer {
+                Answer::Given => Ok(body),
+                Answer::None => Err(NetError::Closed),
+                Answer::Busy => Err(NetError::Full),
+            });
+        }
+    }
+
+    /// The session is over: every waiting caller is told.
+    pub(super) fn close(&self) {
+        lock(&self.waiting).take();
+    }
+}
+
+/// A call under way.
+#[derive(Debug)]
+pub(super) struct WaitingCall {
+    pub(super) id: u64,
+    answer: oneshot::Receiver<Result<Bytes, NetError>>,
+    calls: Arc<Calls>,
+}
+
+impl WaitingCall {
+    pub(super) async fn wait(mut self, timeout: Duration) -> Result<Bytes, NetError> {
+        match tokio::time::timeout(timeout, &mut self.answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(NetError::Closed),
+            Err(_) => Err(NetError::Timeout),
+        }
+    }
+}
+
+impl Drop for WaitingCall {
+    fn drop(&mut self) {
+        if let Some(calls) = lock(&self.calls.waiting).as_mut() {
+            calls.remove(&self.id);
+        }
+    }
+}
+
+/// What handles need to reach a peer while its session is up.
+#[derive(Debug, Clone)]
+pub(super) struct PeerLink {
+    pub(super) session: u64,
+    pub(super) address: SocketAddr,
+    pub(super) messages: Outbox,
+    pub(super) requests: Outbox,
+    pub(super) calls: Arc<Calls>,
+    pub(super) pulse: Arc<Pulse>,
+}
