@@ -4,6 +4,7 @@
 //! has one device, or, with replication, several that share its requests.
 
 mod chain;
+mod climb;
 mod exact;
 mod groups;
 mod infeasible;
@@ -77,7 +78,13 @@ fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
     considered.push(Considered::new("chain", chain));
     if instance.problem.replication && !latency && instance.devices() > 1 {
         let mut budget = Steps::new(budget.left().max(steps / 4));
-        considered.push(Considered::new("chain of groups", groups::search(instance, &mut budget)));
+        let groups = groups::search(instance, &mut budget);
+        let starts: Vec<Costed> =
+            considered.iter().filter_map(|other| other.found.clone()).chain(groups).collect();
+        let climbed =
+            starts.into_iter().map(|start| climb::climb(instance, start, &mut Steps::new(steps / 32)));
+        let mixture = climbed.min_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s));
+        considered.push(Considered::new("mixture", mixture));
     }
     Tried { considered, proven_chain }
 }

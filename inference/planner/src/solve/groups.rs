@@ -15,6 +15,8 @@ const MAX_ORDER: usize = 32;
 const MAX_POSITIONS: usize = 72;
 /// Orders that are tried without finding anything better.
 const PATIENCE: usize = 24;
+/// Up to so many devices, every order is tried: 720 for six.
+const ALL_ORDERS: usize = 6;
 
 /// A draft and its cost.
 pub(super) type Costed = (Draft, Evaluation);
@@ -23,12 +25,19 @@ pub(super) type Costed = (Draft, Evaluation);
 pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<Costed> {
     let mut orders = first_orders(instance);
     orders.iter_mut().for_each(|order| order.truncate(MAX_ORDER));
+    let all = orders[0].len() <= ALL_ORDERS;
+    if all {
+        orders.extend(all_orders(&orders[0]));
+    }
     let mut best: Option<(Vec<usize>, Costed)> = None;
     for order in orders {
         take(&mut best, order, |order| in_order(instance, order, steps));
         if steps.left() == 0 {
             break;
         }
+    }
+    if all {
+        return best.map(|(_, costed)| costed);
     }
     let mut order = best.as_ref()?.0.clone();
     let outside: Vec<usize> =
@@ -44,6 +53,22 @@ pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<Coste
         }
     }
     best.map(|(_, costed)| costed)
+}
+
+fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
+    let mut orders = vec![Vec::new()];
+    for &device in devices {
+        let with = |order: &Vec<usize>| {
+            let order = order.clone();
+            (0..=order.len()).map(move |place| {
+                let mut order = order.clone();
+                order.insert(place, device);
+                order
+            })
+        };
+        orders = orders.iter().flat_map(with).collect();
+    }
+    orders
 }
 
 fn take(

@@ -1,5 +1,7 @@
 //! Random small problems and a naive search over all chains, to compare the planner with.
 
+pub(crate) mod groups;
+
 use mesh_planner::{
     Block, Bottleneck, BottleneckKind, Device, LinkRate, Links, Objective, PairLink, Plan, Problem, Replica,
     Stage, evaluate,
