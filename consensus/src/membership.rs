@@ -105,9 +105,12 @@ fn leave_joint(me: RaftId, conf: &Conf, members: &BTreeMap<RaftId, PeerView>) ->
 /// The voters to aim at; `None` while it is better to wait for a learner to catch up.
 fn wanted_voters(me: RaftId, conf: &Conf, members: &BTreeMap<RaftId, PeerView>) -> Option<BTreeSet<RaftId>> {
     let live = members.iter().filter(|(id, peer)| peer.live || **id == me).count();
+    let may_vote = |id: &RaftId, peer: &PeerView| {
+        *id == me || conf.voters.contains(id) && peer.live || conf.learners.contains(id) && peer.ready
+    };
     let mut candidates: Vec<_> = members
         .iter()
-        .filter(|(id, peer)| **id == me || if conf.voters.contains(id) { peer.live } else { peer.ready })
+        .filter(|(id, peer)| may_vote(id, peer))
         .map(|(id, peer)| (*id != me, !conf.voters.contains(id), peer.draining, *id))
         .collect();
     candidates.sort_unstable();
