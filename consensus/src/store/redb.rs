@@ -310,3 +310,7 @@ fn classify(error: Error, path: &Path, action: &'static str) -> StoreError {
         other => StoreError::Io { path, action, source: Box::new(other) },
     }
 }
+
+#[cfg(test)]
+#[path = "redb_tests.rs"]
+mod tests;
