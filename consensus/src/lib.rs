@@ -17,6 +17,9 @@ pub mod state;
 pub mod store;
 pub mod wire;
 
+#[cfg(test)]
+extern crate self as mesh_consensus;
+
 pub use command::{Command, DeploySpec, Outcome, Request, RequestId};
 pub use ids::{ClusterId, DeviceId, RaftId, StorageId};
 pub use membership::{MembershipChange, MembershipStep};

@@ -1,10 +1,12 @@
 //! Replicas in one process, joined by a network that delivers at once, each on a simulated disk.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper may panic")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_consensus::{
-    Applied, ClusterId, Command, DeviceId, Genesis, Member, MemoryDisk, Node, Options, Outcome, RaftId,
-    RedbStore, Request, RequestId, Role, StorageId,
+    Applied, ClusterId, Command, DeviceId, FatalError, Genesis, Member, MemoryDisk, Node, Options, Outcome,
+    RaftId, RedbStore, Request, RequestId, Role, StorageId,
 };
 
 /// Ticks after which a silent voter is replaced.
@@ -20,6 +22,11 @@ pub(crate) struct Fleet {
     pub(crate) options: Options,
     /// Snapshots handed to the network.
     pub(crate) snapshots_sent: usize,
+    /// Its disk fails at some point: it loses its power and comes back.
+    pub(crate) faulty: Option<RaftId>,
+    failed: bool,
+    /// For each piece that was not synced when the power went: did it reach the disk?
+    pub(crate) kept: Vec<bool>,
     sequence: u64,
 }
 
@@ -64,6 +71,9 @@ impl Fleet {
             removed: BTreeSet::new(),
             options,
             snapshots_sent: 0,
+            faulty: None,
+            failed: false,
+            kept: vec![false],
             sequence: 0,
         };
         for id in 1..=members {
@@ -102,13 +112,12 @@ impl Fleet {
             address: who.address,
         });
         let Outcome::Joined { raft_id } = outcome else { panic!("{outcome:?}") };
-        if !self.disks.contains_key(&raft_id) {
-            let disk = MemoryDisk::new();
-            let mut store = RedbStore::open_with_backend(disk.backend()).unwrap();
-            Node::join_empty(&mut store, CLUSTER, raft_id).unwrap();
-            self.disks.insert(raft_id, disk);
-            self.start_on(raft_id, store);
-        }
+        assert!(!self.disks.contains_key(&raft_id), "{raft_id} is in use");
+        let disk = MemoryDisk::new();
+        let mut store = RedbStore::open_with_backend(disk.backend()).unwrap();
+        Node::join_empty(&mut store, CLUSTER, raft_id).unwrap();
+        self.disks.insert(raft_id, disk);
+        self.start_on(raft_id, store);
         raft_id
     }
 
@@ -122,12 +131,30 @@ impl Fleet {
         self.nodes.get_mut(&id).unwrap()
     }
 
+    fn restart_the_failed(&mut self) {
+        if let Some(id) = self.faulty.filter(|_| self.failed) {
+            let mut kept = self.kept.iter().cycle();
+            self.disks[&id].crash(|| kept.next().is_some_and(|kept| *kept));
+            self.nodes.remove(&id);
+            self.restart(id);
+            self.failed = false;
+        }
+    }
+
     /// Delivers until nothing is under way.
     pub(crate) fn settle(&mut self) {
         let mut queue = VecDeque::new();
         for _ in 0..10_000 {
+            self.restart_the_failed();
             for (id, node) in &mut self.nodes {
-                let effects = node.process().unwrap();
+                let effects = match node.process() {
+                    Ok(effects) => effects,
+                    Err(FatalError::Store(_)) if self.faulty == Some(*id) => {
+                        self.failed = true;
+                        continue;
+                    }
+                    Err(error) => panic!("replica {id}: {error}: {error:?}"),
+                };
                 queue.extend(effects.messages.into_iter().map(|message| (*id, message)));
                 self.applied.entry(*id).or_default().extend(effects.applied);
                 if effects.removed_self {
@@ -139,7 +166,7 @@ impl Fleet {
                 Some(node) => node.step(from, &message.frame).is_ok(),
                 None => false,
             };
-            let sender = self.nodes.get_mut(&from).unwrap();
+            let Some(sender) = self.nodes.get_mut(&from) else { continue };
             if message.snapshot {
                 self.snapshots_sent += 1;
                 sender.report_snapshot(message.to, delivered);
