@@ -118,8 +118,8 @@ pub struct Effects {
     /// Requests that were applied, in order. Requests that came in by a snapshot are not among them: look at
     /// [`ClusterState::outcome`] for those waiting when `state_changed`.
     pub applied: Vec<Applied>,
-    /// The role, if it is another one now. On leaving [`Role::Leader`], whoever waits for a request that was
-    /// proposed here must be told that its fate is unknown.
+    /// The role, if it is another one now, or the leadership of a newer term. Whoever waits for a request that
+    /// was proposed here as leader before must be told that its fate is unknown.
     pub role_changed: Option<Role>,
     /// The leader, if it is another one now (or none is known).
     pub leader_changed: Option<Option<RaftId>>,
@@ -237,7 +237,8 @@ pub struct Node<S: Store> {
     /// The tick since which a commit index is known that is not on the disk.
     commit_unsaved: Option<u64>,
     effects: Effects,
-    reported: (Role, Option<RaftId>),
+    /// Role, leader, and the term that this replica leads in, as last told by [`Effects`].
+    reported: (Role, Option<RaftId>, Option<u64>),
     failure: Option<FatalError>,
     stopped: bool,
 }

@@ -64,6 +64,15 @@ pub enum FrameError {
     Malformed(#[source] ciborium::de::Error<std::io::Error>),
 }
 
+/// The replica that a frame says it is from: for a joiner, which learns from its first snapshot only which
+/// device is which replica.
+///
+/// # Errors
+/// When the bytes are not a frame.
+pub fn claimed_sender(frame: &[u8]) -> Result<RaftId, FrameError> {
+    Frame::decode(frame).map(|frame| frame.from)
+}
+
 impl Frame {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![FRAME_VERSION];
@@ -80,11 +89,10 @@ impl Frame {
             return Err(FrameError::UnknownVersion(*version));
         }
         let frame: Self = ciborium::from_reader(body).map_err(FrameError::Malformed)?;
-        match frame.body {
-            Body::Snapshot(_) => Ok(frame),
-            _ if bytes.len() > MAX_FRAME_BYTES => Err(FrameError::TooLarge(bytes.len())),
-            _ => Ok(frame),
+        if bytes.len() > MAX_FRAME_BYTES && !matches!(frame.body, Body::Snapshot(_)) {
+            return Err(FrameError::TooLarge(bytes.len()));
         }
+        Ok(frame)
     }
 
     /// The frame for a message of raft-rs; `None` for messages that stay inside a replica.

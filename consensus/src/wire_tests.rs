@@ -59,6 +59,7 @@ proptest! {
     ) {
         let frame = Frame { cluster: CLUSTER, from, to, term, body };
         prop_assert_eq!(&Frame::decode(&frame.encode()).unwrap(), &frame);
+        prop_assert_eq!(claimed_sender(&frame.encode()).unwrap(), from);
         let back = Frame::from_message(CLUSTER, &frame.clone().into_message());
         prop_assert_eq!(back, Some(frame));
     }

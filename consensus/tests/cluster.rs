@@ -33,8 +33,7 @@ fn three_founders_elect_and_agree() {
 #[test]
 fn one_founder_leads_at_once_and_grows_to_three_and_five_voters_never_two() {
     let mut fleet = Fleet::found(1, 1);
-    fleet.nodes.get_mut(&1).unwrap().campaign();
-    fleet.settle();
+    fleet.stand(1);
     assert_eq!(fleet.leader(), Some(1));
     for number in 2..=6 {
         assert_eq!(fleet.join(number), number);
@@ -238,6 +237,33 @@ fn a_request_is_applied_once_however_often_it_is_proposed() {
     fleet.run(Command::RemoveMember { device: device(8) });
     assert_eq!(fleet.run_request(&join), first, "a retry gets the first answer");
     assert!(fleet.leader_node().state().member(&device(8)).is_none(), "and changes nothing");
+}
+
+#[test]
+fn a_sole_voter_leads_again_right_after_its_restart() {
+    let mut fleet = Fleet::found(2, 1);
+    fleet.until_leader();
+    let term = fleet.nodes[&1].term();
+    fleet.kill(1);
+    fleet.restart(1);
+    fleet.tick();
+    assert_eq!(fleet.leader(), Some(1));
+    assert!(fleet.nodes[&1].term() > term);
+}
+
+#[test]
+fn a_change_of_role_is_told_once() {
+    let mut fleet = Fleet::found(1, 1);
+    let node = fleet.nodes.get_mut(&1).unwrap();
+    node.campaign();
+    assert_eq!(node.process().unwrap().role_changed, Some(Role::Leader));
+    assert_eq!(node.process().unwrap().role_changed, None);
+}
+
+#[test]
+fn a_replica_can_live_on_a_thread_of_its_own() {
+    fn is_send<T: Send>() {}
+    is_send::<Node<RedbStore>>();
 }
 
 #[test]

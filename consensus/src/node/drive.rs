@@ -239,8 +239,9 @@ impl<S: Store> Node<S> {
 
     pub(super) fn report_role(&mut self) {
         self.after_input();
-        let now: (Role, _) = (self.role(), self.leader());
-        if now.0 != self.reported.0 {
+        let leads_in = Some(self.term()).filter(|_| self.role() == Role::Leader);
+        let now = (self.role(), self.leader(), leads_in);
+        if (now.0, now.2) != (self.reported.0, self.reported.2) {
             self.effects.role_changed = Some(now.0);
         }
         if now.1 != self.reported.1 {

@@ -11,7 +11,6 @@ use crate::store::{Conf, RedbStore};
 use crate::{Command, MemoryDisk, Outcome};
 
 #[path = "../../tests/fleet/mod.rs"]
-#[allow(dead_code, reason = "shared with tests that use more of it")]
 mod fleet;
 
 use fleet::{CLUSTER, Fleet};
@@ -190,7 +189,7 @@ fn goes_on(node: &mut Node<RedbStore>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn impossible_frames_are_refused_without_harm(

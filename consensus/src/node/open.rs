@@ -137,10 +137,15 @@ impl<S: Store> Node<S> {
         let raw = RawNode::new(&config, log, &super::logger::logger())
             .map_err(|error| OpenError::Options(error.to_string()))?;
         let role = if conf.voters.contains(&identity.raft_id) { Role::Follower } else { Role::Learner };
+        let mut jitter = Jitter::new(options.seed, options.election_ticks);
+        if conf.voters.iter().eq([&identity.raft_id]) && !conf.is_joint() {
+            // Nobody else could be the leader: no reason to wait.
+            jitter.timeout = 1;
+        }
         Ok(Self {
             raw,
             identity,
-            jitter: Jitter::new(options.seed, options.election_ticks),
+            jitter,
             options,
             state,
             conf,
@@ -150,7 +155,7 @@ impl<S: Store> Node<S> {
             snapshots: BTreeMap::new(),
             commit_unsaved: None,
             effects: Effects::default(),
-            reported: (role, None),
+            reported: (role, None, None),
             failure: None,
             stopped: false,
         })

@@ -68,7 +68,7 @@ impl Pair {
     }
 
     /// The memory storage has no compaction that remembers the term; a snapshot and the tail are the same.
-    fn compact_oracle(&mut self, up_to: u64) {
+    fn compact_oracle(&self, up_to: u64) {
         let context = GetEntriesContext::empty(false);
         let last = self.oracle.last_index().unwrap();
         let tail = match up_to < last {

@@ -232,7 +232,11 @@ impl Store for RedbStore {
         let raw = self.raw().map_err(|error| self.failed(error, "read"))?;
         let mut stored = Stored::default();
         if let Some(bytes) = raw.snapshot {
-            stored.snapshot = Some(self.decode("snapshot", &bytes)?);
+            let snapshot: StoredSnapshot = self.decode("snapshot", &bytes)?;
+            if !snapshot.conf.is_valid() {
+                return Err(self.corrupt("impossible configuration in the snapshot"));
+            }
+            stored.snapshot = Some(snapshot);
         }
         if let Some(bytes) = raw.compacted {
             stored.compacted = self.decode("compaction mark", &bytes)?;

@@ -26,8 +26,10 @@ fn contents(store: &RedbStore) -> Contents {
     Contents(store.load().unwrap(), store.get_record("identity").unwrap())
 }
 
+type Step = Box<dyn Fn(&mut RedbStore) -> Result<(), StoreError>>;
+
 /// The steps of a life: founding, appending, a conflict, compaction, a leader's snapshot, records.
-fn steps() -> Vec<Box<dyn Fn(&mut RedbStore) -> Result<(), StoreError>>> {
+fn steps() -> Vec<Step> {
     let hard = |term, commit| Some(StoredHardState { term, vote: 1, commit });
     vec![
         Box::new(move |store| {

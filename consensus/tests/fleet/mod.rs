@@ -1,6 +1,11 @@
 //! Replicas in one process, joined by a network that delivers at once, each on a simulated disk.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    dead_code,
+    reason = "a test's helper may panic, and not every test uses all"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -124,6 +129,12 @@ impl Fleet {
     pub(crate) fn leader(&self) -> Option<RaftId> {
         let leaders = self.nodes.values().filter(|node| node.role() == Role::Leader);
         leaders.max_by_key(|node| node.term()).map(Node::id)
+    }
+
+    /// Has a replica stand for election at once.
+    pub(crate) fn stand(&mut self, id: RaftId) {
+        self.nodes.get_mut(&id).unwrap().campaign();
+        self.settle();
     }
 
     pub(crate) fn leader_node(&mut self) -> &mut Node<RedbStore> {
