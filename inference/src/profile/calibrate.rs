@@ -10,8 +10,8 @@ use crate::tensor::{DType, Tensor, TensorError};
 /// What the workload takes on one thread of the reference device, an x86-64 server core with AVX-512: its speed is 1.
 pub const REFERENCE_SECONDS: f64 = 0.00095;
 
-/// Batches of runs; the fastest counts.
-const BATCHES: usize = 4;
+/// Runs, of which the fastest counts.
+const RUNS: usize = 6;
 
 /// How long the workload takes on this device.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub fn calibrate(engine: &Engine, threads: usize) -> Result<Calibration, Calibra
     let tokens = Tensor::from_slice(&[64, 384], &vec![0.5_f32; 64 * 384])?;
     let inputs = [("image", image), ("tokens", tokens)];
     session.run(&inputs)?;
-    let seconds = seconds_per_run(BATCHES, || session.run(&inputs).map(|_| ()))?;
+    let seconds = seconds_per_run(threads, RUNS, || session.run(&inputs).map(|_| ()))?;
     Ok(Calibration { seconds, threads })
 }
 

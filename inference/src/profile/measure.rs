@@ -4,42 +4,37 @@ use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Shortest time over which runs are averaged. Processor quotas are handed out in periods (10 ms here, 100 ms by
-/// default in most systems): a single short run would be timed at full speed inside one period's slice.
-const SHORTEST: f64 = 0.025;
+use super::quota;
 
-/// As [`SHORTEST`], once the thread is seen to wait for its processor.
-const SHORTEST_THROTTLED: f64 = 0.25;
+/// A piece of work is repeated for at least this many seconds.
+const SHORTEST: f64 = 0.015;
 
-/// The thread waits for its processor when it gets less of it than this.
-const FULL: f64 = 0.9;
+/// Repeating ends here however short the work is.
+const MOST_RUNS: usize = 500;
 
-/// No batch has more runs than this, however short they are.
-const MOST_RUNS: u32 = 2000;
-
-/// Seconds of one run, averaged over a batch of runs; the smallest average of `batches` batches, since whatever else
-/// the device does can only make one longer.
-pub(super) fn seconds_per_run<E>(batches: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
+/// Seconds that one run takes when this process has its processors to itself: the fastest of `runs` or more.
+///
+/// With one thread its processor time counts, which other programs on the device do not lengthen. A quota of processor
+/// time (a control group's) does not show in single short runs, which fit into one period's share; it is known from
+/// the group's settings, and the time is longer by what it leaves.
+pub(super) fn seconds_per_run<E>(
+    threads: usize,
+    runs: usize,
+    mut run: impl FnMut() -> Result<(), E>,
+) -> Result<f64, E> {
+    let start = Instant::now();
     let mut best = f64::INFINITY;
-    for _ in 0..batches.max(1) {
-        best = best.min(batch(&mut run)?);
-    }
-    Ok(best)
-}
-
-fn batch<E>(run: &mut impl FnMut() -> Result<(), E>) -> Result<f64, E> {
-    let (start, cpu_start) = (Instant::now(), thread_seconds());
-    let mut runs = 0_u32;
-    loop {
+    for done in 1.. {
+        let (wall_start, cpu_start) = (Instant::now(), thread_seconds());
         run()?;
-        runs += 1;
-        let wall = start.elapsed().as_secs_f64();
-        let throttled = thread_seconds() - cpu_start < FULL * wall;
-        let enough = if throttled { SHORTEST_THROTTLED } else { SHORTEST };
-        if wall >= enough || runs >= MOST_RUNS {
-            return Ok(wall / f64::from(runs));
+        let (wall, cpu) = (wall_start.elapsed().as_secs_f64(), thread_seconds() - cpu_start);
+        best = best.min(if threads == 1 { cpu } else { wall });
+        let long_enough = done >= runs && start.elapsed().as_secs_f64() >= SHORTEST;
+        if long_enough || done >= MOST_RUNS.max(runs) {
+            break;
         }
     }
+    Ok(best * quota::slowdown(threads))
 }
 
 /// Processor time of this thread.
@@ -57,11 +52,11 @@ mod tests {
     #[test]
     fn short_work_is_repeated_and_errors_end_it() {
         let mut runs = 0;
-        let seconds = seconds_per_run::<Infallible>(2, || {
+        let seconds = seconds_per_run::<Infallible>(1, 2, || {
             runs += 1;
             Ok(())
         });
-        assert!(runs > 10 && seconds.unwrap() < SHORTEST, "{runs}");
-        assert_eq!(seconds_per_run(2, || Err("no")), Err("no"));
+        assert!(runs >= 2 && seconds.unwrap() < SHORTEST, "{runs}");
+        assert_eq!(seconds_per_run(1, 2, || Err("no")), Err("no"));
     }
 }

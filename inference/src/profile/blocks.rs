@@ -1,0 +1,151 @@
+//! Running blocks, one session at a time.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::correct::Window;
+use super::measure::seconds_per_run;
+use super::memory::Watch;
+use super::{ProfileError, ProfileOptions};
+use crate::blobs::BlobStore;
+use crate::model::{Model, StageModel};
+use crate::runtime::{Engine, ModelSource, RunError, Session};
+use crate::tensor::Tensor;
+
+/// What measures a model.
+pub(super) struct Prober<'a> {
+    pub(super) model: &'a Model,
+    pub(super) store: &'a BlobStore,
+    pub(super) engine: &'a Engine,
+    pub(super) options: &'a ProfileOptions,
+    pub(super) cancelled: &'a dyn Fn() -> bool,
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    pub(super) seconds: Vec<f64>,
+    pub(super) peaks: Vec<u64>,
+    pub(super) cuts: Vec<u64>,
+    pub(super) windows: Vec<Window>,
+}
+
+/// The tensors of a cut by name.
+type Tensors = HashMap<String, Tensor>;
+
+/// One session's time, memory and outputs.
+struct Probe {
+    seconds: f64,
+    peak: u64,
+    outputs: Vec<(String, Tensor)>,
+}
+
+impl Prober<'_> {
+    /// Every block in order, fed by the one before, then the windows.
+    pub(super) fn blocks(
+        &self,
+        inputs: &[(String, Tensor)],
+        windows: &[Range<usize>],
+        step: &mut dyn FnMut(),
+    ) -> Result<Measured, ProfileError> {
+        let mut measured = Measured::default();
+        let starts: BTreeSet<usize> = windows.iter().map(|window| window.start).collect();
+        let mut kept: HashMap<usize, Tensors> = HashMap::new();
+        let cuts = self.model.cuts();
+        let mut crossing: Tensors = inputs.iter().cloned().collect();
+        measured.cuts.push(bytes_of(crossing.values()));
+        for block in 0..self.model.blocks().len() {
+            if starts.contains(&block) {
+                kept.insert(block, crossing.clone());
+            }
+            let probe = self.probe(block..block + 1, &crossing)?;
+            crossing.extend(probe.outputs);
+            crossing.retain(|name, _| cuts[block + 1].tensors.contains(name));
+            measured.seconds.push(probe.seconds);
+            measured.peaks.push(probe.peak);
+            measured.cuts.push(bytes_of(crossing.values()));
+            step();
+        }
+        for window in windows {
+            let inputs = kept.get(&window.start).expect("the tensors at each window's start were kept");
+            let seconds = self.probe(window.clone(), inputs)?.seconds;
+            measured.windows.push(Window { blocks: window.clone(), seconds });
+            step();
+        }
+        Ok(measured)
+    }
+
+    fn probe(&self, blocks: Range<usize>, crossing: &Tensors) -> Result<Probe, ProfileError> {
+        let (first, last) = (blocks.start, blocks.end - 1);
+        let stage =
+            self.model.stage(first, last).map_err(|source| ProfileError::Cut { first, last, source })?;
+        if stage.outputs.is_empty() {
+            // Every output is handed through: there is nothing to run.
+            return Ok(Probe { seconds: 0.0, peak: 0, outputs: Vec::new() });
+        }
+        let inputs: Vec<(&str, Tensor)> = stage
+            .inputs
+            .iter()
+            .map(|input| match crossing.get(&input.name) {
+                Some(tensor) => Ok((input.name.as_str(), tensor.clone())),
+                None => Err(ProfileError::NoTensor { block: first, tensor: input.name.clone() }),
+            })
+            .collect::<Result<_, _>>()?;
+        let watch = Watch::start();
+        let mut session = self.session(&stage, first, last)?;
+        let failed = |source: RunError| ProfileError::Run { first, last, source };
+        let outputs = session.run(&inputs).map_err(failed)?;
+        let seen = watch.peak().unwrap_or(0).saturating_sub(stage.weight_bytes);
+        let held = bytes_of(inputs.iter().map(|(_, tensor)| tensor)) + bytes_of(&outputs);
+        let seconds = seconds_per_run(self.options.session.threads, self.options.repetitions, || {
+            if (self.cancelled)() {
+                return Err(ProfileError::Cancelled);
+            }
+            session.run(&inputs).map(|_| ()).map_err(failed)
+        })?;
+        let names = session.outputs().iter().map(|port| port.name.clone());
+        Ok(Probe { seconds, peak: seen.max(held), outputs: names.zip(outputs).collect() })
+    }
+
+    fn session(&self, stage: &StageModel, first: usize, last: usize) -> Result<Session, ProfileError> {
+        if (self.cancelled)() {
+            return Err(ProfileError::Cancelled);
+        }
+        let file = StageFile::write(self.store, &stage.onnx)?;
+        self.engine
+            .session(ModelSource::File(&file.path), &self.options.session)
+            .map_err(|source| ProfileError::Session { first, last, source })
+    }
+}
+
+fn bytes_of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> u64 {
+    tensors.into_iter().map(|tensor| tensor.bytes().len() as u64).sum()
+}
+
+/// A stage's model beside its blobs, for as long as a session is being made from it.
+struct StageFile {
+    path: PathBuf,
+}
+
+impl StageFile {
+    fn write(store: &BlobStore, onnx: &[u8]) -> Result<Self, ProfileError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let path = store.stage_path(&format!("profile-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let file = Self { path };
+        let written = File::create(&file.path).and_then(|mut target| target.write_all(onnx));
+        written.map_err(|source| ProfileError::Write { path: file.path.clone(), source })?;
+        Ok(file)
+    }
+}
+
+impl Drop for StageFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a profiled stage's file stays until the next start");
+        }
+    }
+}
