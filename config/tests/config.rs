@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use mesh_config::{Config, ConfigErrors, GenerateError, find, generate, load};
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF\n";
@@ -385,4 +386,19 @@ fn the_file_is_searched_in_order() {
     std::fs::copy("/proc/self/exe", place.path("binary.toml")).unwrap();
     let error = load(&place.path("binary.toml"), &|_| None).unwrap_err().to_string();
     assert!(error.contains("not UTF-8") || error.contains("larger than"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_too_strange(pieces in prop::collection::vec(
+        prop_oneof![
+            Just("[cluster]\n".to_owned()), Just("[api]\n".to_owned()), Just("name = ".to_owned()),
+            Just("devices = ".to_owned()), Just("peers = [".to_owned()), Just("memory = \"".to_owned()),
+            Just("\"\n".to_owned()), "\\PC{0,12}", any::<i64>().prop_map(|n| format!("{n}\n")),
+        ], 0..12))
+    {
+        let place = Place::new();
+        let errors = place.load(&pieces.concat(), &[]).unwrap_err();
+        prop_assert!(!errors.defects.is_empty());
+    }
 }

@@ -77,16 +77,25 @@ fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
     let (chain, proven_chain) = chain(instance, latency, known.as_ref(), &mut budget);
     considered.push(Considered::new("chain", chain));
     if instance.problem.replication && !latency && instance.devices() > 1 {
-        let mut budget = Steps::new(budget.left().max(steps / 4));
-        let groups = groups::search(instance, &mut budget);
-        let starts: Vec<Costed> =
-            considered.iter().filter_map(|other| other.found.clone()).chain(groups).collect();
-        let climbed =
-            starts.into_iter().map(|start| climb::climb(instance, start, &mut Steps::new(steps / 32)));
-        let mixture = climbed.min_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s));
-        considered.push(Considered::new("mixture", mixture));
+        considered.push(Considered::new("mixture", mixture(instance, &considered, steps)));
     }
     Tried { considered, proven_chain }
+}
+
+/// Stages on groups of devices, and what climbing from every other plan finds. Nothing when a plan that is known
+/// already cannot be beaten.
+fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Option<Costed> {
+    let known: Vec<Costed> = considered.iter().filter_map(|other| other.found.clone()).collect();
+    let by_bottleneck = |a: &Costed, b: &Costed| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s);
+    let bound = lower_bound(instance);
+    let best = known.iter().min_by(|a, b| by_bottleneck(a, b));
+    if let Some(best) = best.filter(|(_, evaluation)| evaluation.bottleneck_s <= bound * (1.0 + 1e-9)) {
+        return Some(best.clone());
+    }
+    let groups = groups::search(instance, &mut Steps::new(steps / 5));
+    let starts = known.into_iter().chain(groups);
+    let climbed = starts.map(|start| climb::climb(instance, start, &mut Steps::new(steps / 64)));
+    climbed.min_by(by_bottleneck)
 }
 
 fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Considered>)> {
