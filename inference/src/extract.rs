@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What a run of blocks is made of, as indices into the model's graph.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {

@@ -10,7 +10,7 @@ use crate::onnx::{FunctionProto, GraphProto, ModelProto, NodeProto};
 
 mod random;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use random::Random;
 

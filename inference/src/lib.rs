@@ -13,5 +13,7 @@ pub mod profile;
 pub mod runtime;
 pub mod stage;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 
 pub use graph::GraphError;

@@ -5,7 +5,7 @@ mod common;
 
 use std::{collections::HashMap, path::Path};
 
-use common::{Imported, Inputs, engine, import, largest_difference, run_whole, session};
+use common::{Imported, Inputs, import, largest_difference, run_whole, session};
 use mesh_inference::{
     blobs::BlobStore,
     model::{Model, StageModel},
@@ -94,7 +94,6 @@ fn real_models_give_the_whole_answer_in_stages() {
 }
 
 fn real_model(folder: &Path) {
-    let _ = engine();
     let imported = import(folder).unwrap();
     let model = &imported.model;
     let single = model.cuts().iter().filter(|cut| cut.tensors.len() == 1).count();

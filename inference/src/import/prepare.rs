@@ -28,6 +28,7 @@ pub(super) fn prepare(model: &mut ModelProto, store: &BlobStore) -> Result<(), I
     }
     if let Some(graph) = &mut model.graph {
         promote_constants(graph);
+        clear_repeated_names(graph);
         let initial: HashSet<String> = initializer_names(graph).map(str::to_owned).collect();
         graph.input.retain(|input| !initial.contains(&input.name));
     }
@@ -65,6 +66,12 @@ fn promote_constants(graph: &mut GraphProto) {
     for attribute in attributes {
         attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(promote_constants);
     }
+}
+
+/// Takes the name off nodes that share it, which ONNX Runtime would refuse; nothing refers to a node by name.
+fn clear_repeated_names(graph: &mut GraphProto) {
+    let mut seen = HashSet::new();
+    graph.node.iter_mut().filter(|node| !seen.insert(node.name.clone())).for_each(|node| node.name.clear());
 }
 
 fn large_constant(node: &mut NodeProto) -> Option<TensorProto> {

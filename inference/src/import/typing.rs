@@ -12,7 +12,7 @@ use prost::Message as _;
 use crate::{
     blobs::{BlobError, BlobStore},
     cut::{Span, candidates},
-    graph::{Graph, Origin, ValueId},
+    graph::{Graph, GraphError, Origin, ValueId},
     model::ValueType,
     onnx::{
         Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
@@ -33,6 +33,7 @@ pub(super) fn types(
     store: &BlobStore,
     engine: &Engine,
 ) -> Result<HashMap<String, ValueType>, ImportError> {
+    let declared = declared_inputs(model)?;
     let wanted = candidates(graph, spans);
     let ports = match infer(model, graph, &wanted, true, store, engine) {
         Ok(ports) => ports,
@@ -40,23 +41,32 @@ pub(super) fn types(
         Err(ImportError::Blob(error)) => return Err(ImportError::Blob(error)),
         Err(_) => infer(model, graph, &wanted, false, store, engine)?,
     };
-    let mut types: HashMap<String, ValueType> =
-        ports.iter().filter_map(value_type).map(|value| (value.name.clone(), value)).collect();
-    add_declared(model, graph, &mut types)?;
+    let mut types: HashMap<String, ValueType> = ports
+        .iter()
+        .filter_map(value_type)
+        .chain(declared)
+        .map(|value| (value.name.clone(), value))
+        .collect();
+    add_outputs(model, graph, &mut types)?;
     Ok(types)
 }
 
-/// Inputs as the model declares them, and outputs that are weights.
-fn add_declared(
+fn declared_inputs(model: &ModelProto) -> Result<Vec<ValueType>, ImportError> {
+    let inputs = model.graph.iter().flat_map(|graph| &graph.input);
+    let declared = inputs.map(|info| {
+        let no_tensor = || ImportError::NoTensor { what: "input", name: info.name.clone() };
+        ValueType::from_info(info).ok_or_else(no_tensor)
+    });
+    declared.collect()
+}
+
+/// Adds outputs that are initializers, and makes sure that every output can travel.
+fn add_outputs(
     model: &ModelProto,
     graph: &Graph,
     types: &mut HashMap<String, ValueType>,
 ) -> Result<(), ImportError> {
-    let proto = model.graph.as_ref().ok_or(crate::graph::GraphError::NoGraph)?;
-    for info in &proto.input {
-        let no_tensor = || ImportError::NoTensor { what: "input", name: info.name.clone() };
-        types.insert(info.name.clone(), ValueType::from_info(info).ok_or_else(no_tensor)?);
-    }
+    let proto = model.graph.as_ref().ok_or(GraphError::NoGraph)?;
     for &output in &graph.outputs {
         let value = &graph.values[output];
         if let Origin::Initializer(i) = value.origin
@@ -182,15 +192,25 @@ fn lighten(proto: &mut GraphProto) {
 /// What ONNX Runtime's refusal means for the one who deploys.
 fn refusal(model: &ModelProto, error: EngineError) -> ImportError {
     match error {
-        EngineError::UnsupportedOperator { operator, message } => missing_operator(model, &operator, message),
-        EngineError::Model { message } if is_version(&message) => ImportError::Version { detail: message },
-        EngineError::Model { message } => ImportError::Refused { detail: message },
+        EngineError::UnsupportedOperator { operator, message } => {
+            missing_operator(model, &operator, without_path(&message))
+        }
+        EngineError::Model { message } if is_version(&message) => {
+            ImportError::Version { detail: without_path(&message) }
+        }
+        EngineError::Model { message } => ImportError::Refused { detail: without_path(&message) },
         other @ (EngineError::NotFound { .. }
         | EngineError::Unusable { .. }
         | EngineError::AnotherIsLoaded { .. }
         | EngineError::Provider { .. }
         | EngineError::Failed { .. }) => ImportError::Refused { detail: other.to_string() },
     }
+}
+
+/// ONNX Runtime's message without the name of our own file, which says nothing to anybody.
+fn without_path(message: &str) -> String {
+    let rest = message.strip_prefix("Load model from ").and_then(|rest| rest.split_once(" failed:"));
+    rest.map_or(message, |(_, rest)| rest).trim().to_owned()
 }
 
 fn is_version(message: &str) -> bool {
