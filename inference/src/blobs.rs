@@ -6,162 +6,33 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    str::FromStr,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-
+mod error;
+mod hash;
 mod partial;
+mod stage_file;
 #[cfg(test)]
 mod tests;
 
+pub use error::BlobError;
+pub use hash::{BlobRef, Hash, HashTextError};
 pub use partial::PartialBlob;
+pub use stage_file::StageFile;
+
+use error::{io_error, missing_or, write_error};
 
 const CHUNK: usize = 256 * 1024;
 const TEMPORARY: &str = ".new-";
 const PARTIAL: &str = ".part";
 const STAGE: &str = "stage-";
-
-/// BLAKE3 of a blob's bytes; 64 lowercase hex digits as text.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Hash([u8; 32]);
-
-impl Hash {
-    /// The hash of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(*blake3::hash(bytes).as_bytes())
-    }
-
-    /// The 32 raw bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// From 32 raw bytes.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-}
-
-impl fmt::Display for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// A blob by its hash, with its length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct BlobRef {
-    /// The content's hash.
-    pub hash: Hash,
-    /// The content's length.
-    pub bytes: u64,
-}
-
-/// The text is not 64 lowercase hex digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a hash is written as 64 lowercase hex digits")]
-pub struct HashTextError;
-
-impl FromStr for Hash {
-    type Err = HashTextError;
-
-    fn from_str(text: &str) -> Result<Self, HashTextError> {
-        if text.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(HashTextError);
-        }
-        blake3::Hash::from_hex(text).map(|hash| Self(*hash.as_bytes())).map_err(|_| HashTextError)
-    }
-}
-
-impl Serialize for Hash {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Hash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// Why the store could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum BlobError {
-    /// The limit that was set for the store does not allow for it.
-    #[error(
-        "the blob store may hold {limit} bytes and holds {used}; {needed} more are needed: raise limits.disk or remove models"
-    )]
-    OverLimit {
-        /// Bytes that were to be added.
-        needed: u64,
-        /// Bytes in the store.
-        used: u64,
-        /// Bytes that it may hold.
-        limit: u64,
-    },
-    /// The file system is full.
-    #[error("the disk is full while {needed} bytes were written to {path}: free some space or remove models")]
-    DiskFull {
-        /// Bytes of the write that failed.
-        needed: u64,
-        /// The file.
-        path: PathBuf,
-    },
-    /// A fetched blob is not what its name says. The bytes have been deleted.
-    #[error("blob {expected} arrived with other content (hash {found}); it was deleted, fetch it again")]
-    Mismatch {
-        /// The hash that was asked for.
-        expected: Hash,
-        /// The hash of what came.
-        found: Hash,
-    },
-    /// More or fewer bytes than the blob has.
-    #[error("blob {hash} has {expected} bytes, {found} were given")]
-    Length {
-        /// The blob.
-        hash: Hash,
-        /// Its length.
-        expected: u64,
-        /// What was given.
-        found: u64,
-    },
-    /// The blob is not in the store.
-    #[error("blob {0} is not in the store: fetch it from another device")]
-    Missing(Hash),
-    /// Somebody else is writing this blob.
-    #[error("blob {0} is being fetched already: wait for that fetch")]
-    Busy(Hash),
-    /// The source of the bytes failed.
-    #[error("the bytes for the blob store could not be read")]
-    Source(#[source] io::Error),
-    /// The file system failed.
-    #[error("cannot {what} {path}: check the data directory and its file system")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// What one directory entry of the store is.
 enum Entry {
@@ -262,6 +133,11 @@ impl BlobStore {
         self.0.dir.join(format!("{STAGE}{safe}.onnx"))
     }
 
+    /// Writes the model of a stage (of [`crate::model::Model::stage`]) beside its blobs.
+    pub fn write_stage(&self, name: &str, onnx: &[u8]) -> Result<StageFile, BlobError> {
+        StageFile::write(self, name, onnx)
+    }
+
     /// The blob's length.
     pub fn bytes(&self, hash: &Hash) -> Result<u64, BlobError> {
         let path = self.path(hash);
@@ -304,7 +180,7 @@ impl BlobStore {
             hasher.update(&chunk[..got]);
             fresh.write(&chunk[..got])?;
         }
-        let hash = Hash(*hasher.finalize().as_bytes());
+        let hash = Hash::from_bytes(*hasher.finalize().as_bytes());
         let bytes = fresh.written;
         fresh.keep_as(hash)?;
         Ok((hash, bytes))
@@ -447,26 +323,5 @@ impl Drop for Fresh<'_> {
 fn hash_file(file: File) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file)?;
-    Ok(Hash(*hasher.finalize().as_bytes()))
-}
-
-fn io_error(what: &'static str, path: &Path, source: io::Error) -> BlobError {
-    BlobError::Io { what, path: path.to_owned(), source }
-}
-
-fn write_error(path: &Path, needed: u64, source: io::Error) -> BlobError {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            BlobError::DiskFull { needed, path: path.to_owned() }
-        }
-        _ => io_error("write", path, source),
-    }
-}
-
-fn missing_or(what: &'static str, hash: Hash, path: &Path, source: io::Error) -> BlobError {
-    if source.kind() == io::ErrorKind::NotFound {
-        BlobError::Missing(hash)
-    } else {
-        io_error(what, path, source)
-    }
+    Ok(Hash::from_bytes(*hasher.finalize().as_bytes()))
 }

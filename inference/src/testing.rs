@@ -1,4 +1,5 @@
 //! Hand-built models for this crate's tests.
+#![allow(clippy::disallowed_methods)]
 
 use std::{collections::HashMap, fs, path::PathBuf};
 
@@ -176,9 +177,8 @@ fn run_whole(engine: &Engine, scene: &Scene, inputs: &Values) -> Values {
 
 fn run_stage(engine: &Engine, scene: &Scene, first: usize, last: usize, alive: &Values) -> Values {
     let stage = scene.model().stage(first, last).unwrap();
-    let path = scene.store.stage_path("test");
-    fs::write(&path, &stage.onnx).unwrap();
-    let session = engine.session(ModelSource::File(&path), &options());
+    let file = scene.store.write_stage("test", &stage.onnx).unwrap();
+    let session = engine.session(ModelSource::File(file.path()), &options());
     let mut session = session.unwrap_or_else(|e| panic!("blocks {first} to {last}: {e}"));
     let taken: Vec<(String, Tensor)> =
         stage.inputs.iter().map(|v| (v.name.clone(), alive[&v.name].clone())).collect();

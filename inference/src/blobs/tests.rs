@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods)]
+
 use std::{fs, io};
 
 use super::*;
@@ -115,7 +117,12 @@ fn a_damaged_blob_is_found_and_deleted() {
 #[test]
 fn opening_clears_stage_models_and_unfinished_writes() {
     let (dir, store) = store();
-    fs::write(store.stage_path("resnet50/3..4"), b"x").unwrap();
+    let kept = store.write_stage("resnet50/3..4", b"x").unwrap();
+    let path = kept.path().to_owned();
+    assert!(path.is_file());
+    drop(kept);
+    assert!(!path.exists());
+    fs::write(path, b"x").unwrap();
     assert_eq!(store.stage_path("a/../b").parent(), Some(dir.path()));
     fs::write(dir.path().join(".new-7"), b"x").unwrap();
     fs::write(dir.path().join("README"), b"x").unwrap();

@@ -259,9 +259,11 @@ impl Skimmer<'_> {
             tensor.data_location = None;
             tensor.external_data.clear();
         } else {
-            let (hash, bytes) = self.store.put(reader).map_err(|error| match error {
-                BlobError::Source(source) => ImportError::Read { path: path.clone(), source },
-                other => ImportError::Blob(other),
+            let (hash, bytes) = self.store.put(reader).map_err(|error| {
+                if let BlobError::Source(source) = error {
+                    return ImportError::Read { path: path.clone(), source };
+                }
+                ImportError::Blob(error)
             })?;
             if bytes != expected {
                 return Err(ImportError::Truncated { path, at: offset + bytes });

@@ -1,4 +1,5 @@
 //! Files that are wrong, and what is said about them.
+#![allow(clippy::disallowed_methods)]
 
 use std::fs;
 
@@ -236,10 +237,9 @@ fn versions_and_graphs_that_cannot_run_are_told() {
     let graph = |change: fn(&mut ModelProto)| {
         let mut model = good();
         change(&mut model);
-        match import_bytes(&model.encode_to_vec()).unwrap_err() {
-            ImportError::Graph(error) => error,
-            other => panic!("{other}"),
-        }
+        let error = import_bytes(&model.encode_to_vec()).unwrap_err();
+        let ImportError::Graph(error) = error else { panic!("{error}") };
+        error
     };
     assert_eq!(graph(|m| m.graph = None), GraphError::NoGraph);
     assert_eq!(graph(|m| m.graph.as_mut().unwrap().output.clear()), GraphError::NoOutputs);

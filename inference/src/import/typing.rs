@@ -2,15 +2,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
-    path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use prost::Message as _;
 
 use crate::{
-    blobs::{BlobError, BlobStore},
+    blobs::BlobStore,
     cut::{Span, candidates},
     graph::{Graph, GraphError, Origin, ValueId},
     model::ValueType,
@@ -124,31 +122,12 @@ fn infer(
     let session = if light {
         engine.session(ModelSource::Bytes(&probe), &options)
     } else {
-        let file = ProbeFile::write(store, &probe)?;
-        engine.session(ModelSource::File(&file.0), &options)
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let file = store.write_stage(&format!("types-{}", NEXT.fetch_add(1, Ordering::Relaxed)), &probe)?;
+        engine.session(ModelSource::File(file.path()), &options)
     };
     let session = session.map_err(|error| refusal(model, error))?;
     Ok(session.outputs().to_vec())
-}
-
-/// A probe beside the blobs that it reads; deleted when dropped.
-struct ProbeFile(PathBuf);
-
-impl ProbeFile {
-    fn write(store: &BlobStore, probe: &[u8]) -> Result<Self, BlobError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let file = Self(store.stage_path(&format!("types-{}", NEXT.fetch_add(1, Ordering::Relaxed))));
-        let failed = |source| BlobError::Io { what: "write", path: file.0.clone(), source };
-        fs::write(&file.0, probe).map_err(failed)?;
-        Ok(file)
-    }
-}
-
-impl Drop for ProbeFile {
-    fn drop(&mut self) {
-        // What cannot be deleted now is deleted when the store is opened again.
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 /// The model with the wanted values as its outputs.
