@@ -6,7 +6,7 @@ use libp2p::PeerId;
 
 use super::route::Route;
 
-/// A replica that holds this many requests more than its share of what is out is passed over.
+/// A replica is passed over when it holds more than this, beyond twice what the one that is best off would hold.
 const LAG_MAX: f64 = 2.0;
 
 /// Which replicas take the next request of one route.
@@ -77,6 +77,12 @@ impl Balancer {
             }
         }
     }
+
+    /// Requests that are on a route, over all replicas of the busiest stage.
+    #[cfg(test)]
+    pub(super) fn outstanding(&self) -> usize {
+        self.stages.iter().map(|loads| loads.iter().map(|l| l.outstanding).sum()).max().unwrap_or(0)
+    }
 }
 
 /// `loads` must hold a live replica.
@@ -87,13 +93,17 @@ fn pick_one(loads: &mut [Load], at: PeerId, up: &BTreeSet<PeerId>, avoid: &[Peer
     let candidate = |load: &Load| if any_wanted { wanted(load) } else { usable(load) };
 
     let share_sum: f64 = loads.iter().filter(|l| candidate(l)).map(|l| l.share).sum();
-    let out_sum: usize = loads.iter().filter(|l| candidate(l)).map(|l| l.outstanding).sum();
+    // Load of the replica that is best off with one more, per unit of share.
+    let lightest = loads
+        .iter()
+        .filter(|l| candidate(l))
+        .map(|l| (l.outstanding + 1) as f64 / l.share)
+        .fold(f64::INFINITY, f64::min);
     // A load that waits its turn for long after others came up must not get a burst: credits are capped by the sum.
     for load in loads.iter_mut().filter(|l| candidate(l)) {
         load.credit = (load.credit + load.share).min(share_sum);
     }
-    let behind =
-        |load: &Load| load.outstanding as f64 > LAG_MAX + 2.0 * load.share / share_sum * out_sum as f64;
+    let behind = |load: &Load| load.outstanding as f64 > LAG_MAX + 2.0 * load.share * lightest;
     let best = |keep: &dyn Fn(&Load) -> bool| {
         let mut best: Option<usize> = None;
         for (index, load) in loads.iter().enumerate().filter(|(_, load)| candidate(load) && keep(load)) {

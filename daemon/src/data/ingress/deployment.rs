@@ -119,4 +119,9 @@ impl Deployment {
             p99: self.latency.quantile(0.99),
         }
     }
+    /// Nothing is counted as being on a route.
+    #[cfg(test)]
+    pub(super) fn balanced(&self) -> bool {
+        self.balancer.as_ref().is_none_or(|balancer| balancer.outstanding() == 0)
+    }
 }
