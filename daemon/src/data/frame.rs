@@ -338,7 +338,11 @@ fn millis(duration: Duration) -> u64 {
 
 /// The text up to the limit, cut between characters.
 pub(super) fn truncated(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MESSAGE_MAX)]
+    let mut end = text.len().min(MESSAGE_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 impl fmt::Display for FailureKind {

@@ -233,8 +233,8 @@ impl Ingress {
                     let waited = now.saturating_duration_since(sent.at);
                     request.timeouts += 1;
                     request.last_error = Some(format!("no answer within {:.1} s", waited.as_secs_f64()));
-                    for device in sent.address.devices.to_vec() {
-                        request.avoid(device);
+                    for device in sent.address.devices.clone().iter() {
+                        request.avoid(*device);
                     }
                     self.resend(now, id);
                 }

@@ -107,19 +107,19 @@ impl Link {
     }
 
     /// Queues a frame, or gives it back when the queue is full. Never blocks.
-    pub(super) fn try_send(&self, frame: Frame) -> Result<(), Frame> {
+    pub(super) fn try_send(&self, frame: Frame) -> Result<(), Box<Frame>> {
         let bytes = frame.bytes();
         // What carries no tensors always fits into the memory; a first frame of any size is taken.
         if bytes > 0 {
             let queued = self.shared.queued_bytes.load(Ordering::Relaxed);
             if queued > 0 && queued + bytes > self.shared.queue_bytes_max {
-                return Err(frame);
+                return Err(Box::new(frame));
             }
         }
         self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.queue.try_send(frame).map_err(|error| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            error.into_inner()
+            Box::new(error.into_inner())
         })
     }
 

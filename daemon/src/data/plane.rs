@@ -293,7 +293,7 @@ impl Shared {
             return;
         };
         if let Err(frame) = link.try_send(frame) {
-            self.lost(to, frame, FailureKind::Busy, "too much waits to be sent to it");
+            self.lost(to, *frame, FailureKind::Busy, "too much waits to be sent to it");
         }
     }
 

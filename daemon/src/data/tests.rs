@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -23,6 +23,7 @@ use crate::app::{AppError, InferRequest, InferResponse};
 
 mod failures;
 mod hostile;
+mod real;
 mod serving;
 
 /// Devices that can reach each other.
@@ -141,6 +142,30 @@ impl FakeStage {
     /// Adds `term` to every element.
     fn adding(input: &str, output: &str, term: f32) -> Self {
         Self::new(input, output, Arc::new(move |tensor| Ok(add(tensor, term))))
+    }
+}
+
+/// Holds made-up stages until it is opened.
+#[derive(Debug, Default)]
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    /// A stage that adds 1 once the gate is open.
+    fn stage(self: &Arc<Self>) -> FakeStage {
+        let gate = self.clone();
+        let run = move |tensor: &Tensor| {
+            drop(gate.opened.wait_while(gate.open.lock().unwrap(), |open| !*open).unwrap());
+            Ok(add(tensor, 1.0))
+        };
+        FakeStage::new("t0", "t1", Arc::new(run))
     }
 }
 
