@@ -80,7 +80,7 @@ impl Number {
             4 => node.snapshot_index(),
             5 => log.first_index(),
             6 => LAST_INDEX,
-            _ => u64::MAX - 128,
+            _ => u64::MAX - 1,
         };
         base.saturating_add_signed(i64::from(self.1))
     }
@@ -154,8 +154,13 @@ impl Attack {
     }
 
     fn body(&self, node: &Node<RedbStore>) -> Body {
-        let [index, log_term, commit, other] = self.numbers.each_ref().map(|number| number.of(node));
+        let [mut index, mut log_term, commit, other] = self.numbers.each_ref().map(|number| number.of(node));
         let [flag, second] = self.flags;
+        if flag && self.kind % 8 == 0 {
+            // Fits the log, so that what comes with it is looked at.
+            index = node.raw.raft.raft_log.last_index();
+            log_term = node.raw.raft.raft_log.last_term();
+        }
         match self.kind % 8 {
             0 => Body::Append { index, log_term, commit, entries: self.entries(node, index) },
             1 => Body::AppendAnswer { index, log_term, commit, reject: flag, reject_hint: other },
