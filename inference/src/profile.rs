@@ -14,11 +14,11 @@ use crate::tensor::TensorError;
 mod blocks;
 mod build;
 mod calibrate;
+mod cgroup;
 mod correct;
 mod inputs;
 mod measure;
 mod memory;
-mod quota;
 
 pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
 
@@ -60,14 +60,19 @@ pub struct ProfileOptions {
     pub repetitions: usize,
     /// How sessions are made: what the stages will use.
     pub session: SessionOptions,
-    /// Bytes of weights that may be held at a time, beyond one block's: more of them make the correction for the cost
-    /// of single sessions better.
+    /// Bytes of weights that may be held at a time (one block's are held in any case): more of them make the
+    /// correction for the cost of single sessions better. At first half of what this process can still take.
     pub memory: u64,
 }
 
 impl Default for ProfileOptions {
     fn default() -> Self {
-        Self { shapes: BTreeMap::new(), repetitions: 3, session: SessionOptions::default(), memory: u64::MAX }
+        Self {
+            shapes: BTreeMap::new(),
+            repetitions: 3,
+            session: SessionOptions::default(),
+            memory: cgroup::spare_memory() / 2,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::quota;
+use super::cgroup;
 
 /// A piece of work is repeated for at least this many seconds.
 const SHORTEST: f64 = 0.015;
@@ -34,7 +34,7 @@ pub(super) fn seconds_per_run<E>(
             break;
         }
     }
-    Ok(best * quota::slowdown(threads))
+    Ok(best * cgroup::slowdown(threads))
 }
 
 /// Processor time of this thread.

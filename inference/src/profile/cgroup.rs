@@ -1,0 +1,145 @@
+//! How much of the processors and the memory this process may use, where control groups limit it.
+
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Groups around a group that are looked at.
+const DEEPEST: usize = 64;
+
+/// How many times longer work on `threads` threads (0: one per core) takes than without the group's limit.
+pub(super) fn slowdown(threads: usize) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let used = if threads == 0 { cores } else { threads.min(cores) };
+    match processors(Path::new(ROOT), &own_groups()) {
+        Some(allowed) => (used as f64 / allowed).max(1.0),
+        None => 1.0,
+    }
+}
+
+/// Bytes of memory that this process can still take, by the machine and by its groups.
+pub(super) fn spare_memory() -> u64 {
+    let machine =
+        std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| field(&text, "MemAvailable:"));
+    let machine = machine.map_or(u64::MAX, |kibibytes| kibibytes.saturating_mul(1024));
+    memory(Path::new(ROOT), &own_groups()).map_or(machine, |group| group.min(machine))
+}
+
+fn own_groups() -> String {
+    std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
+/// The smallest number of processors that a group of this process or one around it allows; `None` without a limit.
+fn processors(root: &Path, groups: &str) -> Option<f64> {
+    folders(root, groups, "cpu").iter().filter_map(|folder| processor_limit(folder)).reduce(f64::min)
+}
+
+/// The least that a group of this process or one around it has left; `None` without a limit.
+fn memory(root: &Path, groups: &str) -> Option<u64> {
+    folders(root, groups, "memory").iter().filter_map(|folder| memory_left(folder)).min()
+}
+
+/// The folders of this process's groups and of those around them, for one controller, in both versions of groups.
+fn folders(root: &Path, groups: &str, controller: &str) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let roots = if controllers.is_empty() {
+            [root.to_owned(), root.join("unified")]
+        } else if controllers.split(',').any(|name| name == controller) {
+            [root.join(controllers), root.join(controller)]
+        } else {
+            continue;
+        };
+        let relative = Path::new(group.trim_start_matches('/'));
+        for root in roots {
+            folders.extend(relative.ancestors().take(DEEPEST).map(|part| root.join(part)));
+        }
+    }
+    folders
+}
+
+fn read(folder: &Path, name: &str) -> Option<String> {
+    std::fs::read_to_string(folder.join(name)).ok()
+}
+
+fn processor_limit(folder: &Path) -> Option<f64> {
+    let (quota, period) = match read(folder, "cpu.max") {
+        Some(text) => {
+            let (quota, period) = text.trim().split_once(' ')?;
+            (quota.parse::<f64>().ok()?, period.parse::<f64>().ok()?)
+        }
+        None => {
+            let number = |name: &str| read(folder, name)?.trim().parse::<f64>().ok();
+            (number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?)
+        }
+    };
+    Some(quota / period).filter(|allowed| quota > 0.0 && allowed.is_finite())
+}
+
+/// The limit less what cannot be dropped; cached file pages, mapped weights among them, can be.
+fn memory_left(folder: &Path) -> Option<u64> {
+    let limit = read(folder, "memory.max").or_else(|| read(folder, "memory.limit_in_bytes"))?;
+    let limit: u64 = limit.trim().parse().ok()?;
+    let stat = read(folder, "memory.stat")?;
+    let used = field(&stat, "total_rss ").or_else(|| field(&stat, "anon "))?;
+    Some(limit.saturating_sub(used))
+}
+
+/// The number after the name of a field.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    fn set(root: &Path, file: &str, text: &str) {
+        let path = root.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn the_tightest_processor_limit_of_both_versions_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        set(root, "a/cpu.max", "150000 100000\n");
+        set(root, "a/b/cpu.max", "max 100000\n");
+        set(root, "free/cpu.max", "max 100000\n");
+        assert_eq!(processors(root, "0::/a/b\n"), Some(1.5));
+        assert_eq!(processors(root, "0::/free\n"), None);
+        set(root, "cpu,cpuacct/lab/cpu.cfs_quota_us", "1500\n");
+        set(root, "cpu,cpuacct/lab/cpu.cfs_period_us", "10000\n");
+        set(root, "cpu/open/cpu.cfs_quota_us", "-1\n");
+        set(root, "cpu/open/cpu.cfs_period_us", "100000\n");
+        assert_eq!(processors(root, "12:memory:/x\n4:cpu,cpuacct:/lab\n0::/a\n"), Some(0.15));
+        assert_eq!(processors(root, "4:cpu:/open\n"), None);
+        assert_eq!(processors(root, "nonsense\n::\n"), None);
+        assert!(slowdown(1) >= 1.0);
+    }
+
+    #[test]
+    fn the_memory_that_is_left_is_that_of_the_tightest_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        set(root, "a/memory.max", "1000\n");
+        set(root, "a/memory.stat", "anon 300\nfile 600\n");
+        set(root, "a/b/memory.max", "max\n");
+        set(root, "a/b/memory.stat", "anon 300\n");
+        assert_eq!(memory(root, "0::/a/b\n"), Some(700));
+        set(root, "memory/lab/memory.limit_in_bytes", "500\n");
+        set(root, "memory/lab/memory.stat", "rss 1\ntotal_cache 9\ntotal_rss 100\n");
+        assert_eq!(memory(root, "3:memory:/lab\n0::/a\n"), Some(400));
+        assert_eq!(memory(root, "0::/elsewhere\n"), None);
+        assert!(spare_memory() > 0);
+    }
+}
