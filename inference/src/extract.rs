@@ -211,8 +211,8 @@ fn weigh_node(node: &NodeProto, blobs: &mut BTreeSet<BlobRef>, inline: &mut u64)
     }
 }
 
-/// The declaration of a graph input or output. No shape is declared where none is known: an empty one would
-/// say scalar.
+/// The declaration of a graph input or output. No shape is declared where the rank is not known: an empty one
+/// would say scalar.
 pub(crate) fn value_info(value: &ValueType) -> ValueInfoProto {
     let dims = value.shape.iter().zip(&value.symbols).map(|(&extent, symbol)| Dimension {
         value: match u64::try_from(extent) {
@@ -223,7 +223,7 @@ pub(crate) fn value_info(value: &ValueType) -> ValueInfoProto {
         denotation: String::new(),
     });
     let dim: Vec<Dimension> = dims.collect();
-    let shape = (!dim.is_empty()).then_some(TensorShapeProto { dim });
+    let shape = value.ranked.then_some(TensorShapeProto { dim });
     let tensor = type_proto::Tensor { elem_type: value.dtype.to_onnx(), shape };
     let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: String::new() };
     ValueInfoProto { name: value.name.clone(), r#type: Some(r#type), ..ValueInfoProto::default() }

@@ -27,8 +27,10 @@ pub struct ValueType {
     /// Element type.
     pub dtype: DType,
     /// Extents, outermost first; -1 where an extent is only known at run time. Empty for a scalar, and where
-    /// the number of dimensions is only known at run time.
+    /// the number of dimensions is only known at run time (see `ranked`).
     pub shape: Vec<i64>,
+    /// Whether the number of dimensions is known.
+    pub ranked: bool,
     /// For each extent that is -1 the symbol that the graph gives it, else "" (as long as `shape`).
     #[serde(default)]
     pub symbols: Vec<String>,
@@ -45,6 +47,10 @@ impl ValueType {
         self.shape.iter().enumerate().map(extent).fold(self.dtype.size() as u64, u64::saturating_mul)
     }
 
+    fn is_damaged(&self) -> bool {
+        self.symbols.len() != self.shape.len() || (!self.ranked && !self.shape.is_empty())
+    }
+
     /// From a graph's own declaration; `None` when it is no tensor of an element type that travels.
     pub(crate) fn from_info(info: &ValueInfoProto) -> Option<Self> {
         let Some(type_proto::Value::TensorType(tensor)) = info.r#type.as_ref()?.value.as_ref() else {
@@ -54,6 +60,7 @@ impl ValueType {
             name: info.name.clone(),
             dtype: DType::from_onnx(tensor.elem_type)?,
             shape: Vec::new(),
+            ranked: tensor.shape.is_some(),
             symbols: Vec::new(),
         };
         for dim in tensor.shape.iter().flat_map(|shape| &shape.dim) {
@@ -178,7 +185,7 @@ impl Model {
         check_positions(&manifest, graph.order.len())?;
         let types: HashMap<String, ValueType> =
             manifest.types.into_iter().map(|value| (value.name.clone(), value)).collect();
-        if let Some(value) = types.values().find(|value| value.symbols.len() != value.shape.len()) {
+        if let Some(value) = types.values().find(|value| value.is_damaged()) {
             return Err(ModelError::Manifest { detail: format!("the type of '{}' is damaged", value.name) });
         }
         let cuts = cuts(&graph, &spans, &manifest.positions, &types)?;

@@ -64,16 +64,7 @@ pub(crate) fn tensor_attribute(name: &str, t: TensorProto) -> AttributeProto {
 
 pub(crate) fn value(name: &str, dtype: DType, shape: &[i64]) -> ValueInfoProto {
     let symbols = shape.iter().map(|&e| if e < 0 { "n".to_owned() } else { String::new() }).collect();
-    value_info(&ValueType { name: name.to_owned(), dtype, shape: shape.to_vec(), symbols })
-}
-
-pub(crate) fn scalar(name: &str, dtype: DType) -> ValueInfoProto {
-    let mut info = value(name, dtype, &[]);
-    let Some(type_proto::Value::TensorType(tensor)) = info.r#type.as_mut().unwrap().value.as_mut() else {
-        unreachable!("value() makes tensors")
-    };
-    tensor.shape = Some(TensorShapeProto::default());
-    info
+    value_info(&ValueType { name: name.to_owned(), dtype, shape: shape.to_vec(), ranked: true, symbols })
 }
 
 pub(crate) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
@@ -131,7 +122,12 @@ pub(crate) fn vectors(
     nodes: Vec<NodeProto>,
 ) -> ModelProto {
     let float = |name: &&str| value(name, DType::Fp32, &[-1, 8]);
-    let out = |name: &&str| ValueInfoProto { name: (*name).to_owned(), ..value("", DType::Fp32, &[]) };
+    let out = |name: &&str| {
+        let tensor = type_proto::Tensor { elem_type: data_type::FLOAT, shape: None };
+        let value = Some(type_proto::Value::TensorType(tensor));
+        let r#type = Some(TypeProto { value, denotation: String::new() });
+        ValueInfoProto { name: (*name).to_owned(), r#type, ..ValueInfoProto::default() }
+    };
     model(graph(inputs.iter().map(float).collect(), outputs.iter().map(out).collect(), initializer, nodes))
 }
 

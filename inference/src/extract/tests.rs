@@ -111,7 +111,11 @@ fn conditions_capture_outer_names_and_keep_heavy_weights_in_blobs() {
 #[test]
 fn loops_capture_outer_names() {
     let body = graph(
-        vec![scalar("i", DType::Int64), scalar("go", DType::Bool), value("state", DType::Fp32, &[-1, 8])],
+        vec![
+            value("i", DType::Int64, &[]),
+            value("go", DType::Bool, &[]),
+            value("state", DType::Fp32, &[-1, 8]),
+        ],
         vec![value("go_on", DType::Bool, &[]), value("next", DType::Fp32, &[-1, 8])],
         vec![],
         vec![node("Identity", &["go"], &["go_on"]), node("Add", &["state", "step"], &["next"])],
@@ -231,6 +235,29 @@ fn extents_that_are_known_at_run_time_only_cross() {
 }
 
 #[test]
+fn values_of_unknown_rank_and_scalars_cross() {
+    let nodes = vec![
+        node("Reshape", &["x", "shape"], &["shaped"]),
+        node("ReduceSum", &["x"], &["sum"]).with(int("keepdims", 0)),
+        node("Relu", &["shaped"], &["a"]),
+        node("Size", &["a"], &["size"]),
+        node("Mul", &["a", "sum"], &["b"]),
+        node("Cast", &["size"], &["count"]).with(int("to", 1)),
+        node("Div", &["b", "count"], &["y"]),
+    ];
+    let mut model = vectors(&["x", "shape"], &["y"], vec![], nodes);
+    let graph = model.graph.as_mut().unwrap();
+    graph.input[1] = value("shape", DType::Int64, &[-1]);
+    let shape = Tensor::from_slice(&[3], &[4_i64, 2, 2]).unwrap();
+    let scene = check_every_cut(&model, vec![("x", rows()), ("shape", shape)]);
+    let ranked = |name: &str| scene.model().value(name).unwrap().ranked;
+    assert_eq!(
+        [ranked("a"), ranked("sum"), ranked("size"), ranked("x"), ranked("y")],
+        [false, true, true, true, false]
+    );
+}
+
+#[test]
 fn every_element_type_that_travels_crosses() {
     let types = DType::ALL.into_iter().filter(|dtype| *dtype != DType::Bf16);
     let mut nodes = Vec::new();
@@ -255,12 +282,10 @@ fn heavy_constants_become_blobs() {
     ];
     let proto = model(graph(
         vec![value("x", DType::Int64, &[-1])],
-        vec![value("y", DType::Fp32, &[])],
+        vec![value("y", DType::Fp32, &[-1, 8])],
         vec![],
         nodes,
     ));
-    let mut proto = proto;
-    proto.graph.as_mut().unwrap().output[0] = value("y", DType::Fp32, &[-1, 8]);
     let scene = check_every_cut(&proto, vec![("x", Tensor::from_slice(&[2], &[3_i64, 2000]).unwrap())]);
     assert_eq!((scene.model().node_count(), scene.model().blobs().len()), (2, 1));
 }

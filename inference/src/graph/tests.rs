@@ -133,7 +133,13 @@ fn load(proto: &ModelProto) -> Result<Model, GraphError> {
     let types: Vec<ValueType> = graph
         .values
         .iter()
-        .map(|v| ValueType { name: v.name.clone(), dtype: DType::Fp32, shape: vec![], symbols: vec![] })
+        .map(|v| ValueType {
+            name: v.name.clone(),
+            dtype: DType::Fp32,
+            shape: vec![],
+            ranked: true,
+            symbols: vec![],
+        })
         .collect();
     let positions = cut::positions(&graph, &spans, &vec![Some(4); graph.values.len()]);
     Ok(Model::load(&Manifest::new(cut::CUT_VERSION, positions, types, proto).encode()).unwrap())

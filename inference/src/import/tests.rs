@@ -194,6 +194,16 @@ fn external_files_are_read_from_the_folder_alone() {
     );
     let imported = place.import().unwrap();
     assert_eq!(imported.model.blobs()[0].hash, Hash::of(&bytes));
+    let inline = {
+        let mut model = external("", &[]);
+        model.graph.as_mut().unwrap().initializer[0] = heavy("w", 2100);
+        model
+    };
+    assert_eq!(
+        import_bytes(&inline.encode_to_vec()).unwrap().hash,
+        imported.hash,
+        "inline or not, one model"
+    );
     for wrong in [("length", "67204"), ("length", "many"), ("offset", "-1")] {
         place.write("model.onnx", &external("weights.bin", &[wrong]).encode_to_vec());
         let error = place.import().unwrap_err();

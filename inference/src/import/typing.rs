@@ -1,7 +1,7 @@
 //! Element types and shapes of what a model makes on the way, as ONNX Runtime infers them.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -32,21 +32,56 @@ pub(super) fn types(
     engine: &Engine,
 ) -> Result<HashMap<String, ValueType>, ImportError> {
     let declared = declared_inputs(model)?;
-    let wanted = candidates(graph, spans);
-    let ports = match infer(model, graph, &wanted, true, store, engine) {
-        Ok(ports) => ports,
+    let name = |id: ValueId| graph.values[id].name.as_str();
+    let made = |id: &ValueId| matches!(graph.values[*id].origin, Origin::Node(_));
+    let mut wanted: BTreeSet<&str> = candidates(graph, spans).into_iter().map(name).collect();
+    wanted.extend(graph.outputs.iter().copied().filter(made).map(name));
+    let (ports, light) = match infer(model, &wanted, true, store, engine) {
+        Ok(ports) => (ports, true),
         // Some operators take constants alone where weights stood in as inputs: again, with the real ones.
         Err(ImportError::Blob(error)) => return Err(ImportError::Blob(error)),
-        Err(_) => infer(model, graph, &wanted, false, store, engine)?,
+        Err(_) => (infer(model, &wanted, false, store, engine)?, false),
     };
+    let scalars = scalars(model, &ports, light, store, engine);
+    let ranked = |port: &Port| !port.dims.is_empty() || scalars.contains(&port.name);
     let mut types: HashMap<String, ValueType> = ports
         .iter()
-        .filter_map(value_type)
+        .filter_map(|port| value_type(port, ranked(port)))
         .chain(declared)
         .map(|value| (value.name.clone(), value))
         .collect();
     add_outputs(model, graph, &mut types)?;
     Ok(types)
+}
+
+/// Which of the ports without extents are scalars; of the others ONNX Runtime does not know the rank. It gives
+/// both away in the same form, but the shape of a scalar has the extent 0.
+fn scalars(
+    model: &ModelProto,
+    ports: &[Port],
+    light: bool,
+    store: &BlobStore,
+    engine: &Engine,
+) -> HashSet<String> {
+    let unclear = ports.iter().filter(|port| port.dims.is_empty() && port.dtype.is_some());
+    let shapes: HashMap<String, String> =
+        unclear.enumerate().map(|(i, port)| (format!("mesh.shape.{i}"), port.name.clone())).collect();
+    if shapes.is_empty() {
+        return HashSet::new();
+    }
+    let mut probe = model.clone();
+    let nodes = shapes.iter().map(|(shape, value)| NodeProto {
+        op_type: "Shape".to_owned(),
+        input: vec![value.clone()],
+        output: vec![shape.clone()],
+        ..NodeProto::default()
+    });
+    probe.graph.iter_mut().for_each(|graph| graph.node.extend(nodes.clone()));
+    let wanted = shapes.keys().map(String::as_str).collect();
+    // Where this fails, the ranks stay unknown, which every operator that could run before can live with.
+    let found = infer(&probe, &wanted, light, store, engine).unwrap_or_default();
+    let scalar = found.iter().filter(|port| port.dims == [Dim::Fixed(0)]);
+    scalar.filter_map(|port| shapes.get(&port.name).cloned()).collect()
 }
 
 fn declared_inputs(model: &ModelProto) -> Result<Vec<ValueType>, ImportError> {
@@ -84,11 +119,12 @@ fn tensor_type(tensor: &TensorProto) -> Option<ValueType> {
         name: tensor.name.clone(),
         dtype: DType::from_onnx(tensor.data_type)?,
         shape: tensor.dims.clone(),
+        ranked: true,
         symbols: vec![String::new(); tensor.dims.len()],
     })
 }
 
-fn value_type(port: &Port) -> Option<ValueType> {
+fn value_type(port: &Port, ranked: bool) -> Option<ValueType> {
     let symbol = |dim: &Dim| match dim {
         Dim::Fixed(_) => String::new(),
         Dim::Dynamic(symbol) => symbol.clone(),
@@ -97,6 +133,7 @@ fn value_type(port: &Port) -> Option<ValueType> {
         name: port.name.clone(),
         dtype: port.dtype?,
         shape: port.dims.iter().map(Dim::or_minus_one).collect(),
+        ranked,
         symbols: port.dims.iter().map(symbol).collect(),
     })
 }
@@ -105,13 +142,12 @@ fn value_type(port: &Port) -> Option<ValueType> {
 /// graph inputs, so that none is read.
 fn infer(
     model: &ModelProto,
-    graph: &Graph,
-    wanted: &[ValueId],
+    wanted: &BTreeSet<&str>,
     light: bool,
     store: &BlobStore,
     engine: &Engine,
 ) -> Result<Vec<Port>, ImportError> {
-    let probe = probe(model, graph, wanted, light).encode_to_vec();
+    let probe = probe(model, wanted, light).encode_to_vec();
     let options = SessionOptions {
         threads: 1,
         optimisation: Optimisation::Off,
@@ -131,13 +167,9 @@ fn infer(
 }
 
 /// The model with the wanted values as its outputs.
-fn probe(model: &ModelProto, graph: &Graph, wanted: &[ValueId], light: bool) -> ModelProto {
+fn probe(model: &ModelProto, outputs: &BTreeSet<&str>, light: bool) -> ModelProto {
     let mut probe = model.clone();
     let Some(proto) = &mut probe.graph else { return probe };
-    let name = |id: ValueId| graph.values[id].name.as_str();
-    let made = |id: &ValueId| matches!(graph.values[*id].origin, Origin::Node(_));
-    let mut outputs: BTreeSet<&str> = wanted.iter().map(|&id| name(id)).collect();
-    outputs.extend(graph.outputs.iter().filter(|id| made(id)).map(|&id| name(id)));
     let declared: HashMap<String, ValueInfoProto> =
         std::mem::take(&mut proto.output).into_iter().map(|info| (info.name.clone(), info)).collect();
     let output = |name: &&str| match declared.get(*name) {

@@ -99,6 +99,7 @@ mod tests {
             name: name.to_owned(),
             dtype,
             shape: dims.iter().map(|(extent, _)| *extent).collect(),
+            ranked: true,
             symbols: dims.iter().map(|(_, symbol)| (*symbol).to_owned()).collect(),
         }
     }
