@@ -100,7 +100,6 @@ async fn receive(body: Body, pieces: mpsc::Sender<Bytes>) -> Result<(), ApiError
             None => Bytes::new(),
         };
         let last = piece.is_empty();
-        // The writer has gone when the disk failed; its error is the answer.
         if pieces.send(piece).await.is_err() || last {
             return Ok(());
         }

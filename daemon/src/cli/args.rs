@@ -38,6 +38,8 @@ pub(super) struct Global {
 pub(super) enum Command {
     /// Write a config file and a cluster key
     Init(Init),
+    /// Run the daemon
+    Run(Run),
     /// Show the cluster, its devices and what it serves
     Status(Status),
     /// Import a model, cut it over the devices and serve it
@@ -81,6 +83,28 @@ pub(super) struct Init {
     /// Folder to write to
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(super) out: PathBuf,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesh run --config /etc/mesh/mesh.toml
+  RUST_LOG=mesh_daemon=debug mesh run --log-format json
+
+Logs go to stderr. Under systemd (Type=notify) it says when it is ready and feeds the watchdog.")]
+pub(super) struct Run {
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
 }
 
 #[derive(Debug, Args)]

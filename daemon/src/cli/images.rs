@@ -45,19 +45,16 @@ fn layout_of(spec: &TensorSpec) -> Option<Layout> {
         _ => return None,
     };
     let extent = |e: i64| u32::try_from(e).ok().filter(|&e| e > 0);
-    let is_colour = |e: i64| matches!(e, 1 | 3);
     let [first, middle, last] = shape;
-    let (channels, height, width, channels_first) = match (is_colour(first), is_colour(last)) {
-        (true, _) => (first, middle, last, true),
-        (false, true) => (last, first, middle, false),
-        (false, false) => return None,
+    // Three channels are sure; one could also be an image of one row.
+    let (channels, height, width, channels_first) = match (first, last) {
+        (3, _) => (3, middle, last, true),
+        (_, 3) => (3, first, middle, false),
+        (1, _) => (1, middle, last, true),
+        (_, 1) => (1, first, middle, false),
+        _ => return None,
     };
-    Some(Layout {
-        height: extent(height),
-        width: extent(width),
-        channels: u32::try_from(channels).ok()?,
-        channels_first,
-    })
+    Some(Layout { height: extent(height), width: extent(width), channels, channels_first })
 }
 
 fn tensor(image: &DynamicImage, layout: Layout, spec: &TensorSpec) -> Result<Tensor, String> {

@@ -19,6 +19,7 @@ mod node;
 mod output;
 mod plan;
 mod progress;
+mod run;
 mod settings;
 mod status;
 mod wire;
@@ -53,6 +54,7 @@ fn dispatch(arguments: Arguments) -> Result<(), CliError> {
     let Arguments { global, command } = arguments;
     match command {
         Command::Init(args) => init::run(&args),
+        Command::Run(args) => run::run(&global, &args),
         Command::Status(args) => status::run(&global, &args),
         Command::Deploy(args) => deploy::run(&global, &args),
         Command::Plan(args) => plan::run(&global, &args),

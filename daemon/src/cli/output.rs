@@ -31,6 +31,11 @@ pub(super) fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// The same of stderr.
+pub(super) fn error_colours() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Text in a style, where stdout shows styles.
 pub(super) fn paint(paint: Paint, text: &str) -> String {
     if !colours() {

@@ -12,16 +12,6 @@ use serde::{
 /// Lists in lists that data may have; also what keeps the recursion short.
 const DEPTH_MAX: usize = 32;
 
-/// Bytes of one element.
-pub(super) fn element_size(dtype: DType) -> usize {
-    match dtype {
-        DType::Bool | DType::Uint8 | DType::Int8 => 1,
-        DType::Uint16 | DType::Int16 | DType::Fp16 | DType::Bf16 => 2,
-        DType::Uint32 | DType::Int32 | DType::Fp32 => 4,
-        DType::Uint64 | DType::Int64 | DType::Fp64 => 8,
-    }
-}
-
 /// Reads JSON `text` into `target`, which has room for exactly the elements wanted.
 pub(super) fn read(text: &str, dtype: DType, target: &mut [u8]) -> Result<(), String> {
     let mut filler = Filler { dtype, target, at: 0, depth: 0 };
@@ -31,7 +21,7 @@ pub(super) fn read(text: &str, dtype: DType, target: &mut [u8]) -> Result<(), St
         let text = error.to_string();
         text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
     })?;
-    let size = element_size(dtype);
+    let size = dtype.size();
     match filler.at == filler.target.len() {
         true => Ok(()),
         false => Err(format!("{} elements where the shape wants {}", filler.at / size, target.len() / size)),

@@ -5,9 +5,6 @@ mod json_data;
 mod request;
 mod response;
 
-#[cfg(test)]
-mod tests;
-
 use std::time::Duration;
 
 use axum::{

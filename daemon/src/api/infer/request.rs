@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_inference::tensor::{DType, Tensor, TensorError};
-use serde::{Deserialize, de::value::StrDeserializer};
+use mesh_inference::tensor::{DType, Tensor, TensorError, byte_len};
 
 use super::{
     TIMEOUT_DEFAULT, TIMEOUT_MAX,
@@ -105,25 +104,20 @@ fn spec_of<'m>(input: &Input<'_>, model: &'m ModelMetadata) -> Result<&'m Tensor
 }
 
 fn describe(spec: &TensorSpec) -> String {
-    format!("{:?} ({} {:?})", spec.name, dtype_name(spec.dtype), spec.shape)
-}
-
-/// The protocol's name of an element type.
-fn dtype_name(dtype: DType) -> String {
-    format!("{dtype:?}").to_uppercase()
+    format!("{:?} ({} {:?})", spec.name, spec.dtype.oip_name(), spec.shape)
 }
 
 fn read_input(input: &Input<'_>, spec: &TensorSpec, body: &mut Pieces) -> Result<Tensor, String> {
     if input.parameters.shared_memory_region.is_some() {
         return Err("shared memory is not supported: send the data".into());
     }
-    let dtype = DType::deserialize(StrDeserializer::<serde::de::value::Error>::new(&input.datatype))
-        .map_err(|_| format!("datatype {:?} is not supported", input.datatype))?;
+    let dtype = DType::from_oip_name(&input.datatype)
+        .ok_or_else(|| format!("datatype {:?} is not supported", input.datatype))?;
     if dtype != spec.dtype {
-        return Err(format!("datatype is {}, the model wants {}", dtype_name(dtype), dtype_name(spec.dtype)));
+        return Err(format!("datatype is {}, the model wants {}", dtype.oip_name(), spec.dtype.oip_name()));
     }
     check_shape(&input.shape, &spec.shape)?;
-    let wanted = byte_len(&input.shape, dtype).ok_or("the shape is too large")?;
+    let wanted = byte_len(dtype, &input.shape).map_err(|error| error.to_string())?;
     match (input.parameters.binary_data_size, input.data) {
         (Some(_), Some(_)) => Err("has both data and binary_data_size: send one of them".into()),
         (None, None) => Err("has neither data nor binary_data_size".into()),
@@ -133,7 +127,7 @@ fn read_input(input: &Input<'_>, spec: &TensorSpec, body: &mut Pieces) -> Result
                 return Err("16-bit floats have no JSON form in the protocol: send binary data".into());
             }
             // Each element takes two characters at least, which caps the memory by what was sent.
-            let elements = wanted / json_data::element_size(dtype);
+            let elements = wanted / dtype.size();
             if elements > data.get().len() {
                 return Err(format!("data has fewer than the {elements} elements that the shape wants"));
             }
@@ -155,23 +149,17 @@ fn read_binary(
     if size != wanted as u64 {
         return Err(format!(
             "binary_data_size is {size}, but {} {shape:?} takes {wanted} bytes",
-            dtype_name(dtype)
+            dtype.oip_name()
         ));
     }
     if wanted > body.len() {
         return Err(format!("the body ends {} bytes before the end of its data", wanted - body.len()));
     }
-    let mut bools_hold = true;
     let fill = |target: &mut [u8]| {
         body.fill(target);
-        bools_hold = dtype != DType::Bool || target.iter().all(|&b| b <= 1);
-        Ok::<(), Fill>(())
+        Ok::<(), TensorError>(())
     };
-    let tensor = Tensor::build(dtype, shape, fill).map_err(|Fill(what)| what)?;
-    match bools_hold {
-        true => Ok(tensor),
-        false => Err("a BOOL is one byte, 0 or 1".into()),
-    }
+    Tensor::build(dtype, shape, fill).map_err(|error| error.to_string())
 }
 
 /// Why a tensor could not be filled, for people.
@@ -190,12 +178,6 @@ fn check_shape(given: &[i64], wanted: &[i64]) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("shape is {given:?}, the model wants {wanted:?} (-1: any)")),
     }
-}
-
-fn byte_len(shape: &[i64], dtype: DType) -> Option<usize> {
-    shape.iter().try_fold(json_data::element_size(dtype), |len, &extent| {
-        len.checked_mul(usize::try_from(extent).ok()?).filter(|&len| isize::try_from(len).is_ok())
-    })
 }
 
 /// Which outputs to answer with, and which of them in binary.
