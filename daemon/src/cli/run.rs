@@ -1,0 +1,105 @@
+//! `mesh run`: the daemon. Parses, binds, runs, drains; the work is in `control` and `api`.
+
+use std::{future::Future, io, time::Duration};
+
+use mesh_config::Config;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    args::{Global, LogFormat, Run},
+    exit::{CliError, chain},
+    output, settings,
+};
+use crate::{
+    api::{ApiOptions, Server},
+    control,
+};
+
+/// Time for the API's last requests and the core to end, beyond which the process ends anyway.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) fn run(global: &Global, args: &Run) -> Result<(), CliError> {
+    let config = settings::load(global)?;
+    log_to_stderr(args.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::because("the daemon's threads could not be started", &error))?;
+    let result = runtime.block_on(daemon(config));
+    runtime.shutdown_timeout(STOP_LIMIT);
+    result
+}
+
+/// Logs go to stderr, filtered by `RUST_LOG`; INFO without it.
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => builder.with_ansi(output::error_colours()).init(),
+    }
+}
+
+async fn daemon(config: Config) -> Result<(), CliError> {
+    let options = ApiOptions {
+        token: config.api.token.as_ref().map(|token| token.expose().to_owned()),
+        ..ApiOptions::default()
+    };
+    // Ports first: a second daemon on this device must fail before it touches the first one's data.
+    let server = Server::bind(&config.api.listen.to_string(), options)
+        .await
+        .map_err(|error| CliError::failed(chain(&error)))?;
+    let stop = stop_signal().map_err(|error| CliError::because("signals cannot be received", &error))?;
+    let mut core = control::start(config).await.map_err(|error| CliError::failed(chain(&error)))?;
+    let api = server.address();
+    tracing::info!(%api, peers = %core.listen, "ready");
+    notify(NotifyState::Ready);
+    let watchdog = tokio::spawn(feed_watchdog());
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server.serve(core.app.clone(), async {
+        let _ = end.await;
+    }));
+    let result = tokio::select! {
+        () = stop => Ok(()),
+        error = core.failure() => Err(CliError::because("the daemon cannot go on", &error)),
+    };
+    notify(NotifyState::Stopping);
+    tracing::info!("ending");
+    watchdog.abort();
+    drop(ended);
+    // Open requests have a few seconds; the core stays until they are through.
+    let _ = serving.await;
+    core.shutdown().await;
+    result
+}
+
+/// Ends at SIGTERM (systemd, `kill`) or SIGINT (Ctrl-C).
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Tells systemd, where it listens; elsewhere there is nobody to tell.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}
+
+/// As long as the runtime runs tasks, systemd hears so.
+async fn feed_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(limit / 3);
+    loop {
+        ticks.tick().await;
+        notify(NotifyState::Watchdog);
+    }
+}
