@@ -17,7 +17,8 @@ fn array<T: npyz::Deserialize>(
     archive: &mut NpzArchive<std::io::BufReader<std::fs::File>>,
     name: &str,
 ) -> Vec<T> {
-    archive.by_name(name).unwrap().unwrap().into_vec().unwrap()
+    let array = archive.by_name(name).expect("the archive is sound").expect("the array is in it");
+    array.into_vec().expect("its elements are of that type")
 }
 
 #[test]
