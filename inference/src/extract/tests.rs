@@ -374,6 +374,45 @@ fn quantised_weights_and_annotations_are_kept() {
 }
 
 #[test]
+fn packed_weights_become_blobs() {
+    let packed = TensorProto {
+        data_type: data_type::INT4,
+        raw_data: Some((0..280_000_u32).map(|i| (i % 251) as u8).collect()),
+        ..heavy("w", 70_000)
+    };
+    let nodes = vec![
+        node("DequantizeLinear", &["w", "scale"], &["real"]),
+        node("Gather", &["real", "index"], &["row"]),
+        node("Add", &["x", "row"], &["a"]),
+        node("Neg", &["a"], &["y"]),
+    ];
+    let initializers = vec![packed, floats("scale", &[], &[0.25]), longs("index", &[1], &[69_999])];
+    let mut model = vectors(&["x"], &["y"], initializers, nodes);
+    model.opset_import[0].version = 21;
+    model.ir_version = 10;
+    let scene = check_every_cut(&model, vec![("x", rows())]);
+    assert_eq!(scene.model().blob_bytes(), 280_000);
+}
+
+#[test]
+fn sparse_initializers_are_kept() {
+    let sparse = SparseTensorProto {
+        values: Some(floats("w", &[2], &[3., 4.])),
+        indices: Some(longs("", &[2], &[1, 6])),
+        dims: vec![1, 8],
+    };
+    let nodes = vec![node("Neg", &["x"], &["a"]), node("Add", &["a", "w"], &["y"])];
+    let mut model = vectors(&["x"], &["y"], vec![], nodes);
+    model.graph.as_mut().unwrap().sparse_initializer.push(sparse);
+    let scene = check_every_cut(&model, vec![("x", rows())]);
+    let stage = |block| {
+        let stage = scene.model().stage(block, block).unwrap();
+        ModelProto::decode(stage.onnx.as_slice()).unwrap().graph.unwrap().sparse_initializer.len()
+    };
+    assert_eq!((stage(0), stage(1)), (0, 1));
+}
+
+#[test]
 fn old_files_that_list_initializers_as_inputs_are_taken() {
     let nodes = vec![node("Add", &["x", "w"], &["a"]), node("Relu", &["a"], &["y"])];
     let mut model = vectors(&["x", "w"], &["y"], vec![floats("w", &[1, 8], &[1.; 8])], nodes);

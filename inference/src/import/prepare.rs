@@ -34,15 +34,7 @@ pub(super) fn prepare(model: &mut ModelProto, store: &BlobStore) -> Result<(), I
     }
     model.ir_version = model.ir_version.max(INITIALIZERS_ARE_NO_INPUTS);
     model.configuration.clear();
-    tensors_mut(model, &mut |place, tensor| match place {
-        Place::Initializer => Ok(()),
-        Place::Attribute => put_back(tensor, store),
-        Place::Elsewhere if tensor.is_external() => Err(ImportError::Tensor {
-            tensor: tensor.name.clone(),
-            detail: "sparse tensors and functions cannot lie in another file".to_owned(),
-        }),
-        Place::Elsewhere => Ok(()),
-    })?;
+    tensors_mut(model, &mut |place, tensor| settle(place, tensor, store))?;
     prune(model)
 }
 
@@ -82,6 +74,24 @@ fn large_constant(node: &mut NodeProto) -> Option<TensorProto> {
     let value = node.attribute.iter_mut().find(|attribute| attribute.name == "value")?;
     let tensor = value.t.take_if(|tensor| tensor.is_external())?;
     Some(TensorProto { name, ..tensor })
+}
+
+/// Leaves external data where ONNX Runtime takes it and nowhere else.
+fn settle(place: Place, tensor: &mut TensorProto, store: &BlobStore) -> Result<(), ImportError> {
+    if !tensor.is_external() {
+        // One form for what says nothing, so that one model has one hash.
+        tensor.data_location = None;
+        tensor.external_data.clear();
+        return Ok(());
+    }
+    match place {
+        Place::Initializer => Ok(()),
+        Place::Attribute => put_back(tensor, store),
+        Place::Elsewhere => Err(ImportError::Tensor {
+            tensor: tensor.name.clone(),
+            detail: "sparse tensors and functions cannot lie in another file".to_owned(),
+        }),
+    }
 }
 
 /// Takes the tensor of an attribute out of its blob again: ONNX Runtime reads no external data there.
