@@ -96,8 +96,9 @@ impl<S: Store> Node<S> {
         let view = |id: RaftId, draining: bool| {
             let silent = self.ticks_since_heard(id).unwrap_or(u64::MAX);
             let progress = self.raw.raft.prs().get(id);
+            // After a snapshot raft-rs keeps probing until the next entry comes: what counts is what was matched.
             let caught_up = progress.is_some_and(|progress| {
-                progress.state == ProgressState::Replicate && progress.matched + NEARLY >= commit
+                progress.state != ProgressState::Snapshot && progress.matched + NEARLY >= commit
             });
             let live = id == me || silent <= grace_ticks;
             PeerView { live, ready: id == me || silent <= recently && caught_up, draining }
