@@ -64,7 +64,9 @@ pub(super) struct Ingress {
     up: BTreeSet<PeerId>,
     deployments: BTreeMap<Arc<str>, Deployment>,
     requests: HashMap<u64, Request>,
-    /// Requests that wait for a route.
+    /// Input bytes of all requests.
+    held_bytes: usize,
+    /// One per request: whatever is due first.
     timers: BTreeSet<(Instant, u64)>,
     next_id: u64,
     effects: Vec<Effect>,
@@ -80,6 +82,7 @@ impl Ingress {
             up: BTreeSet::from([me]),
             deployments: BTreeMap::new(),
             requests: HashMap::new(),
+            held_bytes: 0,
             timers: BTreeSet::new(),
             next_id: u64::from(boot) << 32,
             effects: Vec::new(),
@@ -212,7 +215,7 @@ impl Ingress {
 
     /// The client has gone away.
     pub(super) fn cancel(&mut self, now: Instant, id: u64) {
-        if let Some(request) = self.remove(now, id) {
+        if let Some(request) = self.remove(id) {
             self.admit_waiting(now, &request.deployment);
         }
     }
@@ -366,7 +369,7 @@ impl Ingress {
     }
 
     fn finish(&mut self, now: Instant, id: u64, result: Result<InferResponse, AppError>) {
-        let Some(request) = self.remove(now, id) else { return };
+        let Some(request) = self.remove(id) else { return };
         if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
             match &result {
                 Ok(_) => deployment.record_answer(now, now.saturating_duration_since(request.accepted)),

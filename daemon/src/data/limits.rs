@@ -9,6 +9,8 @@ pub struct DataLimits {
     pub window_max: usize,
     /// Most requests of one deployment that wait behind the window; beyond it the answer is 503.
     pub line_max: usize,
+    /// Most input bytes of unanswered requests that this ingress keeps; one request is always taken.
+    pub held_bytes_max: usize,
     /// Longest deadline that a request can have.
     pub timeout_max: Duration,
     /// Shortest time that an attempt is given before the request is sent again.
@@ -38,6 +40,7 @@ impl Default for DataLimits {
         Self {
             window_max: 64,
             line_max: 256,
+            held_bytes_max: 256 << 20,
             timeout_max: Duration::from_secs(3600),
             attempt_min: Duration::from_secs(1),
             attempt_unmeasured: Duration::from_secs(15),
@@ -50,5 +53,13 @@ impl Default for DataLimits {
             stall_max: Duration::from_secs(10),
             streams_per_peer: 4,
         }
+    }
+}
+
+impl DataLimits {
+    /// Limits for a device that can spare about `memory_bytes` for tensors on their way.
+    pub fn for_memory(memory_bytes: u64) -> Self {
+        let part = usize::try_from(memory_bytes / 4).unwrap_or(usize::MAX).clamp(16 << 20, 1 << 30);
+        Self { held_bytes_max: part, stage_queue_bytes: part, link_queue_bytes: part, ..Self::default() }
     }
 }

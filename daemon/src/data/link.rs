@@ -10,6 +10,7 @@ use std::{
 };
 
 use libp2p::PeerId;
+use mesh_inference::codec::Encoded;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,9 @@ const SMOOTHING: f64 = 0.2;
 /// Pause after a stream could not be opened; doubles up to [`REOPEN_MAX`].
 const REOPEN_MIN: Duration = Duration::from_millis(50);
 const REOPEN_MAX: Duration = Duration::from_secs(2);
+
+/// Why frames in the queue of a peer that is gone are lost.
+const DOWN: &str = "the peer went down";
 
 /// Told of every frame that could not be delivered, with the reason.
 pub(super) type OnLost = Box<dyn Fn(Frame, &str) + Send + Sync>;
@@ -86,16 +90,15 @@ impl Link {
             numbers: Mutex::new(Numbers { codec: "raw", ..Numbers::default() }),
         });
         let stop = CancellationToken::new();
-        let writer = Writer {
-            shared: shared.clone(),
+        let sender = Sender {
+            peer,
             transport,
-            packer: Packer::new(busy),
-            on_lost,
             stall: limits.stall_max,
             stream: None,
             closed_until: None,
             reopen_pause: REOPEN_MIN,
         };
+        let writer = Writer { shared: shared.clone(), packer: Packer::new(busy), sender, on_lost };
         runtime.spawn(writer.run(frames, stop.clone()));
         Self { queue, shared, stop }
     }
@@ -162,12 +165,84 @@ impl Shared {
     }
 }
 
-/// Owns the stream.
+/// Takes frames from the queue, packs them and sends them.
 struct Writer {
     shared: Arc<Shared>,
-    transport: Arc<dyn Transport>,
     packer: Packer,
+    sender: Sender,
     on_lost: OnLost,
+}
+
+/// A frame ready to be sent.
+struct Packed {
+    frame: Frame,
+    tensors: Vec<Encoded>,
+}
+
+impl Writer {
+    async fn run(mut self, mut frames: mpsc::Receiver<Frame>, stop: CancellationToken) {
+        let mut ready: Option<Packed> = None;
+        loop {
+            let packed = match ready.take() {
+                Some(packed) => packed,
+                None => {
+                    let frame = tokio::select! {
+                        biased;
+                        () = stop.cancelled() => break,
+                        frame = frames.recv() => frame,
+                    };
+                    let Some(frame) = frame else { break };
+                    pack(&mut self.packer, &self.shared, frame).await
+                }
+            };
+            // The next frame, if there is one, is packed while this one is on its way.
+            let next = frames.try_recv().ok();
+            let Self { shared, packer, sender, on_lost: _ } = &mut self;
+            let shared = &*shared;
+            let sending = async {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => Err(DOWN.to_owned()),
+                    result = sender.deliver(shared, &packed) => result.map_err(|error| error.to_string()),
+                }
+            };
+            let packing = async {
+                match next {
+                    Some(frame) => Some(pack(packer, shared, frame).await),
+                    None => None,
+                }
+            };
+            let (delivered, next) = tokio::join!(sending, packing);
+            ready = next;
+            let frame = packed.frame;
+            shared.queued_bytes.fetch_sub(frame.bytes(), Ordering::Relaxed);
+            if let Err(why) = delivered {
+                tracing::debug!(peer = %shared.peer, why, "a frame was not delivered");
+                (self.on_lost)(frame, &why);
+            }
+        }
+        frames.close();
+        if let Some(packed) = ready {
+            (self.on_lost)(packed.frame, DOWN);
+        }
+        while let Some(frame) = frames.recv().await {
+            (self.on_lost)(frame, DOWN);
+        }
+    }
+}
+
+async fn pack(packer: &mut Packer, shared: &Shared, frame: Frame) -> Packed {
+    let (tensors, codec) = packer.pack(&frame, shared.rate()).await;
+    if let Some(codec) = codec {
+        shared.numbers().codec = codec;
+    }
+    Packed { frame, tensors }
+}
+
+/// Owns the stream.
+struct Sender {
+    peer: PeerId,
+    transport: Arc<dyn Transport>,
     stall: Duration,
     stream: Option<Box<dyn DataStream>>,
     /// No new stream is tried before this time.
@@ -175,52 +250,23 @@ struct Writer {
     reopen_pause: Duration,
 }
 
-impl Writer {
-    async fn run(mut self, mut frames: mpsc::Receiver<Frame>, stop: CancellationToken) {
-        loop {
-            let frame = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                frame = frames.recv() => frame,
-            };
-            let Some(frame) = frame else { break };
-            let delivered = tokio::select! {
-                biased;
-                () = stop.cancelled() => Err("the peer went down".to_owned()),
-                result = self.deliver(&frame) => result.map_err(|error| error.to_string()),
-            };
-            self.shared.queued_bytes.fetch_sub(frame.bytes(), Ordering::Relaxed);
-            if let Err(why) = delivered {
-                tracing::debug!(peer = %self.shared.peer, why, "a frame was not delivered");
-                (self.on_lost)(frame, &why);
-            }
-        }
-        frames.close();
-        while let Some(frame) = frames.recv().await {
-            (self.on_lost)(frame, "the peer went down");
-        }
-    }
-
+impl Sender {
     /// Writes a frame, on a fresh stream when the old one fails.
-    async fn deliver(&mut self, frame: &Frame) -> io::Result<()> {
-        if expired(frame) {
+    async fn deliver(&mut self, shared: &Shared, packed: &Packed) -> io::Result<()> {
+        if expired(&packed.frame) {
             // Its ingress has answered by itself.
             return Ok(());
         }
-        let (packed, codec) = self.packer.pack(frame, self.shared.rate()).await;
-        if let Some(codec) = codec {
-            self.shared.numbers().codec = codec;
-        }
-        let outgoing = Outgoing::new(frame, packed, now()).map_err(io::Error::other)?;
+        let outgoing = Outgoing::new(&packed.frame, &packed.tensors, now()).map_err(io::Error::other)?;
         if let Some(stream) = self.stream.take() {
-            match self.write(stream, &outgoing).await {
+            match self.write(shared, stream, &outgoing).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Err(_) => {}
             }
         }
         let stream = self.open().await?;
-        self.write(stream, &outgoing).await
+        self.write(shared, stream, &outgoing).await
     }
 
     async fn open(&mut self) -> io::Result<Box<dyn DataStream>> {
@@ -230,7 +276,7 @@ impl Writer {
                 "no stream could be opened a moment ago",
             ));
         }
-        match self.transport.open(self.shared.peer).await {
+        match self.transport.open(self.peer).await {
             Ok(stream) => {
                 self.closed_until = None;
                 self.reopen_pause = REOPEN_MIN;
@@ -245,19 +291,23 @@ impl Writer {
     }
 
     /// Keeps the stream only if all went well: half a frame must not be followed by another.
-    async fn write(&mut self, mut stream: Box<dyn DataStream>, outgoing: &Outgoing) -> io::Result<()> {
+    async fn write(
+        &mut self,
+        shared: &Shared,
+        mut stream: Box<dyn DataStream>,
+        outgoing: &Outgoing,
+    ) -> io::Result<()> {
         let start = now();
         outgoing.write(&mut stream, self.stall).await?;
         let seconds = now().saturating_duration_since(start).as_secs_f64();
         self.stream = Some(stream);
         let wire_bytes = outgoing.wire_bytes();
-        let mut numbers = self.shared.numbers();
+        let mut numbers = shared.numbers();
         numbers.frames += 1;
         numbers.bytes_sent += wire_bytes as u64;
         numbers.bytes_raw += outgoing.raw_bytes as u64;
         if wire_bytes >= MEASURED_MIN && seconds > 0.0 {
-            let rate = wire_bytes as f64 / seconds;
-            numbers.bytes_per_s = smooth(numbers.bytes_per_s, rate);
+            numbers.bytes_per_s = smooth(numbers.bytes_per_s, wire_bytes as f64 / seconds);
         }
         Ok(())
     }

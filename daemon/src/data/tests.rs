@@ -36,6 +36,8 @@ struct RackState {
     /// Bytes that a stream holds before the writer has to wait.
     pipe_bytes: usize,
     cut: BTreeSet<PeerId>,
+    /// Devices that take streams and never read them.
+    deaf: BTreeMap<PeerId, Vec<tokio::io::DuplexStream>>,
 }
 
 /// One device's way to the others.
@@ -47,12 +49,18 @@ struct RackPort {
 
 impl Transport for RackPort {
     fn open(&self, peer: PeerId) -> BoxFuture<'static, io::Result<Box<dyn DataStream>>> {
-        let state = self.rack.0.lock().unwrap();
+        let mut state = self.rack.0.lock().unwrap();
+        let pipe_bytes = state.pipe_bytes;
+        if let Some(unread) = state.deaf.get_mut(&peer) {
+            let (ours, theirs) = tokio::io::duplex(pipe_bytes);
+            unread.push(theirs);
+            return Box::pin(async move { Ok(Box::new(ours) as Box<dyn DataStream>) });
+        }
         let target =
             state.planes.get(&peer).filter(|_| !state.cut.contains(&peer) && !state.cut.contains(&self.me));
         let result = match target {
             Some(plane) => {
-                let (ours, theirs) = tokio::io::duplex(state.pipe_bytes);
+                let (ours, theirs) = tokio::io::duplex(pipe_bytes);
                 plane.accept(self.me, theirs);
                 Ok(Box::new(ours) as Box<dyn DataStream>)
             }

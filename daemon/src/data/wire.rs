@@ -42,7 +42,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     /// Prepares a frame whose tensors are packed already, with `now` to say how much time is left.
-    pub(super) fn new(frame: &Frame, packed: Vec<Encoded>, now: Instant) -> Result<Self, FrameError> {
+    pub(super) fn new(frame: &Frame, packed: &[Encoded], now: Instant) -> Result<Self, FrameError> {
         let kind = match &frame.body {
             Body::Activation { stage, deadline, tensors: _ } => {
                 HeaderKind::Activation { stage: *stage, remaining: deadline.saturating_duration_since(now) }
@@ -50,7 +50,7 @@ impl Outgoing {
             Body::Result { tensors: _ } => HeaderKind::Result,
             Body::Failed(failure) => HeaderKind::Failed(failure.clone()),
         };
-        let tensors = frame.tensors().iter().zip(&packed).map(|((name, tensor), packed)| WireTensor {
+        let tensors = frame.tensors().iter().zip(packed).map(|((name, tensor), packed)| WireTensor {
             name: name.clone(),
             dtype: tensor.dtype(),
             shape: tensor.shape().to_vec(),
@@ -59,7 +59,11 @@ impl Outgoing {
         });
         let header = Header { address: frame.address.clone(), kind, tensors: tensors.collect() };
         let head = encode_header(&header)?;
-        Ok(Self { head, payloads: packed.into_iter().map(|p| p.bytes).collect(), raw_bytes: frame.bytes() })
+        Ok(Self {
+            head,
+            payloads: packed.iter().map(|p| p.bytes.clone()).collect(),
+            raw_bytes: frame.bytes(),
+        })
     }
 
     /// Bytes on the wire.

@@ -25,6 +25,11 @@ impl Ingress {
         if !free && deployment.line.len() >= self.limits.line_max {
             return Err(words::full(&name, deployment.in_flight, deployment.line.len()));
         }
+        let bytes: usize = request.inputs.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
+        if self.held_bytes > 0 && self.held_bytes + bytes > self.limits.held_bytes_max {
+            return Err(words::no_room(&name, self.held_bytes));
+        }
+        self.held_bytes += bytes;
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
         let deployment = self.deployments.get_mut(&name).expect("was found above");
@@ -67,10 +72,11 @@ impl Ingress {
     }
 
     /// Takes a request out of every book but the effects.
-    pub(super) fn remove(&mut self, _now: Instant, id: u64) -> Option<Request> {
+    pub(super) fn remove(&mut self, id: u64) -> Option<Request> {
         self.release_route(id);
         let request = self.requests.remove(&id)?;
         self.timers.remove(&(request.timer, id));
+        self.held_bytes -= request.input_bytes();
         if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
             match request.state {
                 State::InLine => deployment.line.retain(|waiting| *waiting != id),

@@ -90,6 +90,11 @@ impl Request {
         }
     }
 
+    /// Bytes of the inputs that are kept.
+    pub(super) fn input_bytes(&self) -> usize {
+        self.inputs.iter().map(|(_, tensor)| tensor.bytes().len()).sum()
+    }
+
     /// Times that the request was sent again.
     pub(super) fn retries(&self) -> u32 {
         self.attempts_made.saturating_sub(1)

@@ -86,6 +86,7 @@ fn limits() -> DataLimits {
     DataLimits {
         window_max: 6,
         line_max: 3,
+        held_bytes_max: 40,
         attempt_unmeasured: Duration::from_millis(700),
         attempt_min: Duration::from_millis(50),
         ..DataLimits::default()
@@ -253,6 +254,8 @@ impl World {
         let Ingress { deployments, requests, timers, .. } = &self.ingress;
         assert_eq!(requests.keys().collect::<HashSet<_>>(), self.open.keys().collect());
         assert_eq!(timers.len(), requests.len());
+        assert_eq!(self.ingress.held_bytes, 4 * requests.len());
+        assert!(self.ingress.held_bytes <= limits().held_bytes_max);
         for (name, deployment) in deployments {
             let of = |held: bool| {
                 let is = |r: &&Request| r.deployment == *name && !matches!(r.state, State::InLine) == held;

@@ -37,6 +37,15 @@ pub(super) fn full(name: &str, in_flight: usize, waiting: usize) -> AppError {
     }
 }
 
+pub(super) fn no_room(name: &str, held: usize) -> AppError {
+    AppError::Unavailable {
+        message: format!(
+            "this device keeps {held} bytes of inputs for requests that are not answered yet and has no room for another of {name}; try again in a moment or ask another device"
+        ),
+        retry_after_s: 1,
+    }
+}
+
 pub(super) fn no_such(what: &str, deployment: &str, name: &str, known: &[String]) -> AppError {
     AppError::Invalid(format!("{deployment} has no {what} {name:?}; its {what}s are: {}", known.join(", ")))
 }

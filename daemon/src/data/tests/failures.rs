@@ -162,3 +162,19 @@ async fn what_has_expired_is_not_run() {
     check(&planes[0].infer(request(0.0, 1, LONG)).await.unwrap(), 1.0, 1);
     assert_eq!(runs.load(Ordering::SeqCst), 2, "the first and the last");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_no_data_is_given_up() {
+    let limits = DataLimits { stall_max: Duration::from_millis(50), ..DataLimits::default() };
+    let (rack, peers, planes) = Rack::with_limits(3, limits);
+    let placement = vec![vec![peers[1], peers[2]]];
+    host_all(1, &placement, &peers, &planes);
+    planes[0].set_routes(route(1, &placement));
+    rack.0.lock().unwrap().deaf.insert(peers[1], Vec::new());
+    for _ in 0..6 {
+        let response = planes[0].infer(request(1.0, 50_000, LONG)).await.unwrap();
+        check(&response, 2.0, 50_000);
+    }
+    let metrics = planes[0].metrics();
+    assert!(metrics.deployments["m"].retries > 0, "{metrics:?} {:?}", peers);
+}

@@ -40,3 +40,16 @@ fn no_bytes_stop_the_data_plane() {
     check(&answer, 2.0, 1);
     assert_eq!(peers.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_never_ends_is_given_up() {
+    let limits = DataLimits { stall_max: Duration::from_millis(50), ..DataLimits::default() };
+    let (_rack, _peers, planes) = Rack::with_limits(1, limits);
+    let (mut ours, theirs) = tokio::io::duplex(1 << 16);
+    planes[0].accept(PeerId::random(), theirs);
+    ours.write_all(b"MSH1\x00\x00\x01\x00half a header").await.unwrap();
+    let mut rest = Vec::new();
+    // Ends when the reader has dropped its side.
+    ours.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty());
+}
