@@ -13,6 +13,7 @@ mod frames;
 mod identity;
 mod link;
 mod probe;
+mod reach;
 mod session;
 mod sever;
 mod shared;

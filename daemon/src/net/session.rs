@@ -4,6 +4,9 @@
 //! The session is one task. A second task, the forwarder, hands events to their owner: it may have to wait for a slow
 //! owner, while heartbeats go on in the session.
 
+mod forwarder;
+mod lanes;
+
 use std::{
     io,
     net::SocketAddr,
@@ -15,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{AsyncWriteExt, StreamExt, future::try_join_all, stream::FuturesUnordered};
+use futures::{AsyncWriteExt, StreamExt, stream::FuturesUnordered};
 use libp2p::{PeerId, Stream, swarm::ConnectionId};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
@@ -23,23 +26,24 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
+use self::{
+    forwarder::{Forwarder, Queued},
+    lanes::{Opening, closed, write_queue, write_replies},
+};
 use super::{
-    Channel, NetEvent, NetStream, Topic,
+    Channel, NetEvent, Topic,
     frames::{self, Answer, Frame, Lane, MAX_CALL},
     link::{Calls, Outbox, OutboxReader, PeerLink, Pulse},
     shared::Shared,
-    streams::{CONTROL, OpenStream},
     swarm::Internal,
 };
 
-/// Time for both sides to open their lanes.
-const OPENING: Duration = Duration::from_secs(5);
 /// A heartbeat goes out at least this often...
 const BEAT: Duration = Duration::from_millis(250);
 /// ...and, with fast changing reports, at most this often.
 const BEAT_GAP: Duration = Duration::from_millis(20);
 /// Ten missed heartbeats: a frozen peer is noticed within 3 s, and a full slow link (160 ms measured) is far from it.
-const SILENCE: Duration = Duration::from_millis(2500);
+pub(super) const SILENCE: Duration = Duration::from_millis(2500);
 /// How often silence is looked for.
 const WATCH: Duration = Duration::from_millis(100);
 /// A gap in our own timer longer than this means that we stood still, not the peer.
@@ -54,8 +58,6 @@ const PENDING_CALLS: usize = 64;
 const MAX_PATIENCE: Duration = Duration::from_secs(300);
 /// Answers that wait for the lane; whoever answers waits with them.
 const REPLIES: usize = 4;
-/// Small frames are written together up to this size.
-const GATHER: usize = 16 * 1024;
 
 /// What a session starts from.
 pub(super) struct Session {
@@ -82,6 +84,8 @@ pub(super) struct Ended {
     pub(super) id: u64,
     /// Whether it was up at any time.
     pub(super) worked: bool,
+    /// Whether it ended by silence.
+    pub(super) silent: bool,
     /// The forwarder that the next session must wait for.
     pub(super) forwarder: Option<JoinHandle<()>>,
 }
@@ -97,11 +101,6 @@ impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         Self::Closed(error)
     }
-}
-
-struct Queued {
-    event: NetEvent,
-    _budget: Option<OwnedSemaphorePermit>,
 }
 
 /// What the parts of a live session share.
@@ -130,18 +129,16 @@ impl Session {
             },
             None => true,
         };
-        let (worked, forwarder) = if waited {
-            let (worked, forwarder) = Box::pin(self.run_alone(cancelled)).await;
-            (worked, Some(forwarder))
+        let ended = if waited {
+            Box::pin(self.run_alone(cancelled)).await
         } else {
-            (false, previous)
+            Ended { peer, id, worked: false, silent: false, forwarder: previous }
         };
-        let ended = Ended { peer, id, worked, forwarder };
         // Fails only when the network task is gone, and with it everything that this would tell.
         let _ = internal.send(Internal::Ended(ended)).await;
     }
 
-    async fn run_alone(self, cancelled: oneshot::Receiver<()>) -> (bool, JoinHandle<()>) {
+    async fn run_alone(self, cancelled: oneshot::Receiver<()>) -> Ended {
         let (inbox, inbox_reader) = mpsc::channel(INBOX);
         let (report, reports) = watch::channel((Bytes::new(), Duration::ZERO));
         let (messages, message_frames) = Outbox::new();
@@ -186,7 +183,8 @@ impl Session {
             end = Box::pin(live.run(opening, message_frames, request_frames)) => Some(end),
         };
         let worked = *live.up.borrow();
-        silent.store(matches!(end, Some(End::Silent)), Ordering::Release);
+        let fell_silent = matches!(end, Some(End::Silent));
+        silent.store(fell_silent, Ordering::Release);
         match end {
             Some(End::Closed(error)) => tracing::debug!(peer = %self.peer, %error, "session ended"),
             Some(End::Silent) => tracing::info!(peer = %self.peer, "peer fell silent"),
@@ -194,60 +192,8 @@ impl Session {
         }
         self.shared.peer_down(self.peer, self.id);
         live.link.calls.close();
-        (worked, forwarder)
+        Ended { peer: self.peer, id: self.id, worked, silent: fell_silent, forwarder: Some(forwarder) }
     }
-}
-
-/// What is needed to open the lanes.
-struct Opening {
-    peer: PeerId,
-    id: u64,
-    home: ConnectionId,
-    internal: mpsc::Sender<Internal>,
-    lanes: mpsc::Receiver<(Lane, Stream)>,
-}
-
-impl Opening {
-    async fn open(&self, lane: Lane) -> io::Result<Stream> {
-        let (reply, stream) = oneshot::channel();
-        let request = Internal::Open {
-            peer: self.peer,
-            connection: self.home,
-            request: OpenStream { protocol: CONTROL, reply },
-        };
-        self.internal.send(request).await.map_err(|_| closed())?;
-        let mut stream = stream.await.map_err(|_| closed())?;
-        stream.write_all(&frames::preface(lane, self.id)).await?;
-        stream.flush().await?;
-        Ok(stream)
-    }
-
-    /// All lanes: outgoing, then incoming, each in the order of [`Lane::ALL`].
-    async fn all(mut self) -> io::Result<([Stream; 4], [Stream; 4])> {
-        let mut arrived = std::mem::replace(&mut self.lanes, mpsc::channel(1).1);
-        let collect = async {
-            let mut found: [Option<Stream>; 4] = Default::default();
-            while found.iter().any(Option::is_none) {
-                let (lane, stream) = arrived.recv().await.ok_or_else(closed)?;
-                let index = Lane::ALL.iter().position(|l| *l == lane).ok_or_else(closed)?;
-                if found[index].replace(stream).is_some() {
-                    return Err(io::Error::other("a lane was opened twice"));
-                }
-            }
-            found.into_iter().collect::<Option<Vec<_>>>().ok_or_else(closed)
-        };
-        let open = try_join_all(Lane::ALL.map(|lane| self.open(lane)));
-        let both = async { tokio::try_join!(open, collect) };
-        let (outgoing, incoming) = tokio::time::timeout(OPENING, both)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        let four = |streams: Vec<Stream>| <[Stream; 4]>::try_from(streams).map_err(|_| closed());
-        Ok((four(outgoing)?, four(incoming)?))
-    }
-}
-
-fn closed() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
 }
 
 impl Live {
@@ -336,7 +282,7 @@ impl Live {
     fn come_up(&self) {
         let event = NetEvent::PeerUp { peer: self.peer, address: self.link.address };
         // The first in an empty queue: there is room.
-        let _ = self.inbox.try_send(Queued { event, _budget: None });
+        let _ = self.inbox.try_send(Queued { event, budget: None });
         self.shared.peer_up(self.peer, self.link.clone());
         self.up.send_replace(true);
         // The other side may be waiting for the answer that brings it up too.
@@ -364,7 +310,7 @@ impl Live {
     }
 
     async fn deliver(&self, event: NetEvent, budget: OwnedSemaphorePermit) -> io::Result<()> {
-        let queued = Queued { event, _budget: Some(budget) };
+        let queued = Queued { event, budget: Some(budget) };
         self.inbox.send(queued).await.map_err(|_| closed())
     }
 
@@ -459,86 +405,5 @@ async fn answer_calls(
             call = pending.recv() => running.push(call.ok_or_else(closed)?.finish()),
             Some(reply) = running.next() => replies.send(reply).await.map_err(|_| closed())?,
         }
-    }
-}
-
-async fn write_queue(mut lane: Stream, mut queue: OutboxReader) -> io::Result<()> {
-    while let Some(first) = queue.receiver.recv().await {
-        let weight = write_gathered(&mut lane, first, &mut queue.receiver).await?;
-        queue.done(weight);
-    }
-    Err(closed())
-}
-
-async fn write_replies(mut lane: Stream, queue: &mut mpsc::Receiver<Frame>) -> io::Result<()> {
-    while let Some(first) = queue.recv().await {
-        write_gathered(&mut lane, first, queue).await?;
-    }
-    Err(closed())
-}
-
-/// Writes `first` and, with it, the small frames that wait behind it; returns their weight.
-async fn write_gathered(
-    lane: &mut Stream,
-    first: Frame,
-    queue: &mut mpsc::Receiver<Frame>,
-) -> io::Result<usize> {
-    let mut buffer = Vec::new();
-    let mut weight = 0;
-    let mut next = Some(first);
-    while let Some(frame) = next.take() {
-        weight += frame.weight();
-        let body = frame.encode(&mut buffer);
-        if buffer.len() + body.len() > GATHER {
-            lane.write_all(&buffer).await?;
-            buffer.clear();
-            lane.write_all(&body).await?;
-        } else {
-            buffer.extend_from_slice(&body);
-            next = queue.try_recv().ok();
-        }
-    }
-    lane.write_all(&buffer).await?;
-    lane.flush().await?;
-    Ok(weight)
-}
-
-/// Hands the events of one session to their owner, in order, and as slowly as the owner likes.
-struct Forwarder {
-    peer: PeerId,
-    inbox: mpsc::Receiver<Queued>,
-    streams: mpsc::Receiver<(Channel, Stream)>,
-    reports: watch::Receiver<(Bytes, Duration)>,
-    events: mpsc::Sender<NetEvent>,
-    silent: Arc<AtomicBool>,
-}
-
-impl Forwarder {
-    async fn run(mut self) {
-        let Some(Queued { event: up, .. }) = self.inbox.recv().await else {
-            return;
-        };
-        let mut next = up;
-        // Fails only when the owner is gone.
-        while self.events.send(next).await.is_ok() {
-            next = tokio::select! {
-                queued = self.inbox.recv() => match queued {
-                    Some(queued) => queued.event,
-                    None => break,
-                },
-                Some((channel, stream)) = self.streams.recv() => NetEvent::Stream {
-                    peer: self.peer,
-                    channel,
-                    stream: NetStream::new(stream),
-                },
-                Ok(()) = self.reports.changed() => {
-                    let (body, rtt) = self.reports.borrow_and_update().clone();
-                    NetEvent::Report { peer: self.peer, body, rtt }
-                }
-            };
-        }
-        let silent = self.silent.load(Ordering::Acquire);
-        let down = NetEvent::PeerDown { peer: self.peer, silent };
-        let _ = self.events.send(down).await;
     }
 }

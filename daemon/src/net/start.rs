@@ -17,6 +17,7 @@ use super::{
     address::socket_address,
     admission::Door,
     identity::Identity,
+    reach::Reach,
     shared::Shared,
     swarm::{Channels, NetworkTask},
     transport::{self, Mesh},
@@ -82,6 +83,17 @@ pub enum NetStartError {
         #[source]
         source: io::Error,
     },
+    /// No such interface, or it has no address.
+    #[error(
+        "the network interface {name} of network.interfaces has no address that network.listen covers: check its name with `ip addr`"
+    )]
+    Interface {
+        /// Which.
+        name: String,
+    },
+    /// The interfaces cannot be listed.
+    #[error("cannot list this device's network interfaces: leave network.interfaces empty to use all")]
+    Interfaces(#[source] io::Error),
     /// The key does not work for encryption.
     #[error(
         "the identity key cannot be used for encryption: move identity.key away and restart, which makes this a new device"
@@ -99,15 +111,30 @@ pub(super) async fn start(config: NetConfig) -> Result<(Net, NetEvents), NetStar
     let keypair = config.identity.keypair();
     let mut swarm =
         transport::build(keypair, door.clone(), arrivals, config.mdns).map_err(NetStartError::Key)?;
-    let listen = listen(&mut swarm, config.listen).await?;
+    let reach = Reach::new(&config.interfaces)?;
+    let listen = listen_all(&mut swarm, config.listen, &reach).await?;
     door.set_listen_port(listen.port());
     let shared = Arc::new(Shared::new());
     let channels = Channels { commands: command_reader, arrived, refused, events };
-    let task = NetworkTask::new(swarm, shared.clone(), door, &config.peers, channels);
+    let task = NetworkTask::new(swarm, shared.clone(), door, reach, &config.peers, channels);
     tokio::spawn(task.run());
     tracing::info!(peer = %local, address = %listen, "listening");
     let inner = Inner { local, listen, shared, commands, probed: Mutex::new(BTreeMap::new()) };
     Ok((Net { inner: Arc::new(inner) }, event_reader))
+}
+
+/// Listens on `address`, or on its port at each interface that may be used; returns it with the port that was bound.
+async fn listen_all(
+    swarm: &mut Swarm<Mesh>,
+    mut address: SocketAddr,
+    reach: &Reach,
+) -> Result<SocketAddr, NetStartError> {
+    for ip in reach.listen_ips(address.ip())? {
+        // The first decides about the port when any will do.
+        let bound = listen(swarm, SocketAddr::new(ip, address.port())).await?;
+        address.set_port(bound.port());
+    }
+    Ok(address)
 }
 
 /// Binds the address; returns it with the port that was bound.
