@@ -156,7 +156,7 @@ impl Attack {
     fn body(&self, node: &Node<RedbStore>) -> Body {
         let [mut index, mut log_term, commit, other] = self.numbers.each_ref().map(|number| number.of(node));
         let [flag, second] = self.flags;
-        if flag && self.kind % 8 == 0 {
+        if flag && self.kind.is_multiple_of(8) {
             // Fits the log, so that what comes with it is looked at.
             index = node.raw.raft.raft_log.last_index();
             log_term = node.raw.raft.raft_log.last_term();
