@@ -42,10 +42,12 @@ pub(super) async fn deploy(
     tokio::spawn(async move {
         let upload = request.upload.clone();
         let work = api.app.deploy(request, events);
-        tokio::join!(work, pump(from_app, to_client));
+        tokio::join!(work, pump(from_app, &to_client));
         // A deployment uses up its upload: what it needs now lies in the store.
         uploads::forget(&api, &upload).await;
         drop(permit);
+        // The answer ends when all is done.
+        drop(to_client);
     });
     let stream = futures::stream::unfold(lines, |mut lines: mpsc::Receiver<Bytes>| async move {
         lines.recv().await.map(|line| (Ok::<_, Infallible>(line), lines))
@@ -55,7 +57,7 @@ pub(super) async fn deploy(
 
 /// Takes events as they come, so that the daemon never waits for the client: progress is dropped when the client is
 /// slow, the rest waits a while.
-async fn pump(mut events: mpsc::Receiver<DeployEvent>, client: mpsc::Sender<Bytes>) {
+async fn pump(mut events: mpsc::Receiver<DeployEvent>, client: &mpsc::Sender<Bytes>) {
     while let Some(event) = events.recv().await {
         let Ok(mut line) = serde_json::to_vec(&event) else { continue };
         line.push(b'\n');

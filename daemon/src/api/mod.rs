@@ -14,7 +14,7 @@ mod protocol;
 mod uploads;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -20,19 +20,19 @@ use self::adder::Adder;
 use super::{ApiOptions, ServeError, Server};
 
 /// A served API; it ends with the value.
-struct Served {
-    address: SocketAddr,
-    app: Arc<Adder>,
+pub(crate) struct Served {
+    pub(crate) address: SocketAddr,
+    pub(crate) app: Arc<Adder>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Served {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(ApiOptions::default())
     }
 
-    fn with(options: ApiOptions) -> Self {
+    pub(crate) fn with(options: ApiOptions) -> Self {
         let app = Arc::new(Adder::default());
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();

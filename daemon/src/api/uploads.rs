@@ -90,7 +90,11 @@ pub(super) async fn write(
 async fn receive(body: Body, pieces: mpsc::Sender<Bytes>) -> Result<(), ApiError> {
     let mut stream = body.into_data_stream();
     loop {
-        let next = tokio::time::timeout(SILENCE_MAX, stream.next()).await;
+        let next = tokio::select! {
+            next = tokio::time::timeout(SILENCE_MAX, stream.next()) => next,
+            // The writer has gone because the disk failed; its error is the answer.
+            () = pieces.closed() => return Ok(()),
+        };
         let next =
             next.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the upload stopped coming"))?;
         let piece = match next {

@@ -6,17 +6,17 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
-  mesh init --name shop-floor --devices 3   Write mesh.toml and cluster.key, to be copied to every device
-  mesh run                                  Run the daemon on this device
-  mesh deploy resnet50.onnx --name resnet50 Cut a model over the devices and serve it
-  mesh infer resnet50 --input cat.jpg       Ask it something
-  mesh status                               See what runs where, and what needs you
+  mesh init --name shop-floor --devices 3    Write mesh.toml and cluster.key for every device
+  mesh run                                   Run the daemon on this device
+  mesh deploy resnet50.onnx --name resnet50  Cut a model over the devices and serve it
+  mesh infer resnet50 --input cat.jpg        Ask it something
+  mesh status                                See what runs where, and what needs you
 
 Exit codes: 0 done, 1 failed, 64 wrong usage, 69 daemon or cluster unreachable, 78 bad config.";
 
 /// Run neural networks over several small computers.
 #[derive(Debug, Parser)]
-#[command(name = "mesh", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "mesh", bin_name = "mesh", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) global: Global,
@@ -27,10 +27,24 @@ pub(super) struct Arguments {
 #[derive(Debug, Args)]
 pub(super) struct Global {
     /// Config file [default: ./mesh.toml, ~/.config/mesh/mesh.toml or /etc/mesh/mesh.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "MESH_CONFIG", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        value_name = "FILE",
+        env = "MESH_CONFIG",
+        hide_env = true
+    )]
     pub(super) config: Option<PathBuf>,
     /// Daemon to talk to, such as http://10.0.0.7:7401 [default: the config's api.listen]
-    #[arg(long, global = true, value_name = "URL", env = "MESH_API", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        value_name = "URL",
+        env = "MESH_API",
+        hide_env = true
+    )]
     pub(super) api: Option<String>,
 }
 

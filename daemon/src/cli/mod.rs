@@ -24,6 +24,9 @@ mod settings;
 mod status;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};

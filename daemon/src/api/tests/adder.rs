@@ -25,9 +25,9 @@ use crate::{
 };
 
 #[derive(Debug)]
-pub(super) struct Adder {
+pub(crate) struct Adder {
     uploads: TempDir,
-    pub(super) ready: AtomicBool,
+    pub(crate) ready: AtomicBool,
     pub(super) draining: Mutex<BTreeSet<String>>,
 }
 

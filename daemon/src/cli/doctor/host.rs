@@ -190,7 +190,7 @@ pub(super) fn runtime(config: Option<&Config>) -> Finding {
         Err(error) => Finding::fail(
             "ONNX Runtime",
             chain(&error),
-            "install it (pip download onnxruntime has the library), and set inference.onnxruntime to its path",
+            "set inference.onnxruntime, or MESH_INFERENCE_ONNXRUNTIME, to the library's path; then mesh doctor",
         ),
     }
 }
