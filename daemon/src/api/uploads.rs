@@ -137,15 +137,15 @@ fn store(
 }
 
 fn disk_error(file: &str, error: &io::Error) -> ApiError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ApiError::new(
+    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        return ApiError::new(
             StatusCode::INSUFFICIENT_STORAGE,
             format!(
                 "the disk of this device is too full for {file}: free some, or deploy through another device"
             ),
-        ),
-        _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{file} could not be stored: {error}")),
+        );
     }
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{file} could not be stored: {error}"))
 }
 
 pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {

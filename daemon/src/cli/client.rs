@@ -184,9 +184,11 @@ impl Client {
     }
 
     fn check(&self, call: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, ClientError> {
-        let mut response = call.map_err(|error| match error {
-            ureq::Error::Http(_) | ureq::Error::Protocol(_) => self.strange(error.to_string()),
-            other => self.lost(&other),
+        let mut response = call.map_err(|error| {
+            if matches!(error, ureq::Error::Http(_) | ureq::Error::Protocol(_)) {
+                return self.strange(error.to_string());
+            }
+            self.lost(&error)
         })?;
         let status = response.status();
         if status.is_success() {

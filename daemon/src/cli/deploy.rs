@@ -85,7 +85,7 @@ fn send(client: &Client, upload: &str, files: &[(String, PathBuf)]) -> Result<()
             ClientError::NoDaemon { base, why } => CliError::unreachable(format!(
                 "the daemon at {base} went away while {name} was sent ({why}): try again"
             )),
-            other => other.into(),
+            other @ (ClientError::Refused { .. } | ClientError::Strange { .. }) => other.into(),
         })?;
     }
     progress.finish();

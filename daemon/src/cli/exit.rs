@@ -66,10 +66,10 @@ impl CliError {
 /// Writing to stdout failed. A reader that has gone (`mesh status | head -1`) has what it wants.
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => Self { code: 0, message: String::new() },
-            _ => Self::failed(format!("the output could not be written: {error}")),
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self { code: 0, message: String::new() };
         }
+        Self::failed(format!("the output could not be written: {error}"))
     }
 }
 

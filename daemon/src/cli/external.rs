@@ -57,10 +57,7 @@ enum WalkError {
 
 impl From<io::Error> for WalkError {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Broken,
-            _ => Self::Io(error),
-        }
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Broken } else { Self::Io(error) }
     }
 }
 

@@ -83,8 +83,16 @@ fn tensor(image: &DynamicImage, layout: Layout, spec: &TensorSpec) -> Result<Ten
         DType::Bf16 => {
             Tensor::from_slice(&shape, &pixels.iter().map(|v| bf16::from_f32(unit(v))).collect::<Vec<_>>())
         }
-        other => {
-            return Err(format!("input {:?} is {}, which takes no image", spec.name, other.oip_name()));
+        DType::Bool
+        | DType::Uint16
+        | DType::Uint32
+        | DType::Uint64
+        | DType::Int8
+        | DType::Int16
+        | DType::Int32
+        | DType::Int64
+        | DType::Fp64 => {
+            return Err(format!("input {:?} is {}, which takes no image", spec.name, spec.dtype.oip_name()));
         }
     };
     made.map_err(|error| error.to_string())

@@ -117,9 +117,10 @@ impl<'de> Visitor<'de> for Element<'_, '_> {
     type Value = ();
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self.0.dtype {
-            DType::Bool => "true, false or a list of them",
-            _ => "a number or a list of numbers",
+        out.write_str(if self.0.dtype == DType::Bool {
+            "true, false or a list of them"
+        } else {
+            "a number or a list of numbers"
         })
     }
 
@@ -134,10 +135,10 @@ impl<'de> Visitor<'de> for Element<'_, '_> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        match self.0.dtype {
-            DType::Bool => self.0.push(&[u8::from(value)]).map_err(E::custom),
-            _ => Err(E::custom(format!("{value} is not a number"))),
+        if self.0.dtype == DType::Bool {
+            return self.0.push(&[u8::from(value)]).map_err(E::custom);
         }
+        Err(E::custom(format!("{value} is not a number")))
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {

@@ -93,13 +93,12 @@ fn every_type_comes_back_as_json() {
         let request = json!({"inputs": [{"name": "x", "datatype": name, "shape": shape, "data": data}]});
         let reply = served.infer(&format!("echo-{name}"), &request);
         let text = String::from_utf8(reply.body.clone()).unwrap();
-        match dtype {
+        if dtype == DType::Fp32 {
             // As text: both sides through f64 would hide lost digits.
-            DType::Fp32 => assert!(
-                text.contains("[0.1,-3.4028235e38,1e-45]") || text.contains("[0.1,-3.4028235e+38,1e-45]"),
-                "{text}"
-            ),
-            _ => assert_eq!(reply.json()["outputs"][0]["data"], data, "{name}"),
+            let small = ["[0.1,-3.4028235e38,1e-45]", "[0.1,-3.4028235e+38,1e-45]"];
+            assert!(small.iter().any(|form| text.contains(form)), "{text}");
+        } else {
+            assert_eq!(reply.json()["outputs"][0]["data"], data, "{name}");
         }
     }
 }

@@ -136,7 +136,7 @@ impl Cluster {
     }
 
     /// Lets the daemons live on; says how to look at them and how to end them.
-    pub(super) fn keep(&mut self) -> String {
+    pub(super) fn keep(&self) -> String {
         let mut processes = self.lock();
         let pids: Vec<String> =
             processes.children.iter().flatten().map(|child| child.id().to_string()).collect();

@@ -30,16 +30,16 @@ const FORM_LIMIT: Duration = Duration::from_secs(30);
 pub(super) fn run(args: &Demo) -> Result<(), CliError> {
     let digits = Digits::embedded()?;
     output::note(&format!("starting {DEVICES} daemons on loopback"));
-    let mut cluster = Cluster::start()?;
+    let cluster = Cluster::start()?;
     let formed = Instant::now();
-    let result = play(&mut cluster, &digits, formed);
+    let result = play(&cluster, &digits, formed);
     if args.keep {
         output::print(&cluster.keep())?;
     }
     result
 }
 
-fn play(cluster: &mut Cluster, digits: &Digits, start: Instant) -> Result<(), CliError> {
+fn play(cluster: &Cluster, digits: &Digits, start: Instant) -> Result<(), CliError> {
     let status = cluster.wait_until_formed(FORM_LIMIT)?;
     let took = start.elapsed().as_secs_f64();
     output::print(&format!(
