@@ -148,10 +148,13 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Where an answer goes.
+type Caller = oneshot::Sender<Result<Bytes, NetError>>;
+
 /// Calls that wait for an answer. `None` once the session is over.
 #[derive(Debug)]
 pub(super) struct Calls {
-    waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<Result<Bytes, NetError>>>>>,
+    waiting: Mutex<Option<BTreeMap<u64, Caller>>>,
     next: AtomicU64,
 }
 

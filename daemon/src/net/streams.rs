@@ -161,6 +161,7 @@ impl ConnectionHandler for Handler {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the enum is marked non-exhaustive")]
     fn on_connection_event(
         &mut self,
         event: ConnectionEvent<

@@ -200,6 +200,7 @@ impl NetworkTask {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the enum is marked non-exhaustive")]
     fn on_swarm_event(&mut self, event: SwarmEvent<MeshEvent>) {
         match event {
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {

@@ -151,7 +151,7 @@ impl NetworkTask {
         }
     }
 
-    pub(super) fn on_stream(&mut self, arrival: Inbound) {
+    pub(super) fn on_stream(&self, arrival: Inbound) {
         let Inbound { peer, connection, protocol, stream } = arrival;
         if protocol == CONTROL {
             if self.prefaces.len() < MAX_PREFACES {
