@@ -1,1 +1,3 @@
-//! placeholder
+//! Tests that see all crates: the simulator of clusters.
+
+pub mod sim;

@@ -1,0 +1,146 @@
+//! The end of every run: everything is healed, and agreement must come within bounded time.
+
+use std::collections::BTreeSet;
+
+use mesh_consensus::{Node, RedbStore};
+
+use super::Report;
+use super::process::{Process, device_id};
+use super::workload;
+use super::world::{Device, Failure, Happening, World};
+
+/// Virtual time after healing in which all devices must be in one cluster with the right voters.
+const AGREE_MS: u64 = 60_000;
+/// Virtual time in which a request must then be applied everywhere.
+const COMMIT_MS: u64 = 10_000;
+const LOOK_MS: u64 = 100;
+
+impl World {
+    pub(crate) fn heal_and_agree(mut self) -> Result<Report, Failure> {
+        self.heal();
+        let healed_ms = self.now_ms;
+        self.wait("agree", AGREE_MS, World::disagreement)?;
+        let healing_ms = self.now_ms - healed_ms;
+        self.commit_one()?;
+        let cluster = self.nodes().next().map(|node| (node.cluster_id(), node.applied()));
+        let (cluster, applied) = cluster.ok_or((self.now_ms, "nobody is left".to_owned()))?;
+        self.checker.finish(cluster, applied).map_err(|what| (self.now_ms, what))?;
+        Ok(Report {
+            devices: self.nodes().count(),
+            events: self.events,
+            virtual_ms: self.now_ms,
+            healing_ms,
+            applied,
+            crashes: self.crashes,
+            log: String::new(),
+        })
+    }
+
+    fn heal(&mut self) {
+        self.note(|_| "all is healed".to_owned());
+        self.healed = true;
+        (self.options.loss, self.options.duplication, self.options.straggler) = (0, 0, 0);
+        self.network.heal();
+        for index in 0..self.devices.len() {
+            let device = &mut self.devices[index];
+            device.frozen_until_ms = 0;
+            device.clock_stalled_until_ms = 0;
+            device.disk.fail_from(u64::MAX);
+            if device.known || index < self.options.founders {
+                self.schedule(self.now_ms, Happening::Start(index));
+            }
+        }
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Node<RedbStore>> {
+        self.devices.iter().filter_map(|device| device.process.as_ref()?.node())
+    }
+
+    fn wait(
+        &mut self,
+        what: &str,
+        limit_ms: u64,
+        missing: impl Fn(&Self) -> Option<String>,
+    ) -> Result<(), Failure> {
+        let end_ms = self.now_ms + limit_ms;
+        loop {
+            self.run_until(self.now_ms + LOOK_MS)?;
+            self.retire_removed();
+            let Some(reason) = missing(self) else { return Ok(()) };
+            if self.now_ms >= end_ms {
+                return Err((
+                    self.now_ms,
+                    format!("devices do not {what} {limit_ms} ms after healing: {reason}"),
+                ));
+            }
+        }
+    }
+
+    /// A removed device that was away when it happened is refused by all others; its operator takes it away.
+    fn retire_removed(&mut self) {
+        let removed: BTreeSet<_> = self.nodes().flat_map(|node| node.state().removed.clone()).collect();
+        for index in 0..self.devices.len() {
+            if removed.contains(&device_id(index)) && !self.devices[index].retired {
+                self.devices[index].retired = true;
+                self.stop(index);
+            }
+        }
+    }
+
+    /// Why the devices are not one healthy cluster yet.
+    fn disagreement(&self) -> Option<String> {
+        let expected: Vec<&Device> =
+            self.devices.iter().filter(|device| device.known && !device.retired).collect();
+        let mut nodes = Vec::new();
+        for device in &expected {
+            match device.process.as_ref().and_then(Process::node) {
+                Some(node) => nodes.push(node),
+                None => return Some("a device is in no cluster".to_owned()),
+            }
+        }
+        let clusters: BTreeSet<_> = nodes.iter().map(|node| node.cluster_id()).collect();
+        if clusters.len() != 1 {
+            return Some(format!("clusters {clusters:?}"));
+        }
+        let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
+        let leader = self.devices[leader].process.as_ref().and_then(Process::node)?;
+        let ids: BTreeSet<u64> = nodes.iter().map(|node| node.id()).collect();
+        let members: BTreeSet<u64> = leader.state().members.keys().copied().collect();
+        if ids != members {
+            return Some(format!("replicas {ids:?} run, members are {members:?}"));
+        }
+        let conf = leader.conf();
+        let seats = match members.len() {
+            0..=2 => 1,
+            3 | 4 => 3,
+            _ => 5,
+        };
+        let known: BTreeSet<u64> = conf.voters.union(&conf.learners).copied().collect();
+        if conf.is_joint() || conf.voters.len() != seats || known != members {
+            return Some(format!("configuration {conf:?} of members {members:?}"));
+        }
+        let behind = nodes
+            .iter()
+            .find(|node| node.applied() != leader.applied() || node.leader() != Some(leader.id()));
+        behind.map(|node| format!("replica {} is at {} of {}", node.id(), node.applied(), leader.applied()))
+    }
+
+    /// A request is taken and applied on every device, and then all states are equal.
+    fn commit_one(&mut self) -> Result<(), Failure> {
+        let leader = self.leader().ok_or((self.now_ms, "nobody leads".to_owned()))?;
+        self.sequence = 1 << 40;
+        let request = workload::sure_request(leader, self.sequence);
+        self.with(leader, |process, _| process.submit(&request)).map_err(|what| (self.now_ms, what))?;
+        let id = request.id;
+        self.wait("apply a request", COMMIT_MS, |world| {
+            let without = world.nodes().find(|node| node.state().outcome(&id).is_none())?;
+            Some(format!("replica {} has not applied it", without.id()))
+        })?;
+        let digests: BTreeSet<_> = self.nodes().map(|node| node.state().digest()).collect();
+        let applied: BTreeSet<_> = self.nodes().map(Node::applied).collect();
+        if digests.len() == 1 && applied.len() == 1 {
+            return Ok(());
+        }
+        Err((self.now_ms, format!("states differ at the end: applied {applied:?}")))
+    }
+}
