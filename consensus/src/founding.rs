@@ -145,14 +145,6 @@ pub struct MembershipView {
     pub leader: Option<DeviceId>,
 }
 
-impl MembershipView {
-    /// Nobody else is in the cluster and nothing would be lost with it. A device whose first snapshot has
-    /// not come yet knows no members: it is not alone.
-    fn is_lone(&self) -> bool {
-        self.members.len() == 1 && !self.in_use
-    }
-}
-
 /// Something happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -204,8 +196,8 @@ pub enum Effect {
         /// Connected members to ask, the likely leader first.
         via: Vec<DeviceId>,
     },
-    /// This device is a lone founder and another cluster exists. If its replicated state still has one
-    /// member, no deployment and no model: in one transaction empty the store, make a new storage id,
+    /// This device is a lone founder and another cluster exists. If [`Founding::may_give_way`] still allows
+    /// it for the replicated state as it is now: in one transaction empty the store, make a new storage id,
     /// write `record`; then start founding anew, which joins the other cluster. Otherwise report
     /// [`Event::MembershipChanged`].
     GiveWay {
@@ -444,6 +436,12 @@ impl Founding {
             .collect()
     }
 
+    /// Whether nothing is lost with a cluster whose replicated state is this: no deployment, no model, no
+    /// member but this device (and devices that asked to be added, then went to another cluster).
+    pub fn may_give_way(&self, view: &MembershipView) -> bool {
+        self.is_lone(view)
+    }
+
     /// The durable record as it stands.
     pub fn record(&self) -> &Record {
         &self.record
@@ -519,10 +517,10 @@ impl Founding {
 
     fn membership_changed(&mut self, view: MembershipView) {
         let before = match &self.stage {
-            Stage::Member(before) => Some((before.cluster_id, before.is_lone())),
+            Stage::Member(before) => Some((before.cluster_id, self.is_lone(before))),
             Stage::Seeking | Stage::GaveWay => None,
         };
-        let changed = before != Some((view.cluster_id, view.is_lone()));
+        let changed = before != Some((view.cluster_id, self.is_lone(&view)));
         if view.leader.is_some() {
             self.campaigns = CAMPAIGNS_MAX;
         }

@@ -2,8 +2,8 @@
 
 use super::message::{ClusterHello, Hello, Message};
 use super::{
-    CAMPAIGN_MS, CLUSTER_MEMORY_MS, Conflict, Effect, Founding, HELLO_MS, MEMBER_HELLO_MS, PEERS_MAX, Peer,
-    Record, Stage,
+    CAMPAIGN_MS, CLUSTER_MEMORY_MS, Conflict, Effect, Founding, HELLO_MS, MEMBER_HELLO_MS, MembershipView,
+    PEERS_MAX, Peer, Record, Stage,
 };
 use crate::{ClusterId, DeviceId};
 
@@ -58,7 +58,7 @@ impl Founding {
         let cluster = match &self.stage {
             Stage::Member(view) => Some(ClusterHello {
                 id: view.cluster_id,
-                lone: view.is_lone(),
+                lone: self.is_lone(view),
                 leader: view.leader.clone(),
                 yours: view.members.contains(to),
             }),
@@ -120,12 +120,25 @@ impl Founding {
         if theirs.id == view.cluster_id {
             return;
         }
-        let gives_way = view.is_lone() && (!theirs.lone || view.cluster_id > theirs.id);
+        let gives_way = self.is_lone(view) && (!theirs.lone || view.cluster_id > theirs.id);
         if gives_way {
             let record = self.record_after_giving_way(theirs.id);
             self.stage = Stage::GaveWay;
             self.effects.push(Effect::GiveWay { to: theirs.id, via: from.clone(), record });
         }
+    }
+
+    /// Nobody else is in the cluster and nothing would be lost with it. A device that asked two clusters to
+    /// add it is listed by both and in one: seen there, it does not count here. A device whose first snapshot
+    /// has not come yet knows no members: it is not alone.
+    pub(super) fn is_lone(&self, view: &MembershipView) -> bool {
+        let elsewhere = |device: &DeviceId| {
+            self.peers.get(device).and_then(Peer::cluster).is_some_and(|id| id != view.cluster_id)
+        };
+        let here = |device: &&DeviceId| **device == self.me.device || !elsewhere(device);
+        !view.in_use
+            && view.members.contains(&self.me.device)
+            && view.members.iter().filter(here).count() == 1
     }
 
     /// Promises stay; the cluster that was given up is never proposed again by this device.
@@ -143,7 +156,7 @@ impl Founding {
                 ours: self.devices,
             }),
             (Stage::Member(view), Some(theirs))
-                if theirs.id != view.cluster_id && !theirs.lone && !view.is_lone() =>
+                if theirs.id != view.cluster_id && !theirs.lone && !self.is_lone(view) =>
             {
                 Some(Conflict::TwoClusters { device: device.clone(), other: theirs.id })
             }

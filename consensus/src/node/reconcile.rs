@@ -97,8 +97,11 @@ impl<S: Store> Node<S> {
             let silent = self.ticks_since_heard(id).unwrap_or(u64::MAX);
             let progress = self.raw.raft.prs().get(id);
             // After a snapshot raft-rs keeps probing until the next entry comes: what counts is what was matched.
+            // Nothing is matched before the first answer; a replica that never answered may not even run.
             let caught_up = progress.is_some_and(|progress| {
-                progress.state != ProgressState::Snapshot && progress.matched + NEARLY >= commit
+                progress.state != ProgressState::Snapshot
+                    && progress.matched > 0
+                    && progress.matched + NEARLY >= commit
             });
             let live = id == me || silent <= grace_ticks;
             PeerView { live, ready: id == me || silent <= recently && caught_up, draining }

@@ -166,6 +166,7 @@ impl World {
         self.note(|_| format!("fault: d{device} loses its disk"));
         self.crash(device);
         self.devices[device].disk = MemoryDisk::new();
+        self.devices[device].prepared = false;
     }
 
     fn remove(&mut self, device: usize) -> Result<(), String> {

@@ -20,10 +20,15 @@ pub(crate) enum Packet {
     /// What became of it.
     JoinReply { origin: usize, storage: StorageId, cluster: ClusterId, outcome: Outcome },
     /// A client's request on its way to the leader.
-    Forward(Request),
+    Forward(Box<Request>),
 }
 
 impl Packet {
+    /// The replica that a snapshot goes to, if this is one.
+    pub(crate) fn snapshot_for(&self) -> Option<RaftId> {
+        if let Self::Raft { to, snapshot: true, .. } = self { Some(*to) } else { None }
+    }
+
     /// A word for the log.
     pub(crate) fn kind(&self) -> String {
         match self {

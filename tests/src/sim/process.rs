@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use mesh_consensus::founding::{Candidate, Effect, Event, Founding, MembershipView, Message, Record};
+use mesh_consensus::founding::{
+    Candidate, Conflict, Effect, Event, Founding, MembershipView, Message, Record,
+};
 use mesh_consensus::{
     ClusterId, ClusterState, Command, DeviceId, MemoryDisk, Node, Options, Outcome, RaftId, RedbStore,
     Request, RequestId, Role, StorageId, Store,
@@ -32,7 +34,6 @@ pub(crate) struct Setup {
 }
 
 /// What a device did, for the world.
-#[derive(Debug)]
 pub(crate) enum Deed {
     Send {
         to: usize,
@@ -55,9 +56,26 @@ pub(crate) enum Deed {
     Acknowledged {
         cluster: ClusterId,
         index: u64,
-        outcome: Outcome,
     },
     Note(String),
+}
+
+impl Deed {
+    /// A line for the log; what is sent is logged when it arrives.
+    pub(crate) fn describe(&self) -> Option<String> {
+        match self {
+            Self::Send { .. } => None,
+            Self::Founded(cluster) => Some(format!("founds {cluster}")),
+            Self::Joined(cluster, raft_id) => Some(format!("joins {cluster} as replica {raft_id}")),
+            Self::Replaced(_) => Some("empties its store".to_owned()),
+            Self::Removed => Some("is no member any more".to_owned()),
+            Self::Applied { cluster: _, index, request } => {
+                Some(format!("applies entry {index}: request {}:{}", request.proposer, request.sequence))
+            }
+            Self::Acknowledged { cluster: _, index } => Some(format!("acknowledges entry {index}")),
+            Self::Note(text) => Some(text.clone()),
+        }
+    }
 }
 
 /// The process died: its disk failed or its log cannot be read.
@@ -160,7 +178,7 @@ impl Process {
             name: format!("device {}", setup.index),
             address: format!("10.0.0.{}:7400", setup.index + 1),
         };
-        let view = body.node().map(|node| view_of(node));
+        let view = body.node().map(view_of);
         let founding = Founding::new(candidate, "sim", setup.devices, record, view, setup.seed);
         Ok(Self {
             me,
@@ -183,6 +201,11 @@ impl Process {
 
     pub(crate) fn storage(&self) -> StorageId {
         self.storage
+    }
+
+    /// `mesh status` would ask a person to choose between two clusters.
+    pub(crate) fn reports_two_clusters(&self) -> bool {
+        self.founding.conflicts().iter().any(|conflict| matches!(conflict, Conflict::TwoClusters { .. }))
     }
 
     /// Takes what was done since the last call.
@@ -268,9 +291,8 @@ impl Process {
     /// Gives the own cluster up, if it is still nothing worth keeping.
     fn give_way(&mut self, to: ClusterId, record: &Record) -> Result<Vec<Effect>, Death> {
         let Some(node) = self.body.node() else { return Ok(Vec::new()) };
-        let state = node.state();
-        if state.members.len() != 1 || !state.deployments.is_empty() || !state.models.is_empty() {
-            let view = view_of(node);
+        let view = view_of(node);
+        if !self.founding.may_give_way(&view) {
             return Ok(self.founding.handle(self.now_ms, Event::MembershipChanged(view)));
         }
         self.deeds.push(Deed::Note(format!("gives way to {to}")));
@@ -353,8 +375,13 @@ impl Process {
                 self.send(from, Packet::JoinReply { origin, storage, cluster, outcome });
                 return Ok(());
             }
-            if self.joins.len() < PENDING_MAX && self.propose(&request)? {
-                self.joins.insert(id, (from, origin, storage));
+            // Registered first: a lone voter commits and applies while it proposes.
+            let room = self.joins.len() < PENDING_MAX;
+            if room {
+                self.joins.insert(id.clone(), (from, origin, storage));
+            }
+            if !room || !self.propose(&request)? {
+                self.joins.remove(&id);
             }
             return Ok(());
         }
@@ -403,7 +430,7 @@ impl Process {
             return self.propose(request).map(|_| ());
         }
         if let Some(leader) = node.leader().and_then(|id| self.route(id)) {
-            self.send(leader, Packet::Forward(request.clone()));
+            self.send(leader, Packet::Forward(Box::new(request.clone())));
         }
         Ok(())
     }
@@ -465,8 +492,7 @@ impl Process {
         }
         for applied in effects.applied {
             if self.pending.remove(&applied.request) {
-                let (index, outcome) = (applied.index, applied.outcome.clone());
-                self.deeds.push(Deed::Acknowledged { cluster, index, outcome });
+                self.deeds.push(Deed::Acknowledged { cluster, index: applied.index });
             }
             if let Some((from, origin, storage)) = self.joins.remove(&applied.request) {
                 let outcome = applied.outcome.clone();

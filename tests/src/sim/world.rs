@@ -26,6 +26,9 @@ const APART_MS: u64 = 3_000;
 /// A run with more events than this is stuck in a loop.
 const EVENTS_MAX: u64 = 3_000_000;
 
+/// How the simulated disk's own errors are told from damage.
+const DISK_FAILURE: &str = "simulated disk failure";
+
 /// Virtual time and what went wrong then.
 pub(crate) type Failure = (u64, String);
 
@@ -45,6 +48,8 @@ pub(crate) struct Device {
     pub(crate) clock_stalled_until_ms: u64,
     /// Was started at least once.
     pub(crate) known: bool,
+    /// The store was made; until then a crash leaves nothing, because it is made aside and renamed.
+    pub(crate) prepared: bool,
     /// Removed by an operator: never comes back.
     pub(crate) retired: bool,
 }
@@ -116,6 +121,7 @@ impl World {
             frozen_until_ms: 0,
             clock_stalled_until_ms: 0,
             known: false,
+            prepared: false,
             retired: false,
         };
         Self {
@@ -224,8 +230,8 @@ impl World {
 
     /// A message that was handed over before the crash may still be on its way; other deeds are facts.
     fn deed(&mut self, device: usize, deed: Deed, alive: bool) -> Result<(), String> {
-        if !matches!(deed, Deed::Send { .. }) {
-            self.note(|_| format!("d{device} {deed:?}"));
+        if let Some(line) = deed.describe() {
+            self.note(|_| format!("d{device} {line}"));
         }
         match deed {
             Deed::Send { to, packet } => self.send(device, to, packet, alive),
@@ -236,7 +242,7 @@ impl World {
                 }
             }
             Deed::Applied { cluster, index, request } => self.checker.applied(cluster, index, request)?,
-            Deed::Acknowledged { cluster, index, outcome: _ } => self.checker.acknowledge(cluster, index),
+            Deed::Acknowledged { cluster, index } => self.checker.acknowledge(cluster, index),
             Deed::Replaced(disk) => {
                 self.stop(device);
                 self.devices[device].disk = disk;
@@ -252,10 +258,7 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, packet: Packet, alive: bool) {
-        let report = match &packet {
-            Packet::Raft { to, snapshot: true, .. } => Some(*to),
-            _ => None,
-        };
+        let report = packet.snapshot_for();
         let connection = self.devices.get(to).and_then(|_| self.network.connection(from, to));
         let Some(connection) = connection.filter(|_| alive) else {
             if let (Packet::Raft { to, .. }, Some(process)) = (&packet, &mut self.devices[from].process) {
@@ -333,10 +336,16 @@ impl World {
         let incarnation = device.incarnation;
         let setup = Setup { index, devices, seed, snapshot_entries, kept_entries };
         match Process::start(setup, &device.disk) {
-            Ok(process) => device.process = Some(process),
-            Err(Death(why)) if why.contains("simulated") => {
-                // The disk failed again while starting.
+            Ok(process) => {
+                device.process = Some(process);
+                device.prepared = true;
+            }
+            Err(Death(why)) if why.contains(DISK_FAILURE) => {
+                let prepared = device.prepared;
                 self.crash(index);
+                if !prepared {
+                    self.devices[index].disk = MemoryDisk::new();
+                }
                 return Ok(());
             }
             Err(Death(why)) => return Err(format!("d{index} cannot start again: {why}")),
