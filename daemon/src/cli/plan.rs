@@ -26,7 +26,9 @@ pub(super) fn run(global: &Global, args: &Plan) -> Result<(), CliError> {
 /// A plan in words and tables, with the names of the devices that `status` knows.
 pub(super) fn describe(plan: &PlacedPlan, status: &Status) -> String {
     let name = |id: &str| name_of(status, id);
-    let mut text = format!("{}\n\n", plan.why);
+    // The planner knows devices by their ids only.
+    let why = status.nodes.iter().fold(plan.why.clone(), |why, node| why.replace(&node.id, &node.name));
+    let mut text = format!("{why}\n\n");
     let mut table = Table::new(&["STAGE", "BLOCKS", "DEVICES", "WEIGHTS", "COMPUTE", "SENDS", "HOP"]);
     for (index, stage) in plan.stages.iter().enumerate() {
         let devices: Vec<String> = stage
@@ -61,25 +63,11 @@ pub(super) fn describe(plan: &PlacedPlan, status: &Status) -> String {
         name(&plan.bottleneck.device),
         plan.bottleneck.stage
     );
-    text.push_str(&optimality(plan));
     text.push_str(&alternatives(plan));
     for unused in &plan.unused {
         let _ = writeln!(text, "Unused: {}: {}", name(&unused.device), unused.reason);
     }
     text
-}
-
-fn optimality(plan: &PlacedPlan) -> String {
-    if plan.optimal {
-        return "No better plan exists for these measurements.\n".to_owned();
-    }
-    match plan.lower_bound_s > 0.0 && plan.bottleneck_s > 0.0 {
-        true => format!(
-            "At best a plan could be {:.0} % faster.\n",
-            (plan.bottleneck_s / plan.lower_bound_s - 1.0).max(0.0) * 100.0
-        ),
-        false => String::new(),
-    }
 }
 
 fn alternatives(plan: &PlacedPlan) -> String {

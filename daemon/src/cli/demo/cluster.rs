@@ -22,8 +22,9 @@ use crate::{
 
 /// How many daemons there are.
 pub(super) const DEVICES: usize = 4;
-/// What stages may use on each: less than half of what the model needs, so that three devices still hold it.
-const MEMORY: &str = "320KiB";
+/// What stages may use on each: half of the 874 KiB that the model needs, so that it has to be cut, and three devices
+/// still hold it with room for uneven cuts.
+const MEMORY: &str = "448KiB";
 /// Time for a daemon to end by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Lines of a daemon's log that are shown when it failed.
