@@ -5,5 +5,6 @@ pub mod app;
 pub mod cli;
 pub mod control;
 pub mod data;
+pub mod files;
 pub mod net;
 pub mod status;

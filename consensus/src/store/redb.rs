@@ -80,6 +80,25 @@ impl RedbStore {
         Self::prepare(builder().open(&path), path)
     }
 
+    /// Removes the store from a data directory: a lone founder gives its cluster up for another one. It must not
+    /// be open.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn discard(data_dir: &Path) -> Result<(), StoreError> {
+        let path = data_dir.join(FILE_NAME);
+        let io = |error: std::io::Error| StoreError::Io {
+            path: path.clone(),
+            action: "removed",
+            source: Box::new(Error::Io(error)),
+        };
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+            Ok(()) | Err(_) => {}
+        }
+        File::open(data_dir).and_then(|directory| directory.sync_all()).map_err(io)
+    }
+
     /// Opens or makes a store on a disk given by the caller: a simulated one.
     ///
     /// # Errors

@@ -12,7 +12,10 @@ use super::{
     exit::{CliError, chain},
     output, settings,
 };
-use crate::api::{ApiOptions, Server};
+use crate::{
+    api::{ApiOptions, Server},
+    control::{self, Running},
+};
 
 /// Time for the API's last requests and the core to end, beyond which the process ends anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -101,29 +104,7 @@ async fn feed_watchdog() {
     }
 }
 
-/// Starts the core. In place of `control::start(config)`, which has the same shape, until it is here.
+/// Starts the core. A port that is taken, a damaged store, a missing ONNX Runtime are told here.
 async fn start_core(config: Config) -> Result<Running, CliError> {
-    tokio::task::yield_now().await;
-    Err(CliError::failed(format!("{} cannot run: this build has no core yet", config.node.name)))
+    control::start(config).await.map_err(|error| CliError::because("the daemon cannot start", &error))
 }
-
-/// The shape of `control::Running`; there is no value of it.
-struct Running {
-    app: crate::app::AppHandle,
-    listen: std::net::SocketAddr,
-    never: std::convert::Infallible,
-}
-
-impl Running {
-    async fn failure(&mut self) -> CoreGone {
-        match self.never {}
-    }
-
-    async fn shutdown(self) {
-        match self.never {}
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the core is gone")]
-struct CoreGone;

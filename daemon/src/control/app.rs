@@ -1,0 +1,249 @@
+//! What the HTTP API asks of the daemon, answered from its parts.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+use mesh_consensus::{Command, DeviceId, Member};
+use mesh_inference::model::ValueType;
+use mesh_planner::Plan;
+use tokio::sync::mpsc;
+
+use super::{
+    consensus::{ClusterView, Consensus, Phase},
+    deploy::Deployer,
+    document::Sources,
+    events::Refusals,
+    facts::Facts,
+    metrics::prometheus,
+    models::Models,
+    propose::{ProposeFailure, Proposer},
+};
+use crate::{
+    app::{
+        App, AppError, DeployEvent, DeployRequest, InferRequest, InferResponse, ModelMetadata, ModelSummary,
+        TensorSpec,
+    },
+    data::DataPlane,
+    status::Status,
+};
+
+/// Time for a command of a person to be applied.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The daemon as the API sees it.
+#[derive(Debug, Clone)]
+pub struct DaemonApp {
+    /// Configured cluster name.
+    pub cluster_name: String,
+    /// `devices` of the config.
+    pub devices: u32,
+    /// `ip:port` of this device.
+    pub address: String,
+    /// Folder for uploads.
+    pub uploads: PathBuf,
+    /// Replicated state.
+    pub consensus: Consensus,
+    /// Reports.
+    pub facts: Facts,
+    /// Manifests.
+    pub models: Models,
+    /// Requests.
+    pub data: DataPlane,
+    /// Commands.
+    pub proposer: Proposer,
+    /// Deployments.
+    pub deployer: Deployer,
+    /// Refused at the door.
+    pub refusals: Refusals,
+}
+
+impl DaemonApp {
+    fn view(&self) -> ClusterView {
+        self.consensus.view().borrow().clone()
+    }
+
+    /// The one member that a person means by id, start of an id, or name.
+    fn find_member(&self, text: &str) -> Result<Member, AppError> {
+        let view = self.view();
+        let members = view.state.members.values();
+        let exact: Vec<&Member> = members.clone().filter(|m| m.device.0 == text || m.name == text).collect();
+        let found = if exact.is_empty() {
+            members.filter(|m| !text.is_empty() && m.device.0.starts_with(text)).collect()
+        } else {
+            exact
+        };
+        match found.as_slice() {
+            [one] => Ok((*one).clone()),
+            [] => Err(AppError::NotFound(format!("no device `{text}`; `mesh node list` shows all"))),
+            _ => Err(AppError::Invalid(format!("`{text}` means several devices; give the whole id"))),
+        }
+    }
+
+    fn command(&self, command: Command) -> BoxFuture<'static, Result<(), AppError>> {
+        let proposer = self.proposer.clone();
+        async move { proposer.propose(command, PATIENCE).await.map(|_| ()).map_err(app_error) }.boxed()
+    }
+
+    fn unknown(name: &str) -> AppError {
+        AppError::NotFound(format!(
+            "no deployment `{name}`; `mesh status` shows all, `mesh deploy` makes one"
+        ))
+    }
+}
+
+fn app_error(failure: ProposeFailure) -> AppError {
+    match failure {
+        ProposeFailure::Rejected(reason) => AppError::Conflict(reason),
+        ProposeFailure::NoQuorum { .. } => {
+            AppError::Unavailable { message: failure.to_string(), retry_after_s: 5 }
+        }
+    }
+}
+
+fn spec(value: &ValueType) -> TensorSpec {
+    TensorSpec { name: value.name.clone(), dtype: value.dtype, shape: value.shape.clone() }
+}
+
+fn failed(error: AppError) -> BoxFuture<'static, Result<(), AppError>> {
+    async move { Err(error) }.boxed()
+}
+
+impl App for DaemonApp {
+    fn status(&self) -> Status {
+        let (view, metrics) = (self.view(), self.data.metrics());
+        Sources {
+            cluster_name: &self.cluster_name,
+            devices: self.devices,
+            view: &view,
+            facts: &self.facts,
+            metrics: &metrics,
+            refusals: &self.refusals,
+            address: self.address.clone(),
+        }
+        .status()
+    }
+
+    fn metrics(&self) -> String {
+        prometheus(&self.status(), &self.data.metrics())
+    }
+
+    fn plan(&self, name: &str) -> Result<(u64, Plan), AppError> {
+        let view = self.view();
+        let deployment = view.state.deployments.get(name).ok_or_else(|| Self::unknown(name))?;
+        let plan = deployment.active.as_ref().or(deployment.preparing.as_ref());
+        plan.map(|p| (p.epoch, p.plan.clone())).ok_or_else(|| AppError::Unavailable {
+            message: match &deployment.fault {
+                Some(fault) => format!("`{name}` has no plan: {fault}"),
+                None => format!("`{name}` has no plan yet"),
+            },
+            retry_after_s: 2,
+        })
+    }
+
+    fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError> {
+        let view = self.view();
+        let deployment = view.state.deployments.get(name).ok_or_else(|| Self::unknown(name))?;
+        let hash = deployment.active.as_ref().map_or(&deployment.model, |a| &a.model);
+        let model = self.models.get(hash).ok_or_else(|| AppError::Unavailable {
+            message: format!("the description of `{name}` is on its way to this device"),
+            retry_after_s: 1,
+        })?;
+        Ok(ModelMetadata {
+            name: name.to_owned(),
+            inputs: model.inputs.iter().map(spec).collect(),
+            outputs: model.outputs.iter().map(spec).collect(),
+        })
+    }
+
+    fn model_ready(&self, name: &str) -> Result<bool, AppError> {
+        let view = self.view();
+        let deployment = view.state.deployments.get(name).ok_or_else(|| Self::unknown(name))?;
+        let Some(active) = &deployment.active else { return Ok(false) };
+        let live = |s: &mesh_planner::Stage| s.replicas.iter().any(|r| self.facts.is_live(&r.device));
+        Ok(self.models.get(&active.model).is_some() && active.plan.stages.iter().all(live))
+    }
+
+    fn ready(&self) -> bool {
+        self.consensus.view().borrow().phase == Phase::Member
+    }
+
+    fn infer(&self, request: InferRequest) -> BoxFuture<'static, Result<InferResponse, AppError>> {
+        let data = self.data.clone();
+        async move { data.infer(request).await }.boxed()
+    }
+
+    fn upload_dir(&self, id: &str) -> Result<PathBuf, AppError> {
+        let dir = self.uploads.join(id);
+        crate::files::make_private_dir(&dir).map_err(|e| {
+            AppError::Internal(format!("cannot make the upload folder {}: {e}", dir.display()))
+        })?;
+        Ok(dir)
+    }
+
+    fn deploy(&self, request: DeployRequest, events: mpsc::Sender<DeployEvent>) -> BoxFuture<'static, ()> {
+        let (deployer, folder) = (self.deployer.clone(), self.uploads.join(&request.upload));
+        deployer.deploy(folder, request, events).boxed()
+    }
+
+    fn undeploy(&self, name: &str) -> BoxFuture<'static, Result<(), AppError>> {
+        if !self.view().state.deployments.contains_key(name) {
+            return failed(Self::unknown(name));
+        }
+        self.command(Command::Undeploy { name: name.to_owned() })
+    }
+
+    fn models(&self) -> Vec<ModelSummary> {
+        let view = self.view();
+        let using = |hash: &str| -> Vec<String> {
+            view.state.deployments.values().filter(|d| d.model == hash).map(|d| d.name.clone()).collect()
+        };
+        view.state
+            .models
+            .values()
+            .map(|m| ModelSummary {
+                hash: m.hash.clone(),
+                deployments: using(&m.hash),
+                source: m.source.clone(),
+                weight_bytes: m.weight_bytes,
+                nodes: usize::try_from(m.nodes).unwrap_or(usize::MAX),
+                blocks: usize::try_from(m.blocks).unwrap_or(usize::MAX),
+            })
+            .collect()
+    }
+
+    fn remove_model(&self, model: &str) -> BoxFuture<'static, Result<(), AppError>> {
+        let view = self.view();
+        let models = view.state.models.values();
+        let found: Vec<String> = models
+            .filter(|m| !model.is_empty() && (m.hash.starts_with(model) || m.source == model))
+            .map(|m| m.hash.clone())
+            .collect();
+        match found.as_slice() {
+            [hash] => self.command(Command::RemoveModel { hash: hash.clone() }),
+            [] => failed(AppError::NotFound(format!("no model `{model}`; `mesh models` shows all"))),
+            _ => failed(AppError::Invalid(format!("`{model}` means several models; give more of the hash"))),
+        }
+    }
+
+    fn set_draining(&self, node: &str, draining: bool) -> BoxFuture<'static, Result<(), AppError>> {
+        match self.find_member(node) {
+            Ok(member) => self.command(Command::SetDraining { device: member.device, draining }),
+            Err(error) => failed(error),
+        }
+    }
+
+    fn remove_node(&self, node: &str) -> BoxFuture<'static, Result<(), AppError>> {
+        match self.find_member(node) {
+            Ok(Member { device: DeviceId(id), .. }) if id == self.facts.me().to_string() => {
+                failed(AppError::Invalid("a device cannot remove itself; run this on another one".into()))
+            }
+            Ok(member) => self.command(Command::RemoveMember { device: member.device }),
+            Err(error) => failed(error),
+        }
+    }
+}
+
+/// A handle for the API.
+pub fn handle(app: DaemonApp) -> crate::app::AppHandle {
+    Arc::new(app)
+}

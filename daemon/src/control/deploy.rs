@@ -1,0 +1,284 @@
+//! Deploying a model from this device: import, profile, have it replicated, watch until it serves.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use mesh_consensus::{Command, DeploySpec, DeviceId, ModelRecord};
+use mesh_inference::{
+    blobs::Hash,
+    import::{self, ImportError, Imported},
+    model::Model,
+    profile::{self, ProfileError, ProfileOptions},
+    runtime::{Engine, SessionOptions},
+};
+use mesh_planner::Plan;
+use tokio::sync::mpsc;
+
+use super::{
+    chain,
+    consensus::Consensus,
+    facts::Facts,
+    leader::solve,
+    models::Models,
+    planning::{StoredProfile, Wishes},
+    propose::{ProposeFailure, Proposer},
+    report::StageState,
+    rpc,
+    transfer::Transfer,
+};
+use crate::app::{DeployEvent, DeployRequest};
+
+/// Time for a command of a deployment to be applied.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Deploys models.
+#[derive(Debug, Clone)]
+pub struct Deployer {
+    /// Replicated state.
+    pub consensus: Consensus,
+    /// Reports.
+    pub facts: Facts,
+    /// Manifests.
+    pub models: Models,
+    /// The blob store and its network side.
+    pub transfer: Transfer,
+    /// Commands.
+    pub proposer: Proposer,
+    /// ONNX Runtime.
+    pub engine: Engine,
+    /// How sessions are made.
+    pub session: SessionOptions,
+    /// Bytes of weights that profiling may hold.
+    pub memory: u64,
+}
+
+/// A model that is imported and profiled on this device.
+struct Ready {
+    hash: Hash,
+    model: Arc<Model>,
+    profile_blob: Hash,
+    profile: Arc<StoredProfile>,
+}
+
+/// How a deployment fails, with the HTTP status that fits.
+struct Failure {
+    status: u16,
+    error: String,
+}
+
+impl Failure {
+    fn invalid(error: impl Into<String>) -> Self {
+        Self { status: 400, error: error.into() }
+    }
+
+    fn passing(error: impl Into<String>) -> Self {
+        Self { status: 503, error: error.into() }
+    }
+}
+
+impl From<ProposeFailure> for Failure {
+    fn from(failure: ProposeFailure) -> Self {
+        match failure {
+            ProposeFailure::Rejected(reason) => Self::invalid(reason),
+            ProposeFailure::NoQuorum { .. } => Self::passing(failure.to_string()),
+        }
+    }
+}
+
+impl Deployer {
+    /// Imports the model in `folder`, plans and serves it. The last event tells the end.
+    pub async fn deploy(self, folder: PathBuf, request: DeployRequest, events: mpsc::Sender<DeployEvent>) {
+        let result = self.run(&folder, &request, &events).await;
+        let _ = tokio::fs::remove_dir_all(&folder).await;
+        if let Err(Failure { status, error }) = result {
+            let _ = events.send(DeployEvent::Failed { status, error }).await;
+        }
+    }
+
+    async fn run(
+        &self,
+        folder: &std::path::Path,
+        request: &DeployRequest,
+        events: &mpsc::Sender<DeployEvent>,
+    ) -> Result<(), Failure> {
+        let calibration_s = self.calibration().await?;
+        let imported = self.import(folder, request, events).await?;
+        let ready = self.profile(imported, request, calibration_s, events).await?;
+        if request.dry_run {
+            let plan = self.dry_run(&ready, request).await?;
+            let _ = events.send(DeployEvent::Planned { plan: Box::new(plan) }).await;
+            let _ = events.send(DeployEvent::DryRun).await;
+            return Ok(());
+        }
+        self.models.put(&ready.hash.to_string(), Arc::clone(&ready.model));
+        let before = self.commit(&ready, request).await?;
+        self.watch(request, &ready.hash.to_string(), before, events).await
+    }
+
+    /// This device's calibration time; waited for when the daemon has only just started.
+    async fn calibration(&self) -> Result<f64, Failure> {
+        for _ in 0..300 {
+            if let Some(seconds) = self.facts.own().calibration_s {
+                return Ok(seconds);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Err(Failure::passing("this device is still measuring its speed; try again in a moment"))
+    }
+
+    async fn import(
+        &self,
+        folder: &std::path::Path,
+        request: &DeployRequest,
+        events: &mpsc::Sender<DeployEvent>,
+    ) -> Result<Imported, Failure> {
+        let file = folder.join(&request.file);
+        let (store, engine, events) = (self.transfer.store().clone(), self.engine.clone(), events.clone());
+        let folder = folder.to_path_buf();
+        let work = tokio::task::spawn_blocking(move || {
+            let mut progress = |now: import::Progress| {
+                let step = "importing".to_owned();
+                let (done, total) = (now.done_bytes, now.total_bytes);
+                let _ = events.try_send(DeployEvent::Progress { step, done, total });
+            };
+            import::import(&file, &folder, &store, &engine, &mut progress)
+        });
+        let result: Result<Imported, ImportError> =
+            work.await.map_err(|e| Failure { status: 500, error: format!("the import failed: {e}") })?;
+        result.map_err(|e| Failure::invalid(format!("{}: {}", request.file, chain(&e))))
+    }
+
+    async fn profile(
+        &self,
+        imported: Imported,
+        request: &DeployRequest,
+        calibration_s: f64,
+        events: &mpsc::Sender<DeployEvent>,
+    ) -> Result<Ready, Failure> {
+        let model = imported.model;
+        let (store, engine, events) = (self.transfer.store().clone(), self.engine.clone(), events.clone());
+        let options = ProfileOptions {
+            shapes: request.shapes.iter().cloned().collect(),
+            session: self.session.clone(),
+            memory: self.memory,
+            ..ProfileOptions::default()
+        };
+        let measured = Arc::clone(&model);
+        let work = tokio::task::spawn_blocking(move || {
+            let mut progress = |now: profile::Progress| {
+                let step = "profiling".to_owned();
+                let (done, total) = (now.done as u64, now.total as u64);
+                let _ = events.try_send(DeployEvent::Progress { step, done, total });
+            };
+            let gone = || events.is_closed();
+            let profile = profile::profile(&measured, &store, &engine, &options, &mut progress, &gone)?;
+            let stored = StoredProfile { calibration_s, profile };
+            let put = store.put(rpc::encode(&stored).as_ref());
+            Ok::<_, ProfileError>((stored, put))
+        });
+        let (stored, put) = work
+            .await
+            .map_err(|e| Failure { status: 500, error: format!("profiling failed: {e}") })?
+            .map_err(|e| Failure::invalid(format!("{} cannot be run: {}", request.file, chain(&e))))?;
+        let (profile_blob, _) =
+            put.map_err(|e| Failure::passing(format!("the profile cannot be kept: {}", chain(&e))))?;
+        Ok(Ready { hash: imported.hash, model, profile_blob, profile: Arc::new(stored) })
+    }
+
+    async fn dry_run(&self, ready: &Ready, request: &DeployRequest) -> Result<Plan, Failure> {
+        let view = self.consensus.view().borrow().clone();
+        let (devices, _) = self.facts.devices(&view);
+        let wishes =
+            Wishes { objective: request.objective, stages: request.stages, pin: request.pin.clone() };
+        let profile = Arc::clone(&ready.profile);
+        let solved = tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, None));
+        let plan = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
+        plan.map_err(Failure::invalid)?.ok_or_else(|| Failure::passing("no plan was made"))
+    }
+
+    /// Has the model and the deployment replicated. Returns the first epoch that this deployment can get.
+    async fn commit(&self, ready: &Ready, request: &DeployRequest) -> Result<u64, Failure> {
+        let record = ModelRecord {
+            hash: ready.hash.to_string(),
+            source: request.file.clone(),
+            weight_bytes: ready.model.blobs().iter().map(|b| b.bytes).sum(),
+            nodes: ready.model.node_count() as u64,
+            blocks: ready.model.blocks().len() as u64,
+            added_by: DeviceId(self.facts.me().to_string()),
+            profile_blob: Some(ready.profile_blob.to_string()),
+        };
+        self.proposer.propose(Command::AddModel(record), PATIENCE).await?;
+        let view = self.consensus.view();
+        let before = view.borrow().state.deployments.get(&request.name).map_or(0, |d| d.next_epoch);
+        let spec = DeploySpec {
+            name: request.name.clone(),
+            model: ready.hash.to_string(),
+            objective: request.objective,
+            stages: request.stages,
+            pin: request.pin.clone(),
+            shapes: request.shapes.clone(),
+        };
+        self.proposer.propose(Command::Deploy(spec), PATIENCE).await?;
+        Ok(before)
+    }
+
+    /// Reports progress until the deployment serves or cannot.
+    async fn watch(
+        &self,
+        request: &DeployRequest,
+        model: &str,
+        before: u64,
+        events: &mpsc::Sender<DeployEvent>,
+    ) -> Result<(), Failure> {
+        let mut changes = self.consensus.view();
+        let mut told_epoch = None;
+        loop {
+            let state = Arc::clone(&changes.borrow_and_update().state);
+            if let Some(deployment) = state.deployments.get(&request.name).filter(|d| d.model == model) {
+                if let Some(active) =
+                    deployment.active.as_ref().filter(|a| a.epoch >= before && a.model == model)
+                {
+                    if told_epoch != Some(active.epoch) {
+                        let plan = Box::new(active.plan.clone());
+                        let _ = events.send(DeployEvent::Planned { plan }).await;
+                    }
+                    let _ = events.send(DeployEvent::Serving { epoch: active.epoch }).await;
+                    return Ok(());
+                }
+                if let Some(preparing) = &deployment.preparing {
+                    if told_epoch != Some(preparing.epoch) {
+                        told_epoch = Some(preparing.epoch);
+                        let plan = Box::new(preparing.plan.clone());
+                        let _ = events.send(DeployEvent::Planned { plan }).await;
+                    }
+                    let (done, total) = self.preparing(&request.name, preparing);
+                    let step = "preparing".to_owned();
+                    let _ = events.try_send(DeployEvent::Progress { step, done, total });
+                } else if let Some(fault) = &deployment.fault {
+                    return Err(Failure::invalid(fault.clone()));
+                }
+            }
+            if events.is_closed() {
+                return Ok(());
+            }
+            let _ = tokio::time::timeout(LOOK, changes.changed()).await;
+        }
+    }
+
+    /// Bytes of weights that are where the plan wants them, and all.
+    fn preparing(&self, name: &str, preparing: &mesh_consensus::EpochPlan) -> (u64, u64) {
+        let (mut done, mut total) = (0, 0);
+        for (index, stage) in preparing.plan.stages.iter().enumerate() {
+            for replica in &stage.replicas {
+                total += stage.weight_bytes;
+                match self.facts.stage(&replica.device, name, preparing.epoch, index).map(|s| s.state) {
+                    Some(StageState::Ready) => done += stage.weight_bytes,
+                    Some(StageState::Preparing { done: here, .. }) => done += here.min(stage.weight_bytes),
+                    Some(StageState::Failed { .. }) | None => {}
+                }
+            }
+        }
+        (done, total)
+    }
+}

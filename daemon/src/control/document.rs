@@ -1,0 +1,257 @@
+//! The status document from what this device knows.
+
+use mesh_consensus::{Deployment, EpochPlan, Member};
+use mesh_planner::BottleneckKind;
+
+use super::{
+    consensus::{ClusterView, Phase},
+    events::Refusals,
+    facts::Facts,
+};
+use crate::{
+    data::{DataMetrics, DeploymentMetrics},
+    status::{
+        BottleneckStatus, ClusterStatus, DeploymentStatus, NodeStatus, ReplicaStatus, StageStatus, Status,
+        Warning,
+    },
+};
+
+/// Calibration seconds of the device that speed 1.0 stands for.
+const REFERENCE_CALIBRATION_S: f64 = mesh_inference::profile::REFERENCE_SECONDS;
+
+/// What the document is made from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// Configured cluster name.
+    pub cluster_name: &'a str,
+    /// `devices` of the config.
+    pub devices: u32,
+    /// Consensus.
+    pub view: &'a ClusterView,
+    /// Reports.
+    pub facts: &'a Facts,
+    /// Numbers of the data plane.
+    pub metrics: &'a DataMetrics,
+    /// Refused at the door lately.
+    pub refusals: &'a Refusals,
+    /// This device's own address.
+    pub address: String,
+}
+
+impl Sources<'_> {
+    /// The whole document.
+    pub fn status(&self) -> Status {
+        let view = self.view;
+        let member = view.phase == Phase::Member;
+        Status {
+            cluster: ClusterStatus {
+                name: self.cluster_name.to_owned(),
+                id: if member { view.state.cluster_id.to_string() } else { String::new() },
+                term: view.term,
+                leader: view.leader.map(|l| l.to_string()).unwrap_or_default(),
+                quorum: view.leader.is_some(),
+            },
+            this_node: self.facts.me().to_string(),
+            nodes: self.nodes(),
+            deployments: view.state.deployments.values().map(|d| self.deployment(d)).collect(),
+            warnings: self.warnings(),
+        }
+    }
+
+    fn nodes(&self) -> Vec<NodeStatus> {
+        let mut nodes: Vec<NodeStatus> = self.view.state.members.values().map(|m| self.node(m)).collect();
+        let me = self.facts.me().to_string();
+        if !nodes.iter().any(|n| n.id == me) {
+            let own = self.facts.own();
+            nodes.push(NodeStatus {
+                id: me,
+                name: own.name,
+                state: "joining".into(),
+                role: "learner".into(),
+                address: self.address.clone(),
+                memory_budget_bytes: own.memory_budget_bytes,
+                memory_used_bytes: own.memory_used_bytes,
+                speed: own.calibration_s.map_or(0.0, |s| REFERENCE_CALIBRATION_S / s),
+            });
+        }
+        nodes
+    }
+
+    fn node(&self, member: &Member) -> NodeStatus {
+        let id = member.device.0.clone();
+        let report = self.facts.report(&id);
+        let me = id == self.facts.me().to_string();
+        let peer = id.parse().ok().and_then(|p| self.facts.peers().get(&p));
+        let address = match peer {
+            _ if me => self.address.clone(),
+            Some(peer) if !peer.address.is_empty() => peer.address,
+            Some(_) | None => member.address.clone(),
+        };
+        let state = match self.facts.is_live(&id) {
+            true if member.draining => "draining",
+            true => "up",
+            false => "down",
+        };
+        let leader = self.view.leader.is_some_and(|l| l.to_string() == id);
+        let role = match self.view.voters.contains(&member.raft_id) {
+            _ if leader => "leader",
+            true => "voter",
+            false => "learner",
+        };
+        NodeStatus {
+            id,
+            name: member.name.clone(),
+            state: state.into(),
+            role: role.into(),
+            address,
+            memory_budget_bytes: report.as_ref().map_or(0, |r| r.memory_budget_bytes),
+            memory_used_bytes: report.as_ref().map_or(0, |r| r.memory_used_bytes),
+            speed: report.and_then(|r| r.calibration_s).map_or(0.0, |s| REFERENCE_CALIBRATION_S / s),
+        }
+    }
+
+    fn deployment(&self, deployment: &Deployment) -> DeploymentStatus {
+        let (state, reason) = self.deployment_state(deployment);
+        let active = deployment.active.as_ref();
+        let none = DeploymentMetrics::default();
+        let metrics = self.metrics.deployments.get(&deployment.name).unwrap_or(&none);
+        let ms = |d: Option<std::time::Duration>| d.map_or(0.0, |d| d.as_secs_f64() * 1000.0);
+        DeploymentStatus {
+            name: deployment.name.clone(),
+            state: state.into(),
+            objective: match deployment.objective {
+                mesh_planner::Objective::Throughput => "throughput".into(),
+                mesh_planner::Objective::Latency => "latency".into(),
+            },
+            epoch: active.map_or(0, |a| a.epoch),
+            reason,
+            stages: active.map(|a| self.stages(&deployment.name, a)).unwrap_or_default(),
+            bottleneck: active.map(|a| BottleneckStatus {
+                kind: match a.plan.bottleneck.kind {
+                    BottleneckKind::Compute => "compute".into(),
+                    BottleneckKind::Link => "link".into(),
+                    BottleneckKind::Card => "card".into(),
+                },
+                stage: a.plan.bottleneck.stage,
+                node: a.plan.bottleneck.device.clone(),
+            }),
+            predicted_rps: active.map_or(0.0, |a| a.plan.throughput_rps),
+            measured_rps: metrics.rps,
+            p50_ms: ms(metrics.p50),
+            p99_ms: ms(metrics.p99),
+            requests: metrics.requests,
+            errors: metrics.errors,
+            retries: metrics.retries,
+            in_flight: (metrics.in_flight + metrics.waiting) as u64,
+        }
+    }
+
+    fn stages(&self, name: &str, active: &EpochPlan) -> Vec<StageStatus> {
+        let stages = active.plan.stages.iter().enumerate();
+        stages
+            .map(|(index, stage)| {
+                let measured = stage
+                    .replicas
+                    .iter()
+                    .filter_map(|r| self.facts.stage(&r.device, name, active.epoch, index))
+                    .map(|s| s.compute_s)
+                    .fold(0.0, f64::max);
+                StageStatus {
+                    index,
+                    first_block: stage.first_block,
+                    last_block: stage.last_block,
+                    weight_bytes: stage.weight_bytes,
+                    replicas: stage
+                        .replicas
+                        .iter()
+                        .map(|r| ReplicaStatus { node: r.device.clone(), share: r.share })
+                        .collect(),
+                    compute_ms: 1000.0 * if measured > 0.0 { measured } else { stage.compute_s },
+                    output_bytes: stage.output_bytes,
+                    hop_ms: stage.hop_s * 1000.0,
+                }
+            })
+            .collect()
+    }
+
+    /// `preparing`, `serving`, `degraded` or `failed`, with the reason where it is not `serving`.
+    fn deployment_state(&self, deployment: &Deployment) -> (&'static str, String) {
+        let fault = deployment.fault.clone();
+        let Some(active) = &deployment.active else {
+            return match fault {
+                Some(fault) if deployment.preparing.is_none() => ("failed", fault),
+                Some(_) | None => ("preparing", "stages are being prepared".into()),
+            };
+        };
+        let mut lost = Vec::new();
+        let mut broken = None;
+        for (index, stage) in active.plan.stages.iter().enumerate() {
+            let down: Vec<String> = stage
+                .replicas
+                .iter()
+                .filter(|r| !self.facts.is_live(&r.device))
+                .map(|r| self.facts.name(self.view, &r.device))
+                .collect();
+            if down.len() == stage.replicas.len() {
+                broken = Some((index, down.join(", ")));
+            }
+            lost.extend(down);
+        }
+        match (broken, fault) {
+            (Some((stage, down)), Some(fault)) if deployment.preparing.is_none() => {
+                ("failed", format!("stage {stage} has no live device ({down} is down) and {fault}"))
+            }
+            (Some((stage, down)), _) => (
+                "degraded",
+                format!("stage {stage} has no live device: {down} is down; a new plan is on its way"),
+            ),
+            (None, _) if !lost.is_empty() => ("degraded", format!("{} is down", lost.join(", "))),
+            (None, Some(fault)) => ("serving", fault),
+            (None, None) => ("serving", String::new()),
+        }
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut warn = |what: String, remedy: String| warnings.push(Warning { what, remedy });
+        let view = self.view;
+        if let Some(reason) = &view.refused {
+            warn(format!("the cluster refuses this device: {reason}"), "`mesh node list` on a member".into());
+        }
+        match view.phase {
+            Phase::Founding { present, needed } => warn(
+                format!("waiting for devices: {present} here, {needed} needed to form the cluster of {}", self.devices),
+                "start `mesh run` on the others with the same mesh.toml and cluster.key; `mesh doctor` checks the network".into(),
+            ),
+            Phase::Joining => warn("joining the cluster".into(), "wait; `mesh doctor` if it lasts".into()),
+            Phase::Member => {}
+        }
+        if let Some((what, remedy)) = &view.conflict {
+            warn(what.clone(), remedy.clone());
+        }
+        let members = view.state.members.values();
+        let down: Vec<&Member> = members.filter(|m| !self.facts.is_live(&m.device.0)).collect();
+        let names = |list: &[&Member]| list.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
+        if view.phase == Phase::Member && view.leader.is_none() {
+            let voters: Vec<&Member> =
+                down.iter().copied().filter(|m| view.voters.contains(&m.raft_id)).collect();
+            warn(
+                format!("no quorum: plans cannot change (voters that are down: {})", names(&voters)),
+                "start them again; the last plan keeps serving on the devices that are up".into(),
+            );
+        }
+        for member in &down {
+            warn(
+                format!("{} is down", member.name),
+                format!("start it, or `mesh node remove {}` if it is gone for good", member.name),
+            );
+        }
+        for (whom, why) in self.refusals.recent() {
+            warn(
+                format!("{whom} was refused: {why}"),
+                "give every device the same mesh.toml and cluster.key".into(),
+            );
+        }
+        warnings
+    }
+}

@@ -1,0 +1,103 @@
+//! What this device knows about all devices, itself included: the input of planning and of the status document.
+
+use std::sync::{Arc, RwLock};
+
+use super::{
+    consensus::ClusterView,
+    peers::Peers,
+    planning::DeviceFacts,
+    report::{NodeReport, StageReport},
+};
+use crate::net::{Net, PeerId};
+
+/// Facts about this device and all others. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    me: PeerId,
+    peers: Peers,
+    own: Arc<RwLock<NodeReport>>,
+}
+
+impl Facts {
+    /// Starts with this device's first report.
+    pub fn new(me: PeerId, peers: Peers, own: NodeReport) -> Self {
+        Self { me, peers, own: Arc::new(RwLock::new(own)) }
+    }
+
+    /// This device.
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// The others.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// This device's own report.
+    pub fn own(&self) -> NodeReport {
+        self.own.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Changes this device's report and hands it to the heartbeat.
+    pub fn update_own(&self, net: &Net, change: impl FnOnce(&mut NodeReport)) {
+        let encoded = {
+            let mut own = self.own.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            change(&mut own);
+            own.encode()
+        };
+        net.set_report(encoded.into());
+    }
+
+    /// Whether a device is this one, or connected and not silent.
+    pub fn is_live(&self, device: &str) -> bool {
+        let Ok(peer) = device.parse::<PeerId>() else { return false };
+        peer == self.me || self.peers.get(&peer).is_some_and(|p| p.up)
+    }
+
+    /// A device's newest report; of devices that are down there is none.
+    pub fn report(&self, device: &str) -> Option<Arc<NodeReport>> {
+        let peer: PeerId = device.parse().ok()?;
+        if peer == self.me {
+            return Some(Arc::new(self.own()));
+        }
+        self.peers.get(&peer).filter(|p| p.up).and_then(|p| p.report)
+    }
+
+    /// How far a device is with a stage.
+    pub fn stage(&self, device: &str, deployment: &str, epoch: u64, stage: usize) -> Option<StageReport> {
+        self.report(device)?.stage(deployment, epoch, stage).cloned()
+    }
+
+    /// Members that can take stages now, and those that are live but have not measured themselves yet.
+    pub fn devices(&self, view: &ClusterView) -> (Vec<DeviceFacts>, Vec<String>) {
+        let mut ready = Vec::new();
+        let mut unmeasured = Vec::new();
+        for member in view.state.members.values().filter(|m| !m.draining) {
+            let id = member.device.0.clone();
+            if !self.is_live(&id) {
+                continue;
+            }
+            match self.report(&id).and_then(|r| Some((r.calibration_s?, r))) {
+                Some((calibration_s, report)) => ready.push(DeviceFacts {
+                    id,
+                    memory_bytes: report.memory_budget_bytes,
+                    calibration_s,
+                    links: report
+                        .links
+                        .iter()
+                        .map(|(to, link)| (to.clone(), (link.bytes_per_s, link.latency_s)))
+                        .collect(),
+                }),
+                None => unmeasured.push(id),
+            }
+        }
+        (ready, unmeasured)
+    }
+
+    /// A device's name for people.
+    pub fn name(&self, view: &ClusterView, device: &str) -> String {
+        let member = view.state.members.values().find(|m| m.device.0 == device);
+        member.map_or_else(|| device.to_owned(), |m| m.name.clone())
+    }
+}

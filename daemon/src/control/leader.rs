@@ -1,0 +1,317 @@
+//! The leader's duties: plan deployments, activate plans that are ready, plan again after a loss or a gain.
+//! Everything follows from replicated state and the newest reports, so that a new leader carries on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::{Command, Deployment, EpochPlan};
+use mesh_planner::Plan;
+
+use super::{
+    consensus::{ClusterView, Consensus},
+    facts::Facts,
+    models::Models,
+    planning::{DeviceFacts, StoredProfile, Wishes, problem},
+    propose::Proposer,
+    report::StageState,
+};
+
+/// The leader looks at all deployments this often, and whenever replicated state changes.
+const LOOK: Duration = Duration::from_millis(200);
+/// Time for one command of the leader to be applied; what fails is tried again at the next look.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A device that failed to prepare a stage is left out for this long.
+const EXCLUSION: Duration = Duration::from_secs(30);
+/// A deployment that could not be planned is tried again this often while nothing changes.
+const RETRY: Duration = Duration::from_secs(5);
+/// Pause between voluntary moves.
+const COOL_DOWN: Duration = Duration::from_secs(30);
+/// A voluntary move must promise this much more throughput.
+const GAIN: f64 = 1.10;
+/// Live devices that have not measured themselves are waited for this long before a plan is made without them.
+const UNMEASURED_PATIENCE: Duration = Duration::from_secs(5);
+/// Planner's budget, in steps.
+const PLANNER_STEPS: u64 = 2_000_000;
+
+/// The leader's task. It runs on every device and acts only while that device leads.
+#[derive(Debug)]
+pub struct Leader {
+    consensus: Consensus,
+    facts: Facts,
+    models: Models,
+    proposer: Proposer,
+    memory: Memory,
+}
+
+/// What a leader remembers between looks; losing it costs time, never correctness.
+#[derive(Debug, Default)]
+struct Memory {
+    leading_since: Option<Instant>,
+    /// Devices left out of a deployment's plans after they failed, until when.
+    excluded: HashMap<(String, String), Instant>,
+    /// When a deployment was last planned, and for which devices.
+    planned: HashMap<String, Planned>,
+}
+
+#[derive(Debug)]
+struct Planned {
+    at: Instant,
+    devices: BTreeSet<String>,
+    wishes: String,
+}
+
+/// What should be done about a deployment now.
+#[derive(Debug, PartialEq)]
+enum Need {
+    /// Nothing.
+    None,
+    /// A plan, whatever it costs.
+    Plan,
+    /// A better plan, if there is one.
+    Better,
+    /// All stages of the prepared plan are ready.
+    Activate(u64),
+    /// The prepared plan cannot be had.
+    Abandon { epoch: u64, reason: String, culprit: Option<String> },
+}
+
+impl Leader {
+    /// On this device.
+    pub fn new(consensus: Consensus, facts: Facts, models: Models, proposer: Proposer) -> Self {
+        Self { consensus, facts, models, proposer, memory: Memory::default() }
+    }
+
+    /// Runs until the consensus thread ends.
+    pub async fn run(mut self) {
+        let mut changes = self.consensus.view();
+        loop {
+            let view = changes.borrow_and_update().clone();
+            if view.is_leader {
+                self.memory.leading_since.get_or_insert_with(Instant::now);
+                self.look(&view).await;
+            } else {
+                self.memory = Memory::default();
+            }
+            match tokio::time::timeout(LOOK, changes.changed()).await {
+                Ok(Err(_)) => return,
+                Ok(Ok(())) | Err(_) => {}
+            }
+        }
+    }
+
+    async fn look(&mut self, view: &ClusterView) {
+        self.memory.planned.retain(|name, _| view.state.deployments.contains_key(name));
+        let now = Instant::now();
+        self.memory.excluded.retain(|_, until| *until > now);
+        for deployment in view.state.deployments.values() {
+            let need = self.need(view, deployment);
+            self.meet(view, deployment, need).await;
+        }
+    }
+
+    fn need(&self, view: &ClusterView, deployment: &Deployment) -> Need {
+        if let Some(preparing) = &deployment.preparing {
+            return self.preparing(view, deployment, preparing);
+        }
+        let Some(active) = &deployment.active else { return self.first_plan(deployment, view) };
+        let asked =
+            self.memory.planned.get(&deployment.name).is_none_or(|p| p.wishes == wishes_key(deployment));
+        if active.model != deployment.model || !asked {
+            return Need::Plan;
+        }
+        let lost = plan_devices(&active.plan).any(|d| !self.can_serve(view, d));
+        if lost {
+            return self.unless_tried(deployment, view, Need::Plan);
+        }
+        self.maybe_better(deployment, view)
+    }
+
+    /// A device serves while it is live, a member, and not draining.
+    fn can_serve(&self, view: &ClusterView, device: &str) -> bool {
+        self.facts.is_live(device) && view.state.members.values().any(|m| m.device.0 == device && !m.draining)
+    }
+
+    fn preparing(&self, view: &ClusterView, deployment: &Deployment, preparing: &EpochPlan) -> Need {
+        let mut ready = true;
+        for (index, stage) in preparing.plan.stages.iter().enumerate() {
+            for replica in &stage.replicas {
+                if !self.can_serve(view, &replica.device) {
+                    let name = self.facts.name(view, &replica.device);
+                    let reason = format!("{name} went away while it prepared stage {index}");
+                    return Need::Abandon { epoch: preparing.epoch, reason, culprit: None };
+                }
+                let report = self.facts.stage(&replica.device, &deployment.name, preparing.epoch, index);
+                match report.map(|r| r.state) {
+                    Some(StageState::Ready) => {}
+                    Some(StageState::Failed { reason }) => {
+                        let name = self.facts.name(view, &replica.device);
+                        return Need::Abandon {
+                            epoch: preparing.epoch,
+                            reason: format!("{name} cannot prepare stage {index}: {reason}"),
+                            culprit: Some(replica.device.clone()),
+                        };
+                    }
+                    Some(StageState::Preparing { .. }) | None => ready = false,
+                }
+            }
+        }
+        if ready { Need::Activate(preparing.epoch) } else { Need::None }
+    }
+
+    fn first_plan(&self, deployment: &Deployment, view: &ClusterView) -> Need {
+        let (_, unmeasured) = self.facts.devices(view);
+        let waited = self.memory.leading_since.is_none_or(|since| since.elapsed() > UNMEASURED_PATIENCE);
+        if !unmeasured.is_empty() && !waited {
+            return Need::None;
+        }
+        self.unless_tried(deployment, view, Need::Plan)
+    }
+
+    /// Plans again only when something has changed since the last try, or some time has passed.
+    fn unless_tried(&self, deployment: &Deployment, view: &ClusterView, need: Need) -> Need {
+        let Some(last) = self.memory.planned.get(&deployment.name) else { return need };
+        let unchanged =
+            last.devices == self.usable(deployment, view) && last.wishes == wishes_key(deployment);
+        if unchanged && last.at.elapsed() < RETRY { Need::None } else { need }
+    }
+
+    fn maybe_better(&self, deployment: &Deployment, view: &ClusterView) -> Need {
+        let Some(last) = self.memory.planned.get(&deployment.name) else { return Need::Better };
+        let changed = last.devices != self.usable(deployment, view);
+        if changed && last.at.elapsed() > COOL_DOWN { Need::Better } else { Need::None }
+    }
+
+    fn usable(&self, deployment: &Deployment, view: &ClusterView) -> BTreeSet<String> {
+        let (devices, _) = self.facts.devices(view);
+        devices.into_iter().map(|d| d.id).filter(|id| !self.excluded(deployment, id)).collect()
+    }
+
+    fn excluded(&self, deployment: &Deployment, device: &str) -> bool {
+        self.memory.excluded.contains_key(&(deployment.name.clone(), device.to_owned()))
+    }
+
+    async fn meet(&mut self, view: &ClusterView, deployment: &Deployment, need: Need) {
+        let name = deployment.name.clone();
+        match need {
+            Need::None => {}
+            Need::Activate(epoch) => {
+                tracing::info!(deployment = %name, epoch, "all stages are ready");
+                self.command(Command::ActivatePlan { deployment: name, epoch }).await;
+            }
+            Need::Abandon { epoch, reason, culprit } => {
+                tracing::warn!(deployment = %name, epoch, %reason, "the prepared plan is given up");
+                if let Some(device) = culprit {
+                    self.memory.excluded.insert((name.clone(), device), Instant::now() + EXCLUSION);
+                }
+                self.memory.planned.remove(&name);
+                self.command(Command::AbandonPlan { deployment: name, epoch, reason }).await;
+            }
+            Need::Plan => self.plan(view, deployment, None).await,
+            Need::Better => {
+                let current = deployment.active.as_ref().map(|a| a.plan.clone());
+                self.plan(view, deployment, current).await;
+            }
+        }
+    }
+
+    /// Plans a deployment and has the plan prepared. With `current`, only if it is worth a move.
+    async fn plan(&mut self, view: &ClusterView, deployment: &Deployment, current: Option<Plan>) {
+        let usable = self.usable(deployment, view);
+        let (devices, _) = self.facts.devices(view);
+        let devices: Vec<DeviceFacts> = devices.into_iter().filter(|d| usable.contains(&d.id)).collect();
+        let planned = Planned { at: Instant::now(), devices: usable, wishes: wishes_key(deployment) };
+        let voluntary = current.is_some();
+        let result = self.solve(view, deployment, devices, current).await;
+        self.memory.planned.insert(deployment.name.clone(), planned);
+        let name = deployment.name.clone();
+        match result {
+            Ok(Some(plan)) => {
+                let epoch = deployment.next_epoch;
+                tracing::info!(deployment = %name, epoch, stages = plan.stages.len(), why = %plan.why, "new plan");
+                self.command(Command::PreparePlan { deployment: name, epoch, plan }).await;
+            }
+            Ok(None) => {}
+            Err(reason) if voluntary => tracing::debug!(deployment = %name, %reason, "no better plan"),
+            Err(reason) => {
+                if deployment.fault.as_ref() != Some(&reason) {
+                    tracing::warn!(deployment = %name, %reason, "cannot be served as asked");
+                    self.command(Command::SetFault { deployment: name, reason: Some(reason) }).await;
+                }
+            }
+        }
+    }
+
+    async fn solve(
+        &self,
+        view: &ClusterView,
+        deployment: &Deployment,
+        devices: Vec<DeviceFacts>,
+        current: Option<Plan>,
+    ) -> Result<Option<Plan>, String> {
+        let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
+        let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
+        let profile = self.models.profile(profile).await.map_err(|e| e.to_string())?;
+        let wishes = wishes(deployment);
+        let solved =
+            tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, current.as_ref()));
+        solved.await.map_err(|e| format!("the planner failed: {e}"))?
+    }
+
+    async fn command(&self, command: Command) {
+        if let Err(error) = self.proposer.propose(command, PATIENCE).await {
+            tracing::debug!(%error, "a command of the leader was not applied");
+        }
+    }
+}
+
+/// A verified plan; `None` when `current` is good enough.
+pub fn solve(
+    profile: &Arc<StoredProfile>,
+    devices: &[DeviceFacts],
+    wishes: &Wishes,
+    current: Option<&Plan>,
+) -> Result<Option<Plan>, String> {
+    if devices.is_empty() {
+        return Err("no device is ready to take stages".into());
+    }
+    let problem = problem(profile, devices, wishes);
+    let plan = mesh_planner::solve(&problem, PLANNER_STEPS).map_err(|e| e.to_string())?;
+    mesh_planner::check(&problem, &plan)
+        .map_err(|e| format!("the planner made a plan that is wrong: {e}"))?;
+    if let Some(current) = current {
+        let now = mesh_planner::evaluate(&problem, current).map_err(|e| e.to_string())?;
+        if plan.throughput_rps < now.throughput_rps * GAIN {
+            return Ok(None);
+        }
+    }
+    Ok(Some(plan))
+}
+
+/// What a deployment asks of its plan.
+pub fn wishes(deployment: &Deployment) -> Wishes {
+    Wishes { objective: deployment.objective, stages: deployment.stages, pin: deployment.pin.clone() }
+}
+
+/// Tells one set of wishes from another.
+fn wishes_key(deployment: &Deployment) -> String {
+    format!("{} {:?}", deployment.model, wishes(deployment))
+}
+
+/// All devices of a plan, some more than once.
+fn plan_devices(plan: &Plan) -> impl Iterator<Item = &str> {
+    plan.stages.iter().flat_map(|s| s.replicas.iter().map(|r| r.device.as_str()))
+}
+
+/// Stages of a plan by device, for messages.
+pub fn stages_by_device(plan: &Plan) -> BTreeMap<&str, Vec<usize>> {
+    let mut by_device: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, stage) in plan.stages.iter().enumerate() {
+        for replica in &stage.replicas {
+            by_device.entry(&replica.device).or_default().push(index);
+        }
+    }
+    by_device
+}

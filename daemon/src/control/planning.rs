@@ -1,0 +1,109 @@
+//! Planner input from what devices report: who can take stages, how fast they are, how they are linked.
+
+use std::collections::BTreeMap;
+
+use mesh_inference::profile::ModelProfile;
+use mesh_planner::{Block, Device, LinkRate, Links, Objective, PairLink, PinnedStage, Plan, Problem};
+use serde::{Deserialize, Serialize};
+
+/// The class that profiles are kept under: times of the device that measured, scaled by calibration for others.
+const CLASS: &str = "profiled";
+/// Assumed for a link that has not been measured yet: 1 Gbit/s.
+const BYTES_PER_S_UNMEASURED: f64 = 125e6;
+/// Assumed latency of a link that has not been measured yet, seconds.
+const LATENCY_S_UNMEASURED: f64 = 0.0005;
+
+/// A profile as it is stored in a blob: with the calibration time of the device that measured it, so that other
+/// devices can be scaled from it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoredProfile {
+    /// Seconds of the calibration run on the measuring device.
+    pub calibration_s: f64,
+    /// Times and sizes by block.
+    pub profile: ModelProfile,
+}
+
+/// A device that can take stages.
+#[derive(Debug, Clone)]
+pub struct DeviceFacts {
+    /// PeerId as text.
+    pub id: String,
+    /// Memory that stages may use, bytes.
+    pub memory_bytes: u64,
+    /// Seconds of its calibration run.
+    pub calibration_s: f64,
+    /// Measured links to other devices, by PeerId: bytes per second and one-way seconds.
+    pub links: BTreeMap<String, (f64, f64)>,
+}
+
+/// What somebody wants of a plan.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// Rate or latency.
+    pub objective: Objective,
+    /// Exact number of stages.
+    pub stages: Option<usize>,
+    /// A plan to take as it is.
+    pub pin: Option<Plan>,
+}
+
+/// The planner's problem for one model on these devices.
+pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes) -> Problem {
+    let profile = &stored.profile;
+    let blocks = (0..profile.block_seconds.len())
+        .map(|b| Block {
+            weight_bytes: profile.block_weight_bytes[b],
+            peak_bytes: profile.block_peak_bytes[b],
+            seconds: BTreeMap::from([(CLASS.to_owned(), profile.block_seconds[b])]),
+        })
+        .collect();
+    let pin = wishes.pin.as_ref().map(|plan| {
+        plan.stages
+            .iter()
+            .map(|s| PinnedStage {
+                first_block: s.first_block,
+                last_block: s.last_block,
+                devices: s.replicas.iter().map(|r| r.device.clone()).collect(),
+            })
+            .collect()
+    });
+    let share = 1.0 / devices.len().max(1) as f64;
+    Problem {
+        blocks,
+        cuts: profile.cut_bytes.clone(),
+        devices: devices
+            .iter()
+            .map(|d| Device {
+                id: d.id.clone(),
+                class: CLASS.to_owned(),
+                speed: stored.calibration_s / d.calibration_s,
+                memory_bytes: d.memory_bytes,
+                card_bytes_per_s: None,
+            })
+            .collect(),
+        links: links(devices),
+        ingress: Some(devices.iter().map(|d| (d.id.clone(), share)).collect()),
+        objective: wishes.objective,
+        replication: wishes.stages.is_none(),
+        min_stages: wishes.stages,
+        max_stages: wishes.stages,
+        pin,
+    }
+}
+
+fn links(devices: &[DeviceFacts]) -> Links {
+    let mut pairs = Vec::new();
+    for from in devices {
+        for to in devices.iter().filter(|to| to.id != from.id) {
+            // Each side measures its own sending direction; where only the other side has measured, take that.
+            let measured = from.links.get(&to.id).or_else(|| to.links.get(&from.id));
+            if let Some(&(bytes_per_s, latency_s)) = measured {
+                pairs.push(PairLink { from: from.id.clone(), to: to.id.clone(), bytes_per_s, latency_s });
+            }
+        }
+    }
+    Links {
+        default: LinkRate { bytes_per_s: BYTES_PER_S_UNMEASURED, latency_s: LATENCY_S_UNMEASURED },
+        pairs,
+    }
+}

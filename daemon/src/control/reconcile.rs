@@ -1,0 +1,335 @@
+//! Every device's loop that makes replicated state true here: fetch weights, load the stages that a plan gives to
+//! this device, make them reachable, and let go of what no plan needs any more.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::{ClusterState, EpochPlan};
+use tokio::sync::mpsc;
+
+use super::{
+    consensus::Consensus,
+    facts::Facts,
+    models::Models,
+    prepare::{Prepared, Preparer, SessionKey},
+    report::{StageReport, StageState},
+    spread::Spread,
+};
+use crate::{
+    data::{DataPlane, HostedStage, Route, RouteStage, StageKey},
+    net::{Net, PeerId},
+};
+
+/// The loop looks this often even when nothing has told it to.
+const LOOK: Duration = Duration::from_millis(200);
+/// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
+const RETIRE: Duration = Duration::from_secs(2);
+/// A stage that could not be prepared is tried again after this long, while it is still wanted.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The reconcile loop of this device.
+pub struct Reconciler {
+    net: Net,
+    consensus: Consensus,
+    facts: Facts,
+    models: Models,
+    data: DataPlane,
+    preparer: Preparer,
+    spread: Spread,
+    sessions: HashMap<SessionKey, Slot>,
+    hosted: BTreeMap<StageKey, Hosted>,
+    done: mpsc::Sender<(SessionKey, Result<Prepared, String>)>,
+    prepared: mpsc::Receiver<(SessionKey, Result<Prepared, String>)>,
+    routes: BTreeMap<String, (u64, Arc<Route>)>,
+    wanted_models: BTreeSet<String>,
+}
+
+impl std::fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconciler").field("hosted", &self.hosted.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A session on its way, or at work.
+enum Slot {
+    Preparing { done: Arc<AtomicU64>, total: Arc<AtomicU64>, task: tokio::task::AbortHandle },
+    Ready(Prepared),
+    Failed { reason: String, at: Instant },
+}
+
+/// A stage that frames can reach.
+struct Hosted {
+    session: SessionKey,
+    /// When it was last wanted by a plan.
+    wanted: Instant,
+}
+
+/// What the parts of the loop share.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The network.
+    pub net: Net,
+    /// Replicated state.
+    pub consensus: Consensus,
+    /// Reports.
+    pub facts: Facts,
+    /// Manifests.
+    pub models: Models,
+    /// Where stages answer.
+    pub data: DataPlane,
+    /// Loads sessions.
+    pub preparer: Preparer,
+}
+
+impl Reconciler {
+    /// On this device.
+    pub fn new(parts: Parts, spread: Spread) -> Self {
+        let Parts { net, consensus, facts, models, data, preparer } = parts;
+        let (done, prepared) = mpsc::channel(64);
+        Self {
+            net,
+            consensus,
+            facts,
+            models,
+            data,
+            preparer,
+            spread,
+            sessions: HashMap::new(),
+            hosted: BTreeMap::new(),
+            done,
+            prepared,
+            routes: BTreeMap::new(),
+            wanted_models: BTreeSet::new(),
+        }
+    }
+
+    /// Runs until the consensus thread ends.
+    pub async fn run(mut self) {
+        let mut changes = self.consensus.view();
+        loop {
+            let state = Arc::clone(&changes.borrow_and_update().state);
+            self.reconcile(&state);
+            self.spread.look(&state, &self.models);
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                Some((key, result)) = self.prepared.recv() => self.finished(key, result),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    fn reconcile(&mut self, state: &ClusterState) {
+        let wanted = wanted_here(state, &self.facts.me().to_string());
+        let now = Instant::now();
+        for (key, session) in &wanted {
+            self.start_if_absent(session);
+            if let Some(Slot::Ready(prepared)) = self.sessions.get(session) {
+                let fresh = self.hosted.get(key).is_none_or(|h| h.session != *session);
+                if fresh {
+                    let stage = HostedStage {
+                        runner: prepared.runner.clone(),
+                        passthrough: prepared.passthrough.clone(),
+                    };
+                    self.data.host(key.clone(), stage);
+                }
+                self.hosted.insert(key.clone(), Hosted { session: session.clone(), wanted: now });
+            }
+        }
+        self.retire(now);
+        let needed: BTreeSet<SessionKey> =
+            wanted.values().cloned().chain(self.hosted.values().map(|h| h.session.clone())).collect();
+        self.sessions.retain(|key, slot| {
+            let keep = needed.contains(key);
+            if !keep && let Slot::Preparing { task, .. } = slot {
+                task.abort();
+            }
+            keep
+        });
+        self.publish_routes(state);
+        self.report(&wanted);
+    }
+
+    fn retire(&mut self, now: Instant) {
+        let gone: Vec<StageKey> = self
+            .hosted
+            .iter()
+            .filter(|(_, hosted)| now.duration_since(hosted.wanted) > RETIRE)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            self.data.unhost(&key);
+            self.hosted.remove(&key);
+        }
+    }
+
+    fn start_if_absent(&mut self, key: &SessionKey) {
+        match self.sessions.get(key) {
+            Some(Slot::Preparing { .. } | Slot::Ready(_)) => return,
+            Some(Slot::Failed { at, .. }) if at.elapsed() < RETRY => return,
+            Some(Slot::Failed { .. }) | None => {}
+        }
+        let (done, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let preparer = self.preparer.clone();
+        let answer = self.done.clone();
+        let work = (key.clone(), Arc::clone(&done), Arc::clone(&total));
+        let task = tokio::spawn(async move {
+            let (key, done, total) = work;
+            let result = preparer.prepare(&key, &done, &total).await.map_err(|e| super::chain(&e));
+            let _ = answer.send((key, result)).await;
+        });
+        let slot = Slot::Preparing { done, total, task: task.abort_handle() };
+        self.sessions.insert(key.clone(), slot);
+    }
+
+    fn finished(&mut self, key: SessionKey, result: Result<Prepared, String>) {
+        if !self.sessions.contains_key(&key) {
+            return;
+        }
+        let slot = match result {
+            Ok(prepared) => {
+                tracing::info!(stage = %key, "stage is ready");
+                Slot::Ready(prepared)
+            }
+            Err(reason) => {
+                tracing::warn!(stage = %key, %reason, "stage cannot be prepared");
+                Slot::Failed { reason, at: Instant::now() }
+            }
+        };
+        self.sessions.insert(key, slot);
+    }
+
+    /// Gives the data plane the route of every active plan whose model is known here.
+    fn publish_routes(&mut self, state: &ClusterState) {
+        let mut routes = BTreeMap::new();
+        for deployment in state.deployments.values() {
+            for hash in std::iter::once(&deployment.model).chain(deployment.active.iter().map(|a| &a.model)) {
+                self.want_model(hash);
+            }
+            let Some(active) = &deployment.active else {
+                let empty = Route { deployment: deployment.name.clone(), ..Route::default() };
+                routes.insert(deployment.name.clone(), (0, Arc::new(empty)));
+                continue;
+            };
+            if let Some((epoch, route)) = self.routes.get(&deployment.name)
+                && *epoch == active.epoch
+            {
+                routes.insert(deployment.name.clone(), (*epoch, Arc::clone(route)));
+            } else if let Some(route) = self.route(&deployment.name, active) {
+                routes.insert(deployment.name.clone(), (active.epoch, Arc::new(route)));
+            }
+        }
+        let epochs = |r: &BTreeMap<String, (u64, Arc<Route>)>| -> Vec<(String, u64)> {
+            r.iter().map(|(name, (epoch, _))| (name.clone(), *epoch)).collect()
+        };
+        if epochs(&routes) != epochs(&self.routes) {
+            let table = routes.iter().map(|(name, (_, route))| (name.clone(), Arc::clone(route))).collect();
+            self.data.set_routes(table);
+        }
+        self.routes = routes;
+        self.wanted_models.retain(|hash| state.models.contains_key(hash));
+        self.models.retain(&|hash| state.models.contains_key(hash));
+    }
+
+    /// Sees to it that a model's manifest comes here.
+    fn want_model(&mut self, hash: &str) {
+        if self.models.get(hash).is_some() || !self.wanted_models.insert(hash.to_owned()) {
+            return;
+        }
+        let (models, hash) = (self.models.clone(), hash.to_owned());
+        tokio::spawn(async move {
+            while let Err(error) = models.ensure(&hash).await {
+                tracing::debug!(%error, "a manifest is not here yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    fn route(&self, name: &str, active: &EpochPlan) -> Option<Route> {
+        let model = self.models.get(&active.model)?;
+        let stages = active
+            .plan
+            .stages
+            .iter()
+            .map(|stage| {
+                let replicas = stage
+                    .replicas
+                    .iter()
+                    .filter_map(|r| Some((r.device.parse::<PeerId>().ok()?, r.share)))
+                    .collect();
+                let inputs = model.cuts().get(stage.first_block)?.tensors.clone();
+                Some(RouteStage { replicas, inputs })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some(Route {
+            deployment: name.to_owned(),
+            epoch: active.epoch,
+            inputs: model.inputs.iter().map(|v| v.name.clone()).collect(),
+            outputs: model.outputs.iter().map(|v| v.name.clone()).collect(),
+            stages,
+        })
+    }
+
+    /// Puts what is held and prepared here into this device's report.
+    fn report(&mut self, wanted: &BTreeMap<StageKey, SessionKey>) {
+        let metrics = self.data.metrics();
+        let stages: Vec<StageReport> = wanted
+            .iter()
+            .map(|(key, session)| StageReport {
+                deployment: key.deployment.clone(),
+                epoch: key.epoch,
+                stage: key.stage,
+                state: self.state(key, session),
+                compute_s: metrics.stages.iter().find(|s| s.key == *key).map_or(0.0, |s| s.compute_s),
+            })
+            .collect();
+        let used = self.sessions.values().map(|s| match s {
+            Slot::Ready(prepared) => prepared.weight_bytes,
+            Slot::Preparing { .. } | Slot::Failed { .. } => 0,
+        });
+        let used = used.sum();
+        self.facts.update_own(&self.net, |own| {
+            own.stages = stages;
+            own.memory_used_bytes = used;
+        });
+    }
+
+    fn state(&self, key: &StageKey, session: &SessionKey) -> StageState {
+        match self.sessions.get(session) {
+            Some(Slot::Ready(_)) if self.hosted.contains_key(key) => StageState::Ready,
+            Some(Slot::Preparing { done, total, .. }) => StageState::Preparing {
+                done: done.load(Ordering::Relaxed),
+                total: total.load(Ordering::Relaxed),
+            },
+            Some(Slot::Failed { reason, .. }) => StageState::Failed { reason: reason.clone() },
+            Some(Slot::Ready(_)) | None => StageState::Preparing { done: 0, total: 0 },
+        }
+    }
+}
+
+/// The stages that active and prepared plans give to this device, with the session that serves each.
+fn wanted_here(state: &ClusterState, me: &str) -> BTreeMap<StageKey, SessionKey> {
+    let mut wanted = BTreeMap::new();
+    for deployment in state.deployments.values() {
+        for plan in deployment.active.iter().chain(deployment.preparing.iter()) {
+            for (index, stage) in plan.plan.stages.iter().enumerate() {
+                if stage.replicas.iter().any(|r| r.device == me) {
+                    let key =
+                        StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
+                    let session = SessionKey {
+                        model: plan.model.clone(),
+                        first_block: stage.first_block,
+                        last_block: stage.last_block,
+                    };
+                    wanted.insert(key, session);
+                }
+            }
+        }
+    }
+    wanted
+}

@@ -1,0 +1,334 @@
+//! The composition root: builds the parts of a daemon in order, runs them, ends them in order.
+
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+use mesh_config::Config;
+use mesh_consensus::{DeviceId, StorageId, StoreError, founding::Candidate};
+use mesh_inference::{
+    blobs::{BlobError, BlobStore},
+    profile::calibrate,
+    runtime::{Engine, EngineError, SessionOptions},
+};
+use tokio::{sync::oneshot, task::JoinSet};
+
+use super::{
+    app::DaemonApp,
+    budget,
+    consensus::{self, Consensus, ConsensusError, Input, ThreadStart},
+    deploy::Deployer,
+    events::{Events, Refusals, ask_to_join},
+    facts::Facts,
+    leader::Leader,
+    models::Models,
+    peers::Peers,
+    prepare::Preparer,
+    propose::Proposer,
+    reconcile::{Parts, Reconciler},
+    report::NodeReport,
+    rpc::JoinCall,
+    spread::Spread,
+    transfer::Transfer,
+    upkeep,
+};
+use crate::{
+    app::AppHandle,
+    data::{DataLimits, DataPlane, DataStream, Transport as DataPlaneTransport},
+    net::{Channel, Identity, IdentityError, Net, NetConfig, NetStartError, PeerId},
+};
+
+/// Time for open streams and tasks to end at shutdown.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Why a daemon cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data directory cannot be made.
+    #[error(
+        "cannot use the data directory {path}: {source}; set node.data_dir to a folder that this user may write to"
+    )]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The device's key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// ONNX Runtime.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The blob store.
+    #[error("cannot open the blob store")]
+    Blobs(#[source] BlobError),
+    /// The network.
+    #[error(transparent)]
+    Net(#[from] NetStartError),
+    /// Consensus.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+}
+
+impl RunError {
+    /// Whether the store refused because it is damaged: never reset it silently.
+    pub fn is_corrupt_store(&self) -> bool {
+        matches!(self, Self::Consensus(ConsensusError::Store { source: StoreError::Corrupt { .. }, .. }))
+    }
+}
+
+/// A daemon at work.
+pub struct Running {
+    /// For the API.
+    pub app: AppHandle,
+    /// Where peers reach it.
+    pub listen: SocketAddr,
+    net: Net,
+    consensus: Consensus,
+    failed: oneshot::Receiver<ConsensusError>,
+    tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+/// Starts a daemon. Everything that can be refused is refused before this returns.
+pub async fn start(config: Config) -> Result<Running, RunError> {
+    let data_dir = config.node.data_dir.clone();
+    crate::files::make_private_dir(&data_dir)
+        .map_err(|source| RunError::DataDir { path: data_dir.clone(), source })?;
+    let identity = Identity::load_or_create(&data_dir)?;
+    let engine = Engine::load(config.inference.onnxruntime.as_deref())?;
+    let store = BlobStore::open(&data_dir.join("blobs")).map_err(RunError::Blobs)?;
+    if let Some(bytes) = config.limits.disk {
+        store.set_limit(bytes);
+    }
+    let uploads = data_dir.join("uploads");
+    let _ = std::fs::remove_dir_all(&uploads);
+    crate::files::make_private_dir(&uploads)
+        .map_err(|source| RunError::DataDir { path: uploads.clone(), source })?;
+    let (net, events) = Net::start(NetConfig {
+        identity,
+        cluster_name: config.cluster.name.clone(),
+        cluster_key: *config.cluster.key.as_bytes(),
+        listen: config.network.listen,
+        mdns: config.network.mdns,
+        peers: config.network.peers.clone(),
+        interfaces: config.network.interfaces.clone(),
+    })
+    .await?;
+    let (consensus, failed) = start_consensus(&config, &net)?;
+    let parts = build(&config, net.clone(), consensus.clone(), engine.clone(), store, uploads);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(parts.events.run(events));
+    tasks.spawn(parts.reconciler.run());
+    tasks.spawn(parts.leader.run());
+    tasks.spawn(upkeep::run(
+        net.clone(),
+        consensus.clone(),
+        parts.app.facts.clone(),
+        parts.app.proposer.clone(),
+    ));
+    calibrate_in_background(&net, &parts.app.facts, engine, parts.threads);
+    let listen = net.listen_address();
+    Ok(Running { app: super::app::handle(parts.app), listen, net, consensus, failed, tasks })
+}
+
+/// The parts that run as tasks.
+struct Built {
+    events: Events,
+    reconciler: Reconciler,
+    leader: Leader,
+    app: DaemonApp,
+    threads: usize,
+}
+
+fn start_consensus(
+    config: &Config,
+    net: &Net,
+) -> Result<(Consensus, oneshot::Receiver<ConsensusError>), RunError> {
+    let (failed, failure) = oneshot::channel();
+    let (answer_to, answers) = std::sync::mpsc::sync_channel::<Consensus>(1);
+    let me = Candidate {
+        device: DeviceId(net.local_peer().to_string()),
+        storage: StorageId([0; 16]),
+        name: config.node.name.clone(),
+        address: net.listen_address().to_string(),
+    };
+    let join = join_through(net.clone(), me.clone(), answers);
+    let thread = ThreadStart {
+        path: config.node.data_dir.clone(),
+        me,
+        devices: config.cluster.devices,
+        cluster_name: config.cluster.name.clone(),
+        data_dir: config.node.data_dir.display().to_string(),
+        net: net.clone(),
+        join,
+        seed: rand::random(),
+    };
+    let consensus = consensus::start(consensus::Start { thread, failed })?;
+    let _ = answer_to.send(consensus.clone());
+    Ok((consensus, failure))
+}
+
+/// How the consensus thread asks to join: on the runtime, with the answer coming back to its inbox.
+fn join_through(net: Net, me: Candidate, answers: std::sync::mpsc::Receiver<Consensus>) -> consensus::Join {
+    let runtime = tokio::runtime::Handle::current();
+    let handle = std::sync::OnceLock::new();
+    let asking = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    Box::new(move |storage, via| {
+        if handle.get().is_none()
+            && let Ok(consensus) = answers.recv_timeout(Duration::from_secs(1))
+        {
+            let _ = handle.set(consensus);
+        }
+        let Some(consensus) = handle.get().cloned() else { return };
+        if asking.swap(true, std::sync::atomic::Ordering::AcqRel) {
+            return;
+        }
+        let (net, asking) = (net.clone(), std::sync::Arc::clone(&asking));
+        let call = JoinCall { storage, name: me.name.clone(), address: me.address.clone() };
+        runtime.spawn(async move {
+            let answer = ask_to_join(net, call, via).await;
+            consensus.offer(Input::JoinAnswer(answer));
+            asking.store(false, std::sync::atomic::Ordering::Release);
+        });
+    })
+}
+
+fn build(
+    config: &Config,
+    net: Net,
+    consensus: Consensus,
+    engine: Engine,
+    store: BlobStore,
+    uploads: PathBuf,
+) -> Built {
+    let threads = session_threads(config.limits.threads);
+    let own = NodeReport {
+        name: config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        memory_budget_bytes: config.limits.memory.unwrap_or_else(budget::automatic),
+        memory_used_bytes: 0,
+        calibration_s: None,
+        stages: Vec::new(),
+        links: std::collections::BTreeMap::new(),
+    };
+    let facts = Facts::new(net.local_peer(), Peers::default(), own);
+    facts.update_own(&net, |_| {});
+    let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
+    let models = Models::new(transfer.clone());
+    let data = DataPlane::start(net.local_peer(), DataTransport(net.clone()), DataLimits::default());
+    let proposer = Proposer::new(net.clone(), consensus.clone());
+    let options = SessionOptions {
+        threads,
+        providers: config.inference.execution_providers.clone(),
+        ..SessionOptions::default()
+    };
+    let preparer = Preparer::new(models.clone(), transfer.clone(), engine.clone(), options.clone());
+    let refusals = Refusals::default();
+    let deployer = Deployer {
+        consensus: consensus.clone(),
+        facts: facts.clone(),
+        models: models.clone(),
+        transfer: transfer.clone(),
+        proposer: proposer.clone(),
+        engine,
+        session: options,
+        memory: facts.own().memory_budget_bytes,
+    };
+    let parts = Parts {
+        net: net.clone(),
+        consensus: consensus.clone(),
+        facts: facts.clone(),
+        models: models.clone(),
+        data: data.clone(),
+        preparer,
+    };
+    Built {
+        events: Events {
+            net: net.clone(),
+            consensus: consensus.clone(),
+            facts: facts.clone(),
+            data: data.clone(),
+            transfer: transfer.clone(),
+            proposer: proposer.clone(),
+            refusals: refusals.clone(),
+        },
+        reconciler: Reconciler::new(parts, Spread::new(facts.clone(), transfer)),
+        leader: Leader::new(consensus.clone(), facts.clone(), models.clone(), proposer.clone()),
+        app: DaemonApp {
+            cluster_name: config.cluster.name.clone(),
+            devices: config.cluster.devices,
+            address: net.listen_address().to_string(),
+            uploads,
+            consensus,
+            facts,
+            models,
+            data,
+            proposer,
+            deployer,
+            refusals,
+        },
+        threads,
+    }
+}
+
+/// Threads of a session: what the config says, else all processors that this process may use.
+fn session_threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    }
+}
+
+/// Measures this device's speed once, away from the runtime's threads.
+fn calibrate_in_background(net: &Net, facts: &Facts, engine: Engine, threads: usize) {
+    let (net, facts) = (net.clone(), facts.clone());
+    tokio::task::spawn_blocking(move || match calibrate(&engine, threads) {
+        Ok(calibration) => {
+            tracing::info!(seconds = calibration.seconds, "this device is measured");
+            facts.update_own(&net, |own| own.calibration_s = Some(calibration.seconds));
+        }
+        Err(error) => {
+            tracing::error!(error = %super::chain(&error), "this device cannot be measured: it takes no stages");
+        }
+    });
+}
+
+impl Running {
+    /// Whether the daemon cannot go on; pends while it can.
+    pub async fn failure(&mut self) -> RunError {
+        match (&mut self.failed).await {
+            Ok(error) => error.into(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends the daemon in order: no more commands, then the network, then the tasks.
+    pub async fn shutdown(mut self) {
+        self.consensus.offer(Input::Shutdown);
+        self.net.shutdown().await;
+        self.tasks.abort_all();
+        let _ =
+            tokio::time::timeout(GOODBYE, async { while self.tasks.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// The data plane's streams, on the network.
+#[derive(Debug)]
+struct DataTransport(Net);
+
+impl DataPlaneTransport for DataTransport {
+    fn open(&self, peer: PeerId) -> BoxFuture<'static, io::Result<Box<dyn DataStream>>> {
+        let net = self.0.clone();
+        async move {
+            let stream = net.open(peer, Channel::Data).await.map_err(io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn DataStream>)
+        }
+        .boxed()
+    }
+}

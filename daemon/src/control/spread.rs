@@ -1,0 +1,106 @@
+//! Spreading blobs so that losing any one device (two, from five devices on) loses none: every blob has a fixed set
+//! of keepers by rendezvous hashing over the live members, and every device fetches what it should keep.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::ClusterState;
+use mesh_inference::blobs::Hash;
+
+use super::{
+    facts::Facts,
+    models::Models,
+    transfer::{Transfer, Wanted},
+};
+
+/// Pause between two looks at what should be kept here.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Keeps this device's share of all models' blobs.
+#[derive(Debug)]
+pub struct Spread {
+    facts: Facts,
+    transfer: Transfer,
+    busy: Arc<AtomicBool>,
+    looked: Option<Instant>,
+}
+
+impl Spread {
+    /// On this device.
+    pub fn new(facts: Facts, transfer: Transfer) -> Self {
+        Self { facts, transfer, busy: Arc::default(), looked: None }
+    }
+
+    /// Starts fetching what is missing of this device's share, unless a fetch is under way.
+    pub fn look(&mut self, state: &ClusterState, models: &Models) {
+        if self.looked.is_some_and(|at| at.elapsed() < PAUSE) || self.busy.load(Ordering::Acquire) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let missing = self.missing(state, models);
+        if missing.is_empty() {
+            return;
+        }
+        let (transfer, busy) = (self.transfer.clone(), Arc::clone(&self.busy));
+        busy.store(true, Ordering::Release);
+        tokio::spawn(async move {
+            if let Err(error) = transfer.fetch(&missing, &AtomicU64::new(0)).await {
+                tracing::debug!(%error, "blobs that this device should keep are not here yet");
+            }
+            busy.store(false, Ordering::Release);
+        });
+    }
+
+    fn missing(&self, state: &ClusterState, models: &Models) -> Vec<Wanted> {
+        let live: Vec<String> =
+            state.members.values().map(|m| m.device.0.clone()).filter(|d| self.facts.is_live(d)).collect();
+        let me = self.facts.me().to_string();
+        let mut wanted: BTreeSet<(Hash, Option<u64>)> = BTreeSet::new();
+        for record in state.models.values() {
+            // Manifests and profiles are small: every device keeps them.
+            for hash in std::iter::once(&record.hash).chain(record.profile_blob.iter()) {
+                if let Ok(hash) = hash.parse() {
+                    wanted.insert((hash, None));
+                }
+            }
+            if let Some(model) = models.get(&record.hash) {
+                for blob in model.blobs().iter().filter(|b| keepers(&b.hash, &live).contains(&me.as_str())) {
+                    wanted.insert((blob.hash, Some(blob.bytes)));
+                }
+            }
+        }
+        let store = self.transfer.store();
+        wanted
+            .into_iter()
+            .filter(|(hash, _)| !store.has(hash))
+            .map(|(hash, bytes)| Wanted { hash, bytes })
+            .collect()
+    }
+}
+
+/// How many devices keep each blob.
+pub fn copies(devices: usize) -> usize {
+    if devices >= 5 { 3 } else { 2 }
+}
+
+/// The devices that keep a blob: those with the highest hash of (blob, device) (rendezvous hashing: a device that
+/// comes or goes moves only its own share).
+pub fn keepers<'a>(blob: &Hash, devices: &'a [String]) -> Vec<&'a str> {
+    let mut ranked: Vec<([u8; 32], &str)> = devices
+        .iter()
+        .map(|device| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(blob.as_bytes());
+            hasher.update(device.as_bytes());
+            (*hasher.finalize().as_bytes(), device.as_str())
+        })
+        .collect();
+    ranked.sort_unstable();
+    ranked.into_iter().rev().take(copies(devices.len())).map(|(_, device)| device).collect()
+}
