@@ -1,3 +1,6 @@
-//! Tests that see all crates: the simulator of clusters.
+//! Tools that only tests, benchmarks and demos use: the simulator of clusters, the rack of devices, checked load.
 
+pub mod digits;
+pub mod load;
+pub mod rack;
 pub mod sim;

@@ -1,0 +1,135 @@
+//! A rack of devices on one Linux host: a network namespace per device, joined by a bridge in a namespace of its own,
+//! and the real binary in each. Needs root. Everything made is removed on drop.
+
+mod device;
+mod namespace;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+pub use device::{Client, Device};
+pub use namespace::{Namespace, is_root};
+
+/// Devices joined by one bridge.
+#[derive(Debug)]
+pub struct Rack {
+    /// The devices, in the order in which they were added. Declared first: they stop before their network goes.
+    pub devices: Vec<Device>,
+    switch: Namespace,
+    name: String,
+    folder: tempfile::TempDir,
+    cluster: PathBuf,
+    count: u32,
+}
+
+impl Rack {
+    /// An empty rack whose devices will share one config for a cluster of `expected` devices. `extra` is TOML that is
+    /// appended to the config of every device.
+    pub fn new(expected: usize, extra: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("mesh-rack-").tempdir().expect("a temporary folder");
+        let name = format!("mesh{}x{}", std::process::id(), unique());
+        let switch = Namespace::create(&format!("{name}-sw"));
+        switch.ip(&["link", "add", "br0", "type", "bridge", "mcast_snooping", "0"]);
+        switch.ip(&["link", "set", "br0", "up"]);
+        let cluster = folder.path().join("cluster");
+        let made = std::process::Command::new(binary())
+            .args(["init", "--name", "rack", "--devices", &expected.to_string(), "--out"])
+            .arg(&cluster)
+            .output()
+            .expect("mesh init runs");
+        assert!(made.status.success(), "mesh init: {}", String::from_utf8_lossy(&made.stderr));
+        let config = std::fs::read_to_string(cluster.join("mesh.toml")).expect("the config that init wrote");
+        write(&cluster.join("mesh.toml"), &format!("{config}\n{extra}\n"));
+        Self { devices: Vec::new(), switch, name, folder, cluster, count: 0 }
+    }
+
+    /// Adds devices without starting their daemons.
+    pub fn add(&mut self, devices: usize) {
+        for _ in 0..devices {
+            self.count += 1;
+            let namespace = Namespace::create(&format!("{}-{}", self.name, self.count));
+            let address = format!("10.77.0.{}", self.count);
+            self.switch.plug(&namespace, &format!("p{}", self.count), &format!("{address}/24"));
+            let home = self.folder.path().join(format!("device-{}", self.count));
+            self.devices.push(Device::new(namespace, &address, &home, &self.cluster, self.count));
+        }
+    }
+
+    /// Adds and starts devices.
+    pub fn start(&mut self, devices: usize) {
+        let first = self.devices.len();
+        self.add(devices);
+        for device in &mut self.devices[first..] {
+            device.start();
+        }
+    }
+
+    /// Waits until every running device sees one cluster of all of them with a leader, all up, and returns how long
+    /// that took. Panics with what the devices say when `bound` passes.
+    pub fn wait_for_one_cluster(&self, bound: Duration) -> Duration {
+        let start = Instant::now();
+        loop {
+            let statuses: Vec<_> = self.running().map(Device::status).collect();
+            if agree(&statuses) {
+                return start.elapsed();
+            }
+            assert!(
+                start.elapsed() < bound,
+                "no single cluster within {bound:?}:\n{}\n{}",
+                statuses.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join("\n"),
+                self.logs()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Devices whose daemon runs.
+    pub fn running(&self) -> impl Iterator<Item = &Device> {
+        self.devices.iter().filter(|d| d.is_running())
+    }
+
+    /// The ends of all logs, for a failing test.
+    pub fn logs(&self) -> String {
+        self.devices.iter().map(Device::log_tail).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// One cluster, one leader, every running device up and a member, nobody down.
+fn agree(statuses: &[Option<mesh_daemon::status::Status>]) -> bool {
+    let Some(statuses) = statuses.iter().cloned().collect::<Option<Vec<_>>>() else { return false };
+    let Some(first) = statuses.first() else { return false };
+    !first.cluster.id.is_empty()
+        && statuses.iter().all(|s| {
+            s.cluster.id == first.cluster.id
+                && s.cluster.quorum
+                && s.cluster.leader == first.cluster.leader
+                && s.nodes.len() == statuses.len()
+                && s.nodes.iter().all(|n| n.state == "up")
+        })
+}
+
+/// The `mesh` binary that was built with these tests.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("MESH_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("the test knows its own path");
+    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let path = folder.join("mesh");
+    assert!(path.exists(), "{} is missing: run `cargo build -p mesh` first", path.display());
+    path
+}
+
+/// Writes a file of the test's own.
+pub fn write(path: &Path, text: &str) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path).expect("a file in the test's folder");
+    file.write_all(text.as_bytes()).expect("writing it");
+}
+
+fn unique() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}

@@ -1,0 +1,170 @@
+//! One device of a rack: its namespace, its files, its daemon.
+
+use std::{
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use mesh_daemon::status::Status;
+
+use super::{binary, namespace::Namespace};
+
+/// A device of a rack.
+#[derive(Debug)]
+pub struct Device {
+    /// Name in the cluster.
+    pub name: String,
+    /// IPv4 address on the rack's bridge.
+    pub address: String,
+    /// Data directory.
+    pub data_dir: PathBuf,
+    /// Environment of the daemon beside the shared config.
+    pub env: Vec<(String, String)>,
+    namespace: Namespace,
+    config: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// Talks to a device's API from inside its namespace.
+#[derive(Debug, Clone)]
+pub struct Client {
+    agent: ureq::Agent,
+}
+
+impl Device {
+    pub(super) fn new(namespace: Namespace, address: &str, home: &Path, cluster: &Path, number: u32) -> Self {
+        std::fs::create_dir_all(home).expect("the device's folder");
+        let name = format!("device-{number}");
+        let data_dir = home.join("data");
+        let env = vec![
+            ("MESH_NODE_NAME".to_owned(), name.clone()),
+            ("MESH_NODE_DATA_DIR".to_owned(), data_dir.display().to_string()),
+        ];
+        Self {
+            name,
+            address: address.to_owned(),
+            data_dir,
+            env,
+            namespace,
+            config: cluster.join("mesh.toml"),
+            log: home.join("log"),
+            child: None,
+        }
+    }
+
+    /// Starts the daemon. Its log is appended to.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log");
+        let err: File = log.try_clone().expect("the log twice");
+        let mut command = self.command();
+        command.arg("run").stdin(Stdio::null()).stdout(log).stderr(err);
+        self.child = Some(command.spawn().expect("the daemon starts"));
+    }
+
+    /// The `mesh` binary with this device's config, inside its namespace.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", self.namespace.name()]).arg(binary());
+        command.env("MESH_CONFIG", &self.config).env("NO_COLOR", "1");
+        command.envs(self.env.iter().cloned());
+        command
+    }
+
+    /// Runs a `mesh` command on this device and waits for it.
+    pub fn mesh(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().expect("mesh runs")
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Asks the daemon to stop, as systemd does, and waits. Returns its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut child = self.child.take()?;
+        let pid = rustix::process::Pid::from_child(&child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = child.try_wait() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        panic!("{} did not stop within 15 s of SIGTERM\n{}", self.name, self.log_tail());
+    }
+
+    /// Whether a daemon was started here and not ended by the test.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Runs `work` with a client of this device's API, inside the namespace.
+    pub fn with_client<T: Send + 'static>(&self, work: impl FnOnce(Client) -> T + Send + 'static) -> T {
+        self.namespace.enter(move || work(Client::new()))
+    }
+
+    /// The same on a thread that runs beside the caller.
+    pub fn spawn_client(&self, work: impl FnOnce(Client) + Send + 'static) -> std::thread::JoinHandle<()> {
+        self.namespace.spawn(move || work(Client::new()))
+    }
+
+    /// The status document, if the daemon answers.
+    pub fn status(&self) -> Option<Status> {
+        self.with_client(|client| client.status())
+    }
+
+    /// The end of the log, headed by the device's name.
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+        format!("---- {} ----\n{tail}", self.name)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Client {
+    fn new() -> Self {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(60)))
+            .http_status_as_error(false)
+            .build();
+        Self { agent: config.into() }
+    }
+
+    /// `GET` of a path: status and body.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut response = self.agent.get(format!("http://127.0.0.1:7401{path}")).call().ok()?;
+        Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
+    }
+
+    /// The status document, if the daemon answers.
+    pub fn status(&self) -> Option<Status> {
+        let (code, body) = self.get("/api/status")?;
+        (code == 200).then(|| serde_json::from_str(&body).ok())?
+    }
+
+    /// One request for inference with a JSON body: status and answer. `None` when the connection failed.
+    pub fn infer(&self, model: &str, body: &serde_json::Value) -> Option<(u16, serde_json::Value)> {
+        let url = format!("http://127.0.0.1:7401/v2/models/{model}/infer");
+        let mut response = self.agent.post(url).send_json(body).ok()?;
+        let answer = response.body_mut().with_config().limit(1 << 30).read_json().ok()?;
+        Some((response.status().as_u16(), answer))
+    }
+}
