@@ -1,5 +1,7 @@
 //! The `mesh` binary as people type it: exit codes, streams, messages.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{
     fs::File,
     io::Write,

@@ -95,9 +95,8 @@ impl Leader {
             } else {
                 self.memory = Memory::default();
             }
-            match tokio::time::timeout(LOOK, changes.changed()).await {
-                Ok(Err(_)) => return,
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+                return;
             }
         }
     }

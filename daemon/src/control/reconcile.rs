@@ -276,7 +276,7 @@ impl Reconciler {
     }
 
     /// Puts what is held and prepared here into this device's report.
-    fn report(&mut self, wanted: &BTreeMap<StageKey, SessionKey>) {
+    fn report(&self, wanted: &BTreeMap<StageKey, SessionKey>) {
         let metrics = self.data.metrics();
         let stages: Vec<StageReport> = wanted
             .iter()

@@ -30,9 +30,8 @@ pub async fn run(net: Net, consensus: Consensus, facts: Facts, proposer: Propose
         if view.is_leader {
             correct(&view, &facts, &proposer).await;
         }
-        match tokio::time::timeout(LOOK, changes.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+            return;
         }
     }
 }
