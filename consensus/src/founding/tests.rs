@@ -78,6 +78,26 @@ fn a_crash_at_any_effect_is_recovered_from() {
     }
 }
 
+/// Attempts that collide, with messages lost and devices restarted in between, never decide on two clusters.
+#[test]
+fn colliding_attempts_decide_on_one_cluster() {
+    let (mut decided, mut several_proposed) = (0, 0);
+    for seed in 0..4_000 {
+        let devices = if seed % 4 == 0 { 5 } else { 3 };
+        let mut world = World::new(devices, devices, seed);
+        world.start_all();
+        world.connect_all();
+        world.run_ms(50);
+        for _ in 0..300 {
+            world.duel_step();
+            assert!(world.decided.len() <= 1, "seed {seed}: {:?}", world.decided);
+        }
+        decided += world.decided.len();
+        several_proposed += usize::from(world.proposed.len() > 1);
+    }
+    assert!(decided > 1_000 && several_proposed > 300, "too tame: {decided}, {several_proposed}");
+}
+
 /// A device with the smallest id that is connected to only some of the others does not hold them up.
 #[test]
 fn a_line_of_devices_founds_one_cluster() {

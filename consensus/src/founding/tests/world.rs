@@ -30,6 +30,8 @@ pub(super) struct World {
     pub(super) chaos: Chaos,
     /// The first device that carries out so many effects crashes then.
     pub(super) crash_after_effects: Option<u64>,
+    /// Every cluster that any device ever accepted.
+    pub(super) proposed: BTreeSet<ClusterId>,
     /// Every cluster that any device ever held for decided.
     pub(super) decided: BTreeSet<ClusterId>,
     pub(super) in_use: BTreeSet<ClusterId>,
@@ -61,6 +63,7 @@ impl World {
             disks: vec![Disk::default(); count],
             chaos: Chaos::default(),
             crash_after_effects: None,
+            proposed: BTreeSet::new(),
             decided: BTreeSet::new(),
             in_use: BTreeSet::new(),
             running: (0..count).map(|_| None).collect(),
@@ -180,6 +183,7 @@ impl World {
     fn carry_out(&mut self, device: usize, effect: Effect) {
         match effect {
             Effect::Persist(record) => {
+                self.proposed.extend(record.accepted.as_ref().map(|(_, genesis)| genesis.cluster_id));
                 self.decided.extend(record.decided.as_ref().map(|genesis| genesis.cluster_id));
                 self.disks[device].record = Some(record);
             }
@@ -301,6 +305,38 @@ impl World {
                 self.flying.swap_remove(slot);
             } else {
                 self.deliver(slot);
+            }
+        }
+    }
+
+    /// One step of a world in which attempts collide: hardly any time passes, everybody proposes at will,
+    /// messages are lost and overtake each other, devices crash and are back at once.
+    pub(super) fn duel_step(&mut self) {
+        let device = self.below(self.running.len() as u64);
+        let device = usize::try_from(device).expect("small");
+        match self.below(100) {
+            0..12 => {
+                self.propose_out_of_turn(device);
+                self.event(device, Event::Tick);
+            }
+            12..16 => {
+                self.stop(device);
+                self.start(device);
+                self.connect_all();
+            }
+            16..22 => {
+                self.now_ms += GATHER_MS;
+                self.event(device, Event::Tick);
+            }
+            _ if self.flying.is_empty() => {}
+            choice => {
+                let slot = self.below(self.flying.len() as u64);
+                let slot = usize::try_from(slot).expect("small");
+                if choice < 45 {
+                    self.flying.swap_remove(slot);
+                } else {
+                    self.deliver(slot);
+                }
             }
         }
     }
