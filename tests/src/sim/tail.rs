@@ -14,13 +14,16 @@ use super::world::{Device, Failure, Happening, World};
 const AGREE_MS: u64 = 60_000;
 /// Virtual time in which a request must then be applied everywhere.
 const COMMIT_MS: u64 = 10_000;
+const RETRY_MS: u64 = 2_000;
 const LOOK_MS: u64 = 100;
 
 impl World {
     pub(crate) fn heal_and_agree(mut self) -> Result<Report, Failure> {
         self.heal();
         let healed_ms = self.now_ms;
-        self.wait("agree", AGREE_MS, World::disagreement)?;
+        if let Some(reason) = self.wait(AGREE_MS, World::disagreement)? {
+            return Err((self.now_ms, format!("no agreement {AGREE_MS} ms after healing: {reason}")));
+        }
         let healing_ms = self.now_ms - healed_ms;
         if self.settled_apart() {
             return Ok(self.report(healing_ms, 0));
@@ -78,22 +81,19 @@ impl World {
         self.devices.iter().filter_map(|device| device.process.as_ref()?.node())
     }
 
+    /// Runs until nothing is missing; returns what still is when the time is up.
     fn wait(
         &mut self,
-        what: &str,
         limit_ms: u64,
         missing: impl Fn(&Self) -> Option<String>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<String>, Failure> {
         let end_ms = self.now_ms + limit_ms;
         loop {
             self.run_until(self.now_ms + LOOK_MS)?;
             self.retire_removed();
-            let Some(reason) = missing(self) else { return Ok(()) };
-            if self.now_ms >= end_ms {
-                return Err((
-                    self.now_ms,
-                    format!("devices do not {what} {limit_ms} ms after healing: {reason}"),
-                ));
+            let reason = missing(self);
+            if reason.is_none() || self.now_ms >= end_ms {
+                return Ok(reason);
             }
         }
     }
@@ -150,21 +150,35 @@ impl World {
         behind.map(|node| format!("replica {} is at {} of {}", node.id(), node.applied(), leader.applied()))
     }
 
-    /// A request is taken and applied on every device, and then all states are equal.
+    /// A request is taken and applied on every device, and then all states are equal. A client asks again
+    /// when its request was lost with a leader that hands over.
     fn commit_one(&mut self) -> Result<(), Failure> {
-        let leader = self.leader().ok_or((self.now_ms, "nobody leads".to_owned()))?;
-        self.sequence = 1 << 40;
-        let request = workload::sure_request(leader, self.sequence);
-        self.with(leader, |process, _| process.submit(&request)).map_err(|what| (self.now_ms, what))?;
-        let id = request.id;
-        self.wait("apply a request", COMMIT_MS, |world| {
-            let without = world.nodes().find(|node| node.state().outcome(&id).is_none());
-            if let Some(node) = without {
-                return Some(format!("replica {} has not applied it", node.id()));
+        let request = workload::sure_request(0, 1 << 40);
+        let end_ms = self.now_ms + COMMIT_MS;
+        loop {
+            if let Some(leader) = self.leader() {
+                self.with(leader, |process, _| process.submit(&request))
+                    .map_err(|what| (self.now_ms, what))?;
             }
-            let applied: BTreeSet<_> = world.nodes().map(Node::applied).collect();
-            (applied.len() > 1).then(|| format!("replicas are at {applied:?}"))
-        })?;
+            let missing = self.wait(RETRY_MS, |world| {
+                let without = world.nodes().find(|node| node.state().outcome(&request.id).is_none());
+                if let Some(node) = without {
+                    return Some(format!("replica {} has not applied it", node.id()));
+                }
+                let applied: BTreeSet<_> = world.nodes().map(Node::applied).collect();
+                (applied.len() > 1).then(|| format!("replicas are at {applied:?}"))
+            })?;
+            match missing {
+                None => break,
+                Some(_) if self.now_ms < end_ms => {}
+                Some(reason) => {
+                    return Err((
+                        self.now_ms,
+                        format!("a request is not applied in {COMMIT_MS} ms: {reason}"),
+                    ));
+                }
+            }
+        }
         let digests: BTreeSet<_> = self.nodes().map(|node| node.state().digest()).collect();
         if digests.len() == 1 { Ok(()) } else { Err((self.now_ms, "states differ at the end".to_owned())) }
     }

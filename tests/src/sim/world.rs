@@ -304,12 +304,18 @@ impl World {
         if device.incarnation != incarnation || device.process.is_none() {
             return Ok(());
         }
-        let next_ms = (now_ms + TIMER_MS).max(device.frozen_until_ms).max(device.clock_stalled_until_ms);
-        device.clock_ms += (now_ms - device.last_timer_ms).min(2 * TIMER_MS);
+        let passed_ms = now_ms - device.last_timer_ms;
         device.last_timer_ms = now_ms;
-        device.timers += 1;
+        let stands_still = now_ms < device.frozen_until_ms.max(device.clock_stalled_until_ms);
+        if !stands_still {
+            device.clock_ms += passed_ms;
+            device.timers += 1;
+        }
         let tick = device.timers.is_multiple_of(2);
-        self.schedule(next_ms, Happening::Timer { device: index, incarnation });
+        self.schedule(now_ms + TIMER_MS, Happening::Timer { device: index, incarnation });
+        if stands_still {
+            return Ok(());
+        }
         self.with(index, |process, clock_ms| {
             if process.founding_due(clock_ms) {
                 process.founding_event(clock_ms, Event::Tick)?;
