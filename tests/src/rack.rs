@@ -21,13 +21,14 @@ pub struct Rack {
     name: String,
     folder: tempfile::TempDir,
     cluster: PathBuf,
+    settings: Vec<(String, String)>,
     count: u32,
 }
 
 impl Rack {
-    /// An empty rack whose devices will share one config for a cluster of `expected` devices. `extra` is TOML that is
-    /// appended to the config of every device.
-    pub fn new(expected: usize, extra: &str) -> Self {
+    /// An empty rack whose devices will share one config for a cluster of `expected` devices. `settings` are set for
+    /// every device through the environment, such as `("MESH_LIMITS_MEMORY", "1GiB")`.
+    pub fn new(expected: usize, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("mesh-rack-").tempdir().expect("a temporary folder");
         let name = format!("mesh{}x{}", std::process::id(), unique());
         let switch = Namespace::create(&format!("{name}-sw"));
@@ -40,9 +41,8 @@ impl Rack {
             .output()
             .expect("mesh init runs");
         assert!(made.status.success(), "mesh init: {}", String::from_utf8_lossy(&made.stderr));
-        let config = std::fs::read_to_string(cluster.join("mesh.toml")).expect("the config that init wrote");
-        write(&cluster.join("mesh.toml"), &format!("{config}\n{extra}\n"));
-        Self { devices: Vec::new(), switch, name, folder, cluster, count: 0 }
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self { devices: Vec::new(), switch, name, folder, cluster, settings, count: 0 }
     }
 
     /// Adds devices without starting their daemons.
@@ -53,7 +53,9 @@ impl Rack {
             let address = format!("10.77.0.{}", self.count);
             self.switch.plug(&namespace, &format!("p{}", self.count), &format!("{address}/24"));
             let home = self.folder.path().join(format!("device-{}", self.count));
-            self.devices.push(Device::new(namespace, &address, &home, &self.cluster, self.count));
+            let mut device = Device::new(namespace, &address, &home, &self.cluster, self.count);
+            device.env.extend(self.settings.iter().cloned());
+            self.devices.push(device);
         }
     }
 
@@ -120,13 +122,6 @@ pub fn binary() -> PathBuf {
     let path = folder.join("mesh");
     assert!(path.exists(), "{} is missing: run `cargo build -p mesh` first", path.display());
     path
-}
-
-/// Writes a file of the test's own.
-pub fn write(path: &Path, text: &str) {
-    use std::io::Write as _;
-    let mut file = std::fs::File::create(path).expect("a file in the test's folder");
-    file.write_all(text.as_bytes()).expect("writing it");
 }
 
 fn unique() -> u32 {

@@ -23,7 +23,7 @@ fn four_devices_form_one_cluster_and_a_fifth_joins() {
     if skipped("four devices form one cluster and a fifth joins") {
         return;
     }
-    let mut rack = Rack::new(4, "");
+    let mut rack = Rack::new(4, &[]);
     rack.start(4);
     let took = rack.wait_for_one_cluster(FOUNDED);
     eprintln!("one cluster of four after {took:?}");
@@ -54,7 +54,7 @@ fn founding_gives_one_cluster_every_time() {
     let tries: usize = std::env::var("MESH_FOUNDING_TRIES").ok().and_then(|t| t.parse().ok()).unwrap_or(5);
     let mut times = Vec::new();
     for _ in 0..tries {
-        let mut rack = Rack::new(4, "");
+        let mut rack = Rack::new(4, &[]);
         rack.start(4);
         times.push(rack.wait_for_one_cluster(FOUNDED));
     }

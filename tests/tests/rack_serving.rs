@@ -16,7 +16,7 @@ const RECOVERED: Duration = Duration::from_secs(10);
 
 /// Four devices that serve digits in several stages: none can hold it alone, three can.
 fn serving() -> Rack {
-    let mut rack = Rack::new(4, "[limits]\nmemory = \"420KiB\"\nthreads = 1\n");
+    let mut rack = Rack::new(4, &[("MESH_LIMITS_MEMORY", "448KiB"), ("MESH_LIMITS_THREADS", "1")]);
     rack.start(4);
     rack.wait_for_one_cluster(PATIENCE);
     let model = digits::model();
