@@ -89,7 +89,7 @@ fn no_daemon_is_69_with_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let npy = folder.path().join("x.npy");
     write(&npy, b"x");
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits/model.onnx");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits/model.onnx");
     let model = model.to_str().unwrap();
     let cases: [&[&str]; 11] = [
         &["status"],
@@ -120,7 +120,7 @@ fn files_are_checked_before_the_daemon_is_asked() {
     deploy("nothing.onnx", "No such file");
     deploy("text.onnx", "not an ONNX model");
     write(&path.join("plan.json"), b"{}");
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits/model.onnx");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits/model.onnx");
     let model = model.to_str().unwrap();
     expect(
         path,

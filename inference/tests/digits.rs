@@ -23,7 +23,7 @@ fn array<T: npyz::Deserialize>(
 
 #[test]
 fn a_stage_gives_the_reference_logits() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits");
     let mut archive = NpzArchive::open(folder.join("test.npz")).unwrap();
     let images: Vec<u8> = array(&mut archive, "images");
     let labels: Vec<u8> = array(&mut archive, "labels");

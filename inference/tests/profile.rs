@@ -9,7 +9,7 @@ use common::{engine, import};
 use mesh_inference::profile::{ModelProfile, ProfileError, ProfileOptions, profile};
 
 fn digits() -> common::Imported {
-    import(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits"))
+    import(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits"))
         .expect("the digits model is a good one")
 }
 

@@ -62,7 +62,7 @@ fn check(imported: &Imported, starts: &[usize], inputs: &Inputs, whole: &[(Strin
 
 #[test]
 fn every_cut_of_the_digits_model_gives_the_whole_answer() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits");
     let imported = import(&folder).unwrap();
     let mut archive = npyz::npz::NpzArchive::open(folder.join("test.npz")).unwrap();
     let images: Vec<u8> = archive.by_name("images").unwrap().unwrap().into_vec().unwrap();

@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_digits_model_has_no_data_files() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits/model.onnx");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits/model.onnx");
         assert!(data_files(&path).unwrap().is_empty());
     }
 }

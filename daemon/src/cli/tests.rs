@@ -73,7 +73,7 @@ fn load_is_counted() {
 #[test]
 fn deployments_run_to_their_end() {
     let served = Served::new();
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/digits/model.onnx");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/digits/model.onnx");
     mesh(&served, &["deploy", model, "--name", "digits"]).unwrap();
     mesh(&served, &["deploy", model, "--name", "digits", "--no-wait"]).unwrap();
     fails(&served, &["deploy", model, "--name", "bad"], 1, "not an ONNX file");

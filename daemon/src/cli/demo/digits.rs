@@ -8,8 +8,8 @@ use npyz::npz::NpzArchive;
 use crate::cli::{arrays, exit::CliError};
 
 /// A small residual network of 0.7 MB; see `tests/data/digits/README.md`.
-pub(super) const MODEL: &[u8] = include_bytes!("../../../tests/data/digits/model.onnx");
-const TEST: &[u8] = include_bytes!("../../../tests/data/digits/test.npz");
+pub(super) const MODEL: &[u8] = include_bytes!("../../../../tests/data/digits/model.onnx");
+const TEST: &[u8] = include_bytes!("../../../../tests/data/digits/test.npz");
 
 /// Classes: 0 to 9.
 const CLASSES: usize = 10;

@@ -47,7 +47,7 @@ fn digits(folder: &Path) -> (Vec<f32>, Vec<f32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_digits_model_in_three_stages_survives_a_lost_replica() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/digits");
     let place = tempfile::tempdir().unwrap();
     let store = BlobStore::open(place.path()).unwrap();
     let model =
