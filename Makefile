@@ -22,6 +22,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	python3 scripts/check-directions
+	sh scripts/check-unit
 
 deny:
 	sh scripts/cargo-deny check bans licenses sources

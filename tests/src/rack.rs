@@ -6,6 +6,7 @@ mod namespace;
 
 use std::{
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -23,12 +24,17 @@ pub struct Rack {
     cluster: PathBuf,
     settings: Vec<(String, String)>,
     count: u32,
+    /// Racks of one test binary take turns: they would slow each other down.
+    _turn: MutexGuard<'static, ()>,
 }
+
+static TURN: Mutex<()> = Mutex::new(());
 
 impl Rack {
     /// An empty rack whose devices will share one config for a cluster of `expected` devices. `settings` are set for
     /// every device through the environment, such as `("MESH_LIMITS_MEMORY", "1GiB")`.
     pub fn new(expected: usize, settings: &[(&str, &str)]) -> Self {
+        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix("mesh-rack-").tempdir().expect("a temporary folder");
         let name = format!("mesh{}x{}", std::process::id(), unique());
         let switch = Namespace::create(&format!("{name}-sw"));
@@ -42,7 +48,7 @@ impl Rack {
             .expect("mesh init runs");
         assert!(made.status.success(), "mesh init: {}", String::from_utf8_lossy(&made.stderr));
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self { devices: Vec::new(), switch, name, folder, cluster, settings, count: 0 }
+        Self { devices: Vec::new(), switch, name, folder, cluster, settings, count: 0, _turn: turn }
     }
 
     /// Adds devices without starting their daemons.

@@ -80,23 +80,31 @@ impl RedbStore {
         Self::prepare(builder().open(&path), path)
     }
 
-    /// Removes the store from a data directory: a lone founder gives its cluster up for another one. It must not
-    /// be open.
+    /// Puts an empty store with these records in the place of the one in a data directory, at once or not at all:
+    /// a lone founder gives its cluster up for another one. The old store must not be open.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn discard(data_dir: &Path) -> Result<(), StoreError> {
+    /// As [`RedbStore::open`].
+    pub fn replace(data_dir: &Path, records: &[(&str, &[u8])]) -> Result<Self, StoreError> {
         let path = data_dir.join(FILE_NAME);
+        let aside = data_dir.join(format!("{FILE_NAME}.next"));
         let io = |error: std::io::Error| StoreError::Io {
             path: path.clone(),
-            action: "removed",
+            action: "replaced",
             source: Box::new(Error::Io(error)),
         };
-        match fs::remove_file(&path) {
+        match fs::remove_file(&aside) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
             Ok(()) | Err(_) => {}
         }
-        File::open(data_dir).and_then(|directory| directory.sync_all()).map_err(io)
+        let mut fresh = Self::prepare(builder().create(&aside), aside.clone())?;
+        for (name, bytes) in records {
+            fresh.put_record(name, bytes)?;
+        }
+        drop(fresh);
+        fs::rename(&aside, &path).map_err(io)?;
+        File::open(data_dir).and_then(|directory| directory.sync_all()).map_err(io)?;
+        Self::open(data_dir)
     }
 
     /// Opens or makes a store on a disk given by the caller: a simulated one.

@@ -127,8 +127,8 @@ pub enum Input {
     PeerDown(PeerId),
     /// Propose a command if this device leads.
     Propose(Request, oneshot::Sender<ProposeReply>),
-    /// Answer to this device's request to join.
-    JoinAnswer(JoinReply),
+    /// Answer to the request of this device, with this data directory, to join.
+    JoinAnswer(StorageId, JoinReply),
     /// End the thread.
     Shutdown,
 }

@@ -193,7 +193,7 @@ fn join_through(net: Net, me: Candidate, answers: std::sync::mpsc::Receiver<Cons
         let call = JoinCall { storage, name: me.name.clone(), address: me.address.clone() };
         runtime.spawn(async move {
             let answer = ask_to_join(net, call, via).await;
-            consensus.offer(Input::JoinAnswer(answer));
+            consensus.offer(Input::JoinAnswer(storage, answer));
             asking.store(false, std::sync::atomic::Ordering::Release);
         });
     })

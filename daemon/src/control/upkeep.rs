@@ -27,6 +27,13 @@ pub async fn run(net: Net, consensus: Consensus, facts: Facts, proposer: Propose
             tell_network(&net, &view.state);
             told = Some(Arc::clone(&view.state));
         }
+        // A removed device is cut off only when its vote is no longer needed: two removals in a row must not cost
+        // the quorum.
+        if view.voters.iter().all(|voter| view.state.members.contains_key(voter)) {
+            net.set_removed(
+                view.state.removed.iter().filter_map(|d| d.0.parse().ok()).collect::<BTreeSet<_>>(),
+            );
+        }
         if view.is_leader {
             correct(&view, &facts, &proposer).await;
         }
@@ -45,7 +52,6 @@ fn tell_network(net: &Net, state: &ClusterState) {
         .filter(|(peer, address): &(PeerId, SocketAddr)| *peer != me && !address.ip().is_unspecified())
         .collect();
     net.set_known(known);
-    net.set_removed(state.removed.iter().filter_map(|d| d.0.parse().ok()).collect::<BTreeSet<PeerId>>());
 }
 
 /// Has the name and address of live members that have changed replicated, one at a time.

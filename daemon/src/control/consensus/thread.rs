@@ -203,7 +203,10 @@ impl Thread {
                 return self.found(Event::PeerDown(DeviceId(peer.to_string())));
             }
             Input::Propose(request, reply) => self.propose(request, reply),
-            Input::JoinAnswer(answer) => return self.join_answered(answer),
+            Input::JoinAnswer(storage, answer) if storage == self.me.storage => {
+                return self.join_answered(answer);
+            }
+            Input::JoinAnswer(..) => tracing::debug!("an answer to an earlier wish to join"),
             Input::Shutdown => {}
         }
         Ok(())
@@ -213,16 +216,14 @@ impl Thread {
 
     fn raft_frame(&mut self, peer: PeerId, body: &Bytes) {
         let Some(Stage::Member(node)) = &mut self.stage else { return };
-        let known = node.state().member(&DeviceId(peer.to_string())).map(|m| m.raft_id);
-        // A device that has just joined knows no members yet: it takes the word of the sender, an admitted peer.
-        let from = match known {
-            None if node.state().members.is_empty() => match mesh_consensus::wire::claimed_sender(body) {
-                Ok(claimed) => claimed,
-                Err(_) => return,
-            },
-            None => return,
-            Some(from) => from,
-        };
+        let Ok(from) = mesh_consensus::wire::claimed_sender(body) else { return };
+        // The peer is admitted, its word is taken for a replica that is not known here yet (a device that joins knows
+        // none, and a device that joined anew has a new id); nobody speaks for another device's replica.
+        let of_other = node.state().members.get(&from).is_some_and(|m| m.device.0 != peer.to_string());
+        if of_other {
+            tracing::warn!(%peer, from, "raft frame in the name of another device");
+            return;
+        }
         self.routes.insert(from, peer);
         if let Err(error) = node.step(from, body) {
             tracing::debug!(%peer, %error, "raft frame refused");
@@ -351,7 +352,13 @@ impl Thread {
                     tracing::info!(cluster = %cluster_id, "asking to join");
                     (self.join)(self.me.storage, via.iter().filter_map(|d| d.0.parse().ok()).collect());
                 }
-                Effect::GiveWay { to, via, record } => return self.give_way(to, &via, &record),
+                Effect::GiveWay { to, via, record } => {
+                    // Something may have been deployed since the protocol last looked.
+                    return match self.membership().filter(|view| !self.founding.may_give_way(view)) {
+                        Some(view) => self.found(Event::MembershipChanged(view)),
+                        None => self.give_way(to, &via, &record),
+                    };
+                }
                 Effect::Conflict(conflict) => tracing::warn!(what = %conflict.what(), "needs a person"),
             }
         }
@@ -421,9 +428,10 @@ impl Thread {
         tracing::info!(cluster = %to, %via, "this lone cluster gives way to another one");
         self.stage = None;
         let at = |source| ConsensusError::Store { path: self.path.clone(), source };
-        RedbStore::discard(&self.path).map_err(at)?;
-        let mut store = open_store(&self.path)?;
-        store.put_record(FOUNDING_RECORD, &record.to_bytes()).map_err(at)?;
+        let storage: [u8; 16] = rand::random();
+        let records = [(FOUNDING_RECORD, record.to_bytes()), (STORAGE_RECORD, storage.to_vec())];
+        let records: Vec<(&str, &[u8])> = records.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+        let store = RedbStore::replace(&self.path, &records).map_err(at)?;
         self.waiters.clear();
         self.routes.clear();
         self.begin(store)?;
