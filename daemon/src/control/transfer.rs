@@ -21,6 +21,10 @@ use tokio::{
     time::timeout,
 };
 
+mod claims;
+
+use claims::Claims;
+
 use super::{
     peers::Peers,
     rpc::{HAVE_MAX, HaveCall, HaveReply, METHOD_HAVE, decode, encode},
@@ -64,6 +68,7 @@ pub struct Transfer {
     net: Net,
     store: BlobStore,
     peers: Peers,
+    claims: Claims,
 }
 
 /// A blob that is wanted.
@@ -78,7 +83,7 @@ pub struct Wanted {
 impl Transfer {
     /// On this network and store.
     pub fn new(net: Net, store: BlobStore, peers: Peers) -> Self {
-        Self { net, store, peers }
+        Self { net, store, peers, claims: Claims::default() }
     }
 
     /// The local store.
@@ -231,6 +236,12 @@ impl Transfer {
         wanted: Wanted,
         progress: &AtomicU64,
     ) -> Result<bool, PullError> {
+        let claim = self.claims.claim(wanted.hash).await;
+        if self.store.has(&wanted.hash) {
+            // Another fetch brought it meanwhile.
+            progress.fetch_add(wanted.bytes.unwrap_or(0), Ordering::Relaxed);
+            return Ok(true);
+        }
         let offset = self.store.partial_len(&wanted.hash);
         let mut request = [0u8; 40];
         request[..32].copy_from_slice(wanted.hash.as_bytes());
@@ -263,10 +274,13 @@ impl Transfer {
             progress.fetch_add(want as u64, Ordering::Relaxed);
             left -= want as u64;
         }
-        tokio::task::spawn_blocking(move || partial.finish())
-            .await
-            .map_err(io::Error::other)?
-            .map_err(PullError::Store)?;
+        // The claim goes along: the work ends even when nobody waits for it any more.
+        let work = tokio::task::spawn_blocking(move || {
+            let finished = partial.finish();
+            drop(claim);
+            finished
+        });
+        work.await.map_err(io::Error::other)?.map_err(PullError::Store)?;
         Ok(true)
     }
 }
