@@ -1,13 +1,19 @@
 # make demo   build, fetch ONNX Runtime if none is found, show a mesh of four devices survive a loss
 # make test   everything that CI checks
 # make bench  measure, and write docs/benchmarks.md
+# make test-models   real models from ../shared/models (MODELS=FOLDER: others) over four devices; needs root
 # make lint   formatting, clippy, dependency rules
 
 ORT_DIR := $(CURDIR)/target/onnxruntime
 MESH_INFERENCE_ONNXRUNTIME ?= $(ORT_DIR)/libonnxruntime.so
 export MESH_INFERENCE_ONNXRUNTIME
 
-.PHONY: demo test bench lint deny runtime build
+MODELS ?= ../shared/models
+MODEL_NAMES ?= resnet50 mobilenet_v3_large densenet121 vit_b_16 bert_base
+MODEL_DIR := $(CURDIR)/target/models
+MODEL_PYTHON := $(CURDIR)/target/models-python
+
+.PHONY: demo test test-models bench lint deny runtime build
 
 runtime:
 	@test -e "$(MESH_INFERENCE_ONNXRUNTIME)" || python3 scripts/fetch-onnxruntime "$(ORT_DIR)"
@@ -30,3 +36,17 @@ deny:
 test: runtime lint deny
 	cargo build --workspace --all-targets
 	cargo test --workspace
+
+$(MODEL_DIR)/%/model.onnx: | $(MODEL_PYTHON)/done
+	$(MODEL_PYTHON)/bin/python $(MODELS)/materialize.py $* $(@D)
+
+$(MODEL_PYTHON)/done:
+	python3 -m venv $(MODEL_PYTHON)
+	$(MODEL_PYTHON)/bin/pip install --quiet numpy 'tritonclient[http]' \
+		"$$(grep -o '^onnxruntime==[0-9.]*' scripts/onnxruntime-requirements.txt)"
+	touch $@
+
+test-models: runtime $(MODEL_PYTHON)/done $(MODEL_NAMES:%=$(MODEL_DIR)/%/model.onnx)
+	cargo build -p mesh -p mesh-tests --tests --bins
+	MESH_MODELS=$(MODEL_DIR) MESH_PYTHON=$(MODEL_PYTHON)/bin/python \
+		cargo test -p mesh -p mesh-tests --test rack_models -- --nocapture --test-threads 1

@@ -2,5 +2,6 @@
 
 pub mod digits;
 pub mod load;
+pub mod models;
 pub mod rack;
 pub mod sim;

@@ -3,6 +3,7 @@
 
 mod device;
 mod namespace;
+mod tensors;
 
 use std::{
     path::{Path, PathBuf},

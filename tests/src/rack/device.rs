@@ -1,6 +1,7 @@
 //! One device of a rack: its namespace, its files, its daemon.
 
 use std::{
+    ffi::OsStr,
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -8,8 +9,9 @@ use std::{
 };
 
 use mesh_daemon::status::Status;
+use mesh_inference::tensor::Tensor;
 
-use super::{binary, namespace::Namespace};
+use super::{binary, namespace::Namespace, tensors};
 
 /// A device of a rack.
 #[derive(Debug)]
@@ -67,10 +69,16 @@ impl Device {
 
     /// The `mesh` binary with this device's config, inside its namespace.
     pub fn command(&self) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", self.namespace.name()]).arg(binary());
+        let mut command = self.inside(binary());
         command.env("MESH_CONFIG", &self.config).env("NO_COLOR", "1");
         command.envs(self.env.iter().cloned());
+        command
+    }
+
+    /// Any program, inside the device's namespace.
+    pub fn inside(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", self.namespace.name()]).arg(program);
         command
     }
 
@@ -166,5 +174,27 @@ impl Client {
         let mut response = self.agent.post(url).send_json(body).ok()?;
         let answer = response.body_mut().with_config().limit(1 << 30).read_json().ok()?;
         Some((response.status().as_u16(), answer))
+    }
+
+    /// One request for inference with binary tensors: the outputs, or what came instead of them.
+    pub fn infer_binary(
+        &self,
+        model: &str,
+        inputs: &[(String, Tensor)],
+    ) -> Result<Vec<(String, Tensor)>, String> {
+        let url = format!("http://127.0.0.1:7401/v2/models/{model}/infer");
+        let (body, json_length) = tensors::encode(inputs);
+        let request = self.agent.post(url).content_type("application/octet-stream");
+        let request = request.header(tensors::JSON_LENGTH, json_length.to_string());
+        let mut response = request.send(&body[..]).map_err(|error| error.to_string())?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.body_mut().with_config().limit(1 << 30).read_to_vec();
+        let body = body.map_err(|error| error.to_string())?;
+        if !status.is_success() {
+            return Err(format!("status {status}: {}", String::from_utf8_lossy(&body)));
+        }
+        let json_length = headers.get(tensors::JSON_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        tensors::decode(&body, json_length.unwrap_or(body.len()))
+            .ok_or_else(|| "the answer is no answer with binary tensors".to_owned())
     }
 }

@@ -1,0 +1,42 @@
+//! The binary tensor extension of the Open Inference Protocol, written independently of the daemon's own client.
+
+use mesh_inference::tensor::{DType, Tensor};
+use serde_json::{Value, json};
+
+/// Header with the length of the JSON part, in requests and answers.
+pub(super) const JSON_LENGTH: &str = "Inference-Header-Content-Length";
+
+/// A request with binary inputs that asks for binary outputs: the body, and the length of its JSON part.
+pub(super) fn encode(inputs: &[(String, Tensor)]) -> (Vec<u8>, usize) {
+    let described: Vec<Value> = inputs
+        .iter()
+        .map(|(name, tensor)| {
+            json!({"name": name, "datatype": tensor.dtype().oip_name(), "shape": tensor.shape(),
+                   "parameters": {"binary_data_size": tensor.bytes().len()}})
+        })
+        .collect();
+    let header = json!({"inputs": described, "parameters": {"binary_data_output": true}});
+    let mut body = header.to_string().into_bytes();
+    let json_length = body.len();
+    for (_, tensor) in inputs {
+        body.extend_from_slice(tensor.bytes());
+    }
+    (body, json_length)
+}
+
+/// The outputs of an answer whose JSON part is `json_length` bytes long.
+pub(super) fn decode(body: &[u8], json_length: usize) -> Option<Vec<(String, Tensor)>> {
+    let (header, mut rest) = body.split_at_checked(json_length)?;
+    let header: Value = serde_json::from_slice(header).ok()?;
+    let mut outputs = Vec::new();
+    for output in header["outputs"].as_array()? {
+        let shape: Option<Vec<i64>> = output["shape"].as_array()?.iter().map(Value::as_i64).collect();
+        let dtype = DType::from_oip_name(output["datatype"].as_str()?)?;
+        let size = usize::try_from(output["parameters"]["binary_data_size"].as_u64()?).ok()?;
+        let (bytes, after) = rest.split_at_checked(size)?;
+        rest = after;
+        let tensor = Tensor::from_bytes(dtype, &shape?, bytes).ok()?;
+        outputs.push((output["name"].as_str()?.to_owned(), tensor));
+    }
+    rest.is_empty().then_some(outputs)
+}
