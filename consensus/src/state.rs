@@ -96,6 +96,8 @@ pub struct Deployment {
     pub preparing: Option<EpochPlan>,
     /// The epoch that the next plan must have.
     pub next_epoch: u64,
+    /// The first epoch that was planned for what is asked now: an active plan below it serves an earlier wish.
+    pub asked_epoch: u64,
     /// Why it cannot be served as asked, for people.
     pub fault: Option<String>,
 }

@@ -211,6 +211,7 @@ impl ClusterState {
             active,
             preparing: None,
             next_epoch,
+            asked_epoch: next_epoch,
             fault: None,
         };
         self.deployments.insert(name, deployment);

@@ -1,6 +1,13 @@
 //! Deploying a model from this device: import, profile, have it replicated, watch until it serves.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use mesh_consensus::{Command, DeploySpec, DeviceId, ModelRecord};
 use mesh_inference::{
@@ -51,6 +58,32 @@ pub struct Deployer {
     pub session: SessionOptions,
     /// Bytes of weights that profiling may hold.
     pub memory: u64,
+    /// Imports that are under way.
+    pub imports: Imports,
+}
+
+/// Counts imports that are under way: their blobs belong to no model yet and must not be swept away.
+#[derive(Debug, Clone, Default)]
+pub struct Imports(Arc<AtomicUsize>);
+
+impl Imports {
+    /// Whether any import is under way.
+    pub fn any(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+
+    fn begin(&self) -> ImportGuard {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        ImportGuard(Arc::clone(&self.0))
+    }
+}
+
+struct ImportGuard(Arc<AtomicUsize>);
+
+impl Drop for ImportGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A model that is imported and profiled on this device.
@@ -103,6 +136,7 @@ impl Deployer {
         events: &mpsc::Sender<DeployEvent>,
     ) -> Result<(), Failure> {
         let calibration_s = self.calibration().await?;
+        let importing = self.imports.begin();
         let imported = self.import(folder, request, events).await?;
         let ready = self.profile(imported, request, calibration_s, events).await?;
         if request.dry_run {
@@ -113,6 +147,7 @@ impl Deployer {
         }
         self.models.put(&ready.hash.to_string(), Arc::clone(&ready.model));
         let before = self.commit(&ready, request).await?;
+        drop(importing);
         self.watch(request, &ready.hash.to_string(), before, events).await
     }
 

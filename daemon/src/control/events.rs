@@ -147,6 +147,7 @@ impl Events {
         let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
         if bytes_per_s > 0.0 {
             tracing::debug!(%peer, bytes_per_s, latency_s, "link measured");
+            self.data.set_link_rate(peer, bytes_per_s);
             self.facts.update_own(&self.net, |own| {
                 own.links.insert(peer.to_string(), LinkReport { bytes_per_s, latency_s });
             });

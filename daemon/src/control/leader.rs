@@ -60,7 +60,7 @@ struct Memory {
 struct Planned {
     at: Instant,
     devices: BTreeSet<String>,
-    wishes: String,
+    asked_epoch: u64,
 }
 
 /// What should be done about a deployment now.
@@ -72,6 +72,8 @@ enum Need {
     Plan,
     /// A better plan, if there is one.
     Better,
+    /// What was wrong is over: its devices are back.
+    Healed,
     /// All stages of the prepared plan are ready.
     Activate(u64),
     /// The prepared plan cannot be had.
@@ -116,14 +118,12 @@ impl Leader {
             return self.preparing(view, deployment, preparing);
         }
         let Some(active) = &deployment.active else { return self.first_plan(deployment, view) };
-        let asked =
-            self.memory.planned.get(&deployment.name).is_none_or(|p| p.wishes == wishes_key(deployment));
-        if active.model != deployment.model || !asked {
-            return Need::Plan;
-        }
         let lost = plan_devices(&active.plan).any(|d| !self.can_serve(view, d));
-        if lost {
+        if lost || active.epoch < deployment.asked_epoch {
             return self.unless_tried(deployment, view, Need::Plan);
+        }
+        if deployment.fault.is_some() {
+            return Need::Healed;
         }
         self.maybe_better(deployment, view)
     }
@@ -173,7 +173,7 @@ impl Leader {
     fn unless_tried(&self, deployment: &Deployment, view: &ClusterView, need: Need) -> Need {
         let Some(last) = self.memory.planned.get(&deployment.name) else { return need };
         let unchanged =
-            last.devices == self.usable(deployment, view) && last.wishes == wishes_key(deployment);
+            last.devices == self.usable(deployment, view) && last.asked_epoch == deployment.asked_epoch;
         if unchanged && last.at.elapsed() < RETRY { Need::None } else { need }
     }
 
@@ -196,6 +196,7 @@ impl Leader {
         let name = deployment.name.clone();
         match need {
             Need::None => {}
+            Need::Healed => self.command(Command::SetFault { deployment: name, reason: None }).await,
             Need::Activate(epoch) => {
                 tracing::info!(deployment = %name, epoch, "all stages are ready");
                 self.command(Command::ActivatePlan { deployment: name, epoch }).await;
@@ -221,7 +222,7 @@ impl Leader {
         let usable = self.usable(deployment, view);
         let (devices, _) = self.facts.devices(view);
         let devices: Vec<DeviceFacts> = devices.into_iter().filter(|d| usable.contains(&d.id)).collect();
-        let planned = Planned { at: Instant::now(), devices: usable, wishes: wishes_key(deployment) };
+        let planned = Planned { at: Instant::now(), devices: usable, asked_epoch: deployment.asked_epoch };
         let voluntary = current.is_some();
         let result = self.solve(view, deployment, devices, current).await;
         self.memory.planned.insert(deployment.name.clone(), planned);
@@ -292,11 +293,6 @@ pub fn solve(
 /// What a deployment asks of its plan.
 pub fn wishes(deployment: &Deployment) -> Wishes {
     Wishes { objective: deployment.objective, stages: deployment.stages, pin: deployment.pin.clone() }
-}
-
-/// Tells one set of wishes from another.
-fn wishes_key(deployment: &Deployment) -> String {
-    format!("{} {:?}", deployment.model, wishes(deployment))
 }
 
 /// All devices of a plan, some more than once.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mesh_consensus::{ClusterState, EpochPlan};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
     consensus::Consensus,
@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const RETIRE: Duration = Duration::from_secs(2);
 /// A stage that could not be prepared is tried again after this long, while it is still wanted.
 const RETRY: Duration = Duration::from_secs(5);
+/// Pause after a manifest could not be fetched.
+const MANIFEST_RETRY: Duration = Duration::from_secs(1);
 
 /// The reconcile loop of this device.
 pub struct Reconciler {
@@ -47,7 +49,7 @@ pub struct Reconciler {
     done: mpsc::Sender<(SessionKey, Result<Prepared, String>)>,
     prepared: mpsc::Receiver<(SessionKey, Result<Prepared, String>)>,
     routes: BTreeMap<String, (u64, Arc<Route>)>,
-    wanted_models: BTreeSet<String>,
+    wanted_models: HashMap<String, AbortHandle>,
 }
 
 impl std::fmt::Debug for Reconciler {
@@ -58,7 +60,7 @@ impl std::fmt::Debug for Reconciler {
 
 /// A session on its way, or at work.
 enum Slot {
-    Preparing { done: Arc<AtomicU64>, total: Arc<AtomicU64>, task: tokio::task::AbortHandle },
+    Preparing { done: Arc<AtomicU64>, total: Arc<AtomicU64>, task: AbortHandle },
     Ready(Prepared),
     Failed { reason: String, at: Instant },
 }
@@ -105,7 +107,7 @@ impl Reconciler {
             done,
             prepared,
             routes: BTreeMap::new(),
-            wanted_models: BTreeSet::new(),
+            wanted_models: HashMap::new(),
         }
     }
 
@@ -207,10 +209,10 @@ impl Reconciler {
     /// Gives the data plane the route of every active plan whose model is known here.
     fn publish_routes(&mut self, state: &ClusterState) {
         let mut routes = BTreeMap::new();
+        for hash in state.models.keys() {
+            self.want_model(hash);
+        }
         for deployment in state.deployments.values() {
-            for hash in std::iter::once(&deployment.model).chain(deployment.active.iter().map(|a| &a.model)) {
-                self.want_model(hash);
-            }
             let Some(active) = &deployment.active else {
                 let empty = Route { deployment: deployment.name.clone(), ..Route::default() };
                 routes.insert(deployment.name.clone(), (0, Arc::new(empty)));
@@ -230,24 +232,34 @@ impl Reconciler {
         if epochs(&routes) != epochs(&self.routes) {
             let table = routes.iter().map(|(name, (_, route))| (name.clone(), Arc::clone(route))).collect();
             self.data.set_routes(table);
+            let name = |m: &mesh_consensus::Member| Some((m.device.0.parse().ok()?, m.name.clone()));
+            self.data.set_names(state.members.values().filter_map(name).collect());
         }
         self.routes = routes;
-        self.wanted_models.retain(|hash| state.models.contains_key(hash));
+        self.wanted_models.retain(|hash, task| {
+            let known = state.models.contains_key(hash);
+            if !known {
+                task.abort();
+            }
+            known
+        });
         self.models.retain(&|hash| state.models.contains_key(hash));
     }
 
-    /// Sees to it that a model's manifest comes here.
+    /// Sees to it that a model's manifest comes here: one attempt at a time, with a pause after a failure.
     fn want_model(&mut self, hash: &str) {
-        if self.models.get(hash).is_some() || !self.wanted_models.insert(hash.to_owned()) {
+        let trying = self.wanted_models.get(hash).is_some_and(|task| !task.is_finished());
+        if trying || self.models.get(hash).is_some() {
             return;
         }
-        let (models, hash) = (self.models.clone(), hash.to_owned());
-        tokio::spawn(async move {
-            while let Err(error) = models.ensure(&hash).await {
+        let (models, wanted) = (self.models.clone(), hash.to_owned());
+        let task = tokio::spawn(async move {
+            if let Err(error) = models.ensure(&wanted).await {
                 tracing::debug!(%error, "a manifest is not here yet");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(MANIFEST_RETRY).await;
             }
         });
+        self.wanted_models.insert(hash.to_owned(), task.abort_handle());
     }
 
     fn route(&self, name: &str, active: &EpochPlan) -> Option<Route> {

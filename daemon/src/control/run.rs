@@ -1,8 +1,7 @@
 //! The composition root: builds the parts of a daemon in order, runs them, ends them in order.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
 use mesh_config::Config;
 use mesh_consensus::{DeviceId, StorageId, StoreError, founding::Candidate};
 use mesh_inference::{
@@ -16,7 +15,7 @@ use super::{
     app::DaemonApp,
     budget,
     consensus::{self, Consensus, ConsensusError, Input, ThreadStart},
-    deploy::Deployer,
+    deploy::{Deployer, Imports},
     events::{Events, Refusals, ask_to_join},
     facts::Facts,
     leader::Leader,
@@ -33,8 +32,8 @@ use super::{
 };
 use crate::{
     app::AppHandle,
-    data::{DataLimits, DataPlane, DataStream, Transport as DataPlaneTransport},
-    net::{Channel, Identity, IdentityError, Net, NetConfig, NetStartError, PeerId},
+    data::{DataLimits, DataPlane},
+    net::{Identity, IdentityError, Net, NetConfig, NetStartError},
 };
 
 /// Time for open streams and tasks to end at shutdown.
@@ -208,10 +207,11 @@ fn build(
     uploads: PathBuf,
 ) -> Built {
     let threads = session_threads(config.limits.threads);
+    let budget = config.limits.memory.unwrap_or_else(budget::automatic);
     let own = NodeReport {
         name: config.node.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        memory_budget_bytes: config.limits.memory.unwrap_or_else(budget::automatic),
+        memory_budget_bytes: budget,
         memory_used_bytes: 0,
         calibration_s: None,
         stages: Vec::new(),
@@ -221,7 +221,7 @@ fn build(
     facts.update_own(&net, |_| {});
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
     let models = Models::new(transfer.clone());
-    let data = DataPlane::start(net.local_peer(), DataTransport(net.clone()), DataLimits::default());
+    let data = DataPlane::start(net.local_peer(), net.clone(), DataLimits::for_memory(budget));
     let proposer = Proposer::new(net.clone(), consensus.clone());
     let options = SessionOptions {
         threads,
@@ -238,7 +238,8 @@ fn build(
         proposer: proposer.clone(),
         engine,
         session: options,
-        memory: facts.own().memory_budget_bytes,
+        memory: budget,
+        imports: Imports::default(),
     };
     let parts = Parts {
         net: net.clone(),
@@ -258,7 +259,7 @@ fn build(
             proposer: proposer.clone(),
             refusals: refusals.clone(),
         },
-        reconciler: Reconciler::new(parts, Spread::new(facts.clone(), transfer)),
+        reconciler: Reconciler::new(parts, Spread::new(facts.clone(), transfer, deployer.imports.clone())),
         leader: Leader::new(consensus.clone(), facts.clone(), models.clone(), proposer.clone()),
         app: DaemonApp {
             cluster_name: config.cluster.name.clone(),
@@ -315,20 +316,5 @@ impl Running {
         self.tasks.abort_all();
         let _ =
             tokio::time::timeout(GOODBYE, async { while self.tasks.join_next().await.is_some() {} }).await;
-    }
-}
-
-/// The data plane's streams, on the network.
-#[derive(Debug)]
-struct DataTransport(Net);
-
-impl DataPlaneTransport for DataTransport {
-    fn open(&self, peer: PeerId) -> BoxFuture<'static, io::Result<Box<dyn DataStream>>> {
-        let net = self.0.clone();
-        async move {
-            let stream = net.open(peer, Channel::Data).await.map_err(io::Error::other)?;
-            Ok(Box::new(stream) as Box<dyn DataStream>)
-        }
-        .boxed()
     }
 }

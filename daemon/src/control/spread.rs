@@ -14,6 +14,7 @@ use mesh_consensus::ClusterState;
 use mesh_inference::blobs::Hash;
 
 use super::{
+    deploy::Imports,
     facts::Facts,
     models::Models,
     transfer::{Transfer, Wanted},
@@ -27,14 +28,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Spread {
     facts: Facts,
     transfer: Transfer,
+    imports: Imports,
     busy: Arc<AtomicBool>,
     looked: Option<Instant>,
+    /// The models that the store was last swept for.
+    swept: Option<BTreeSet<String>>,
 }
 
 impl Spread {
     /// On this device.
-    pub fn new(facts: Facts, transfer: Transfer) -> Self {
-        Self { facts, transfer, busy: Arc::default(), looked: None }
+    pub fn new(facts: Facts, transfer: Transfer, imports: Imports) -> Self {
+        Self { facts, transfer, imports, busy: Arc::default(), looked: None, swept: None }
     }
 
     /// Starts fetching what is missing of this device's share, unless a fetch is under way.
@@ -43,6 +47,7 @@ impl Spread {
             return;
         }
         self.looked = Some(Instant::now());
+        self.sweep(state, models);
         let missing = self.missing(state, models);
         if missing.is_empty() {
             return;
@@ -55,6 +60,32 @@ impl Spread {
             }
             busy.store(false, Ordering::Release);
         });
+    }
+
+    /// Removes blobs that belong to no model: of models that were removed, and of imports that failed. Only as a
+    /// member, with all models known, and while nothing is being imported here.
+    fn sweep(&mut self, state: &ClusterState, models: &Models) {
+        let names: BTreeSet<String> = state.models.keys().cloned().collect();
+        let member = state.members.values().any(|m| m.device.0 == self.facts.me().to_string());
+        if !member || self.imports.any() || self.swept.as_ref() == Some(&names) {
+            return;
+        }
+        let mut keep: BTreeSet<Hash> = BTreeSet::new();
+        for record in state.models.values() {
+            let Some(model) = models.get(&record.hash) else { return };
+            let small = std::iter::once(&record.hash).chain(record.profile_blob.iter());
+            keep.extend(small.filter_map(|hash| hash.parse::<Hash>().ok()));
+            keep.extend(model.blobs().iter().map(|blob| blob.hash));
+        }
+        let store = self.transfer.store();
+        let Ok(held) = store.list() else { return };
+        for (hash, bytes) in held.into_iter().filter(|(hash, _)| !keep.contains(hash)) {
+            match store.remove(&hash) {
+                Ok(()) => tracing::debug!(%hash, bytes, "blob of no model removed"),
+                Err(error) => tracing::warn!(%hash, %error, "a blob of no model cannot be removed"),
+            }
+        }
+        self.swept = Some(names);
     }
 
     fn missing(&self, state: &ClusterState, models: &Models) -> Vec<Wanted> {
