@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const EXCLUSION: Duration = Duration::from_secs(30);
 /// A deployment that could not be planned is tried again this often while nothing changes.
 const RETRY: Duration = Duration::from_secs(5);
+/// A first plan whose weights cannot be spread (a full disk) is activated all the same after this long.
+const SPREAD_PATIENCE: Duration = Duration::from_secs(120);
 /// Pause between voluntary moves.
 const COOL_DOWN: Duration = Duration::from_secs(30);
 /// A voluntary move must promise this much more throughput.
@@ -157,7 +159,18 @@ impl Leader {
                 }
             }
         }
-        if ready { Need::Activate(preparing.epoch) } else { Need::None }
+        if ready && self.is_safe(view, deployment) { Need::Activate(preparing.epoch) } else { Need::None }
+    }
+
+    /// Whether the loss of one device would lose no weights: a deployment's first plan waits for that, so that a
+    /// model that serves can be served again.
+    fn is_safe(&self, view: &ClusterView, deployment: &Deployment) -> bool {
+        let waited =
+            self.memory.planned.get(&deployment.name).is_none_or(|p| p.at.elapsed() > SPREAD_PATIENCE);
+        let mut live = view.state.members.values().filter(|m| self.facts.is_live(&m.device.0));
+        let kept =
+            |device: &str| self.facts.report(device).is_some_and(|r| r.kept.contains(&deployment.model));
+        deployment.active.is_some() || waited || live.all(|m| kept(&m.device.0))
     }
 
     fn first_plan(&self, deployment: &Deployment, view: &ClusterView) -> Need {
@@ -253,7 +266,7 @@ impl Leader {
     ) -> Result<Option<Plan>, String> {
         let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
-        let profile = self.models.profile(profile).await.map_err(|e| e.to_string())?;
+        let profile = self.models.profile(profile).await.map_err(|e| super::chain(&e))?;
         let wishes = wishes(deployment);
         let solved =
             tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, current.as_ref()));

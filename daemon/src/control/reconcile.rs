@@ -116,8 +116,8 @@ impl Reconciler {
         let mut changes = self.consensus.view();
         loop {
             let state = Arc::clone(&changes.borrow_and_update().state);
-            self.reconcile(&state);
             self.spread.look(&state, &self.models);
+            self.reconcile(&state);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 Some((key, result)) = self.prepared.recv() => self.finished(key, result),
@@ -308,6 +308,7 @@ impl Reconciler {
         self.facts.update_own(&self.net, |own| {
             own.stages = stages;
             own.memory_used_bytes = used;
+            own.kept.clone_from(self.spread.kept());
         });
     }
 

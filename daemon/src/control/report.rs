@@ -1,7 +1,7 @@
 //! What a device tells all others with every heartbeat. Level-triggered: a newer report replaces an older one,
 //! so a new leader knows all it needs after one heartbeat from each device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct NodeReport {
     pub calibration_s: Option<f64>,
     /// Every stage that this device holds or prepares.
     pub stages: Vec<StageReport>,
+    /// Models (manifest hashes) of which the device holds its whole share of blobs.
+    pub kept: BTreeSet<String>,
     /// Measured bandwidth to peers, bytes per second, by PeerId.
     pub links: BTreeMap<String, LinkReport>,
 }

@@ -215,6 +215,7 @@ fn build(
         memory_used_bytes: 0,
         calibration_s: None,
         stages: Vec::new(),
+        kept: std::collections::BTreeSet::new(),
         links: std::collections::BTreeMap::new(),
     };
     let facts = Facts::new(net.local_peer(), Peers::default(), own);

@@ -2,7 +2,7 @@
 //! of keepers by rendezvous hashing over the live members, and every device fetches what it should keep.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,8 +20,10 @@ use super::{
     transfer::{Transfer, Wanted},
 };
 
-/// Pause between two looks at what should be kept here.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two looks at what should be kept here, while nothing has changed.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Pause between two attempts at what is missing.
+const RETRY: Duration = Duration::from_millis(300);
 
 /// Keeps this device's share of all models' blobs.
 #[derive(Debug)]
@@ -30,7 +32,9 @@ pub struct Spread {
     transfer: Transfer,
     imports: Imports,
     busy: Arc<AtomicBool>,
-    looked: Option<Instant>,
+    looked: Option<(Instant, Situation)>,
+    /// Models of which this device holds its whole share.
+    kept: BTreeSet<String>,
     /// The models that the store was last swept for.
     swept: Option<BTreeSet<String>>,
 }
@@ -38,17 +42,36 @@ pub struct Spread {
 impl Spread {
     /// On this device.
     pub fn new(facts: Facts, transfer: Transfer, imports: Imports) -> Self {
-        Self { facts, transfer, imports, busy: Arc::default(), looked: None, swept: None }
+        Self {
+            facts,
+            transfer,
+            imports,
+            busy: Arc::default(),
+            looked: None,
+            kept: BTreeSet::new(),
+            swept: None,
+        }
+    }
+
+    /// Models of which this device holds its whole share, as of the last look.
+    pub fn kept(&self) -> &BTreeSet<String> {
+        &self.kept
     }
 
     /// Starts fetching what is missing of this device's share, unless a fetch is under way.
     pub fn look(&mut self, state: &ClusterState, models: &Models) {
-        if self.looked.is_some_and(|at| at.elapsed() < PAUSE) || self.busy.load(Ordering::Acquire) {
+        let live = self.live(state);
+        let known = state.models.keys().filter(|hash| models.get(hash).is_some()).cloned().collect();
+        let situation = Situation { live, known, models: state.models.len() };
+        let all_kept = self.kept.len() == state.models.len();
+        let pause = if all_kept { PAUSE } else { RETRY };
+        let fresh = self.looked.as_ref().is_some_and(|(at, then)| *then == situation && at.elapsed() < pause);
+        if fresh || self.busy.load(Ordering::Acquire) {
             return;
         }
-        self.looked = Some(Instant::now());
         self.sweep(state, models);
-        let missing = self.missing(state, models);
+        let missing = self.missing(state, models, &situation.live);
+        self.looked = Some((Instant::now(), situation));
         if missing.is_empty() {
             return;
         }
@@ -60,6 +83,11 @@ impl Spread {
             }
             busy.store(false, Ordering::Release);
         });
+    }
+
+    fn live(&self, state: &ClusterState) -> Vec<String> {
+        let members = state.members.values().map(|m| m.device.0.clone());
+        members.filter(|d| self.facts.is_live(d)).collect()
     }
 
     /// Removes blobs that belong to no model: of models that were removed, and of imports that failed. Only as a
@@ -88,31 +116,35 @@ impl Spread {
         self.swept = Some(names);
     }
 
-    fn missing(&self, state: &ClusterState, models: &Models) -> Vec<Wanted> {
-        let live: Vec<String> =
-            state.members.values().map(|m| m.device.0.clone()).filter(|d| self.facts.is_live(d)).collect();
+    /// What this device should keep and does not hold. Also notes which models are complete here.
+    fn missing(&mut self, state: &ClusterState, models: &Models, live: &[String]) -> Vec<Wanted> {
         let me = self.facts.me().to_string();
-        let mut wanted: BTreeSet<(Hash, Option<u64>)> = BTreeSet::new();
+        let store = self.transfer.store();
+        let mut missing: BTreeMap<Hash, Option<u64>> = BTreeMap::new();
+        self.kept.clear();
         for record in state.models.values() {
+            let before = missing.len();
             // Manifests and profiles are small: every device keeps them.
-            for hash in std::iter::once(&record.hash).chain(record.profile_blob.iter()) {
-                if let Ok(hash) = hash.parse() {
-                    wanted.insert((hash, None));
-                }
-            }
-            if let Some(model) = models.get(&record.hash) {
-                for blob in model.blobs().iter().filter(|b| keepers(&b.hash, &live).contains(&me.as_str())) {
-                    wanted.insert((blob.hash, Some(blob.bytes)));
-                }
+            let small = std::iter::once(&record.hash).chain(record.profile_blob.iter());
+            let small = small.filter_map(|hash| hash.parse::<Hash>().ok()).filter(|hash| !store.has(hash));
+            missing.extend(small.map(|hash| (hash, None)));
+            let Some(model) = models.get(&record.hash) else { continue };
+            let mine = model.blobs().iter().filter(|b| keepers(&b.hash, live).contains(&me.as_str()));
+            missing.extend(mine.filter(|b| !store.has(&b.hash)).map(|b| (b.hash, Some(b.bytes))));
+            if missing.len() == before {
+                self.kept.insert(record.hash.clone());
             }
         }
-        let store = self.transfer.store();
-        wanted
-            .into_iter()
-            .filter(|(hash, _)| !store.has(hash))
-            .map(|(hash, bytes)| Wanted { hash, bytes })
-            .collect()
+        missing.into_iter().map(|(hash, bytes)| Wanted { hash, bytes }).collect()
     }
+}
+
+/// What decides which blobs this device should keep.
+#[derive(Debug, PartialEq, Eq)]
+struct Situation {
+    live: Vec<String>,
+    known: BTreeSet<String>,
+    models: usize,
 }
 
 /// How many devices keep each blob.

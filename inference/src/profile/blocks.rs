@@ -16,6 +16,9 @@ use crate::model::{Model, StageModel};
 use crate::runtime::{Engine, ModelSource, RunError, Session};
 use crate::tensor::Tensor;
 
+/// How much of a block's peak memory cannot be told from the rest of the process.
+const NOISE_BYTES: u64 = 4 << 20;
+
 /// What measures a model.
 pub(super) struct Prober<'a> {
     pub(super) model: &'a Model,
@@ -108,7 +111,9 @@ impl Prober<'_> {
             session.run(&inputs).map(|_| ()).map_err(failed)
         })?;
         let names = session.outputs().iter().map(|port| port.name.clone());
-        Ok(Probe { seconds, peak: seen.max(held), outputs: names.zip(outputs).collect() })
+        // Below this the process's own noise (other threads, reused heap) is all that is seen.
+        let peak = if seen > held + NOISE_BYTES { seen } else { held };
+        Ok(Probe { seconds, peak, outputs: names.zip(outputs).collect() })
     }
 
     fn session(&self, stage: &StageModel, first: usize, last: usize) -> Result<Session, ProfileError> {
