@@ -108,10 +108,14 @@ fn check(rack: &Rack, at: usize, folder: &Path) -> Vec<String> {
     let lengths: &[i64] = if whole.has_dynamic_length() { &[16, 77] } else { &[0] };
     for batch in [1, 4] {
         for &length in lengths {
-            let Some(inputs) = whole.inputs(batch, length, 7 * batch.unsigned_abs()) else { continue };
-            let expected = whole.run(&inputs);
+            // Other inputs at every device, so that an answer to another's question is seen.
+            let questions: Option<Vec<Named>> =
+                (0..4).map(|seed| whole.inputs(batch, length, seed)).collect();
+            let Some(questions) = questions else { continue };
+            let questions: Vec<(Named, Named)> =
+                questions.into_iter().map(|inputs| (inputs.clone(), whole.run(&inputs))).collect();
             let case = format!("{name}, batch {batch}, length {length}");
-            faults.extend(ask_everywhere(rack, name, &case, &inputs, &expected));
+            faults.extend(ask_everywhere(rack, name, &case, &questions));
         }
     }
     let output = rack.devices[at].mesh(&["undeploy", name]);
@@ -145,26 +149,42 @@ fn deploy(device: &Device, name: &str, file: &Path) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{name}: mesh deploy: {status}\n{said}")) }
 }
 
-/// Asks every device the same twice: the second time nothing is new to the stages.
-fn ask_everywhere(rack: &Rack, name: &str, case: &str, inputs: &Named, expected: &Named) -> Vec<String> {
-    let (mut faults, mut worst, mut times) = (Vec::new(), 0.0f64, Vec::new());
-    for device in &rack.devices {
-        for _ in 0..2 {
-            let (model, inputs) = (name.to_owned(), inputs.clone());
-            let start = Instant::now();
-            let answer = device.with_client(move |client| client.infer_binary(&model, &inputs));
-            times.push(format!("{:.0}", start.elapsed().as_secs_f64() * 1e3));
-            match answer.and_then(|found| difference(&found, expected)) {
-                Ok(difference) => {
-                    worst = worst.max(difference);
-                    if difference > TOLERANCE {
-                        faults.push(format!("{case} at {}: differs by {difference:.2e}", device.name));
-                    }
-                }
-                Err(why) => faults.push(format!("{case} at {}: {why}", device.name)),
-            }
+/// Asks every device its question, first one device after the other, then all at once.
+fn ask_everywhere(rack: &Rack, name: &str, case: &str, questions: &[(Named, Named)]) -> Vec<String> {
+    let pairs = || rack.devices.iter().zip(questions);
+    let one_by_one: Vec<Answer> = pairs().map(|(device, question)| ask(device, name, question)).collect();
+    let at_once: Vec<Answer> = std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            pairs().map(|(device, question)| scope.spawn(|| ask(device, name, question))).collect();
+        asked.into_iter().map(|thread| thread.join().expect("a client")).collect()
+    });
+    let mut faults = Vec::new();
+    for (device, answer) in rack.devices.iter().chain(&rack.devices).zip(one_by_one.iter().chain(&at_once)) {
+        match &answer.difference {
+            Ok(difference) if *difference <= TOLERANCE => {}
+            Ok(difference) => faults.push(format!("{case} at {}: differs by {difference:.2e}", device.name)),
+            Err(why) => faults.push(format!("{case} at {}: {why}", device.name)),
         }
     }
-    eprintln!("{case}: largest difference {worst:.1e}, {} ms", times.join(" "));
+    let all = one_by_one.iter().chain(&at_once);
+    let worst = all.filter_map(|a| a.difference.as_ref().ok()).fold(0.0f64, |worst, d| worst.max(*d));
+    let times =
+        |answers: &[Answer]| answers.iter().map(|a| format!("{:.0}", a.ms)).collect::<Vec<_>>().join(" ");
+    let (apart, together) = (times(&one_by_one), times(&at_once));
+    eprintln!("{case}: largest difference {worst:.1e}; one by one {apart} ms, at once {together} ms");
     faults
+}
+
+struct Answer {
+    ms: f64,
+    /// From the whole model's answer, or what came instead of an answer.
+    difference: Result<f64, String>,
+}
+
+fn ask(device: &Device, name: &str, (inputs, expected): &(Named, Named)) -> Answer {
+    let (model, inputs) = (name.to_owned(), inputs.clone());
+    let start = Instant::now();
+    let answer = device.with_client(move |client| client.infer_binary(&model, &inputs));
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+    Answer { ms, difference: answer.and_then(|found| difference(&found, expected)) }
 }
