@@ -50,3 +50,6 @@ test-models: runtime $(MODEL_PYTHON)/done $(MODEL_NAMES:%=$(MODEL_DIR)/%/model.o
 	cargo build -p mesh -p mesh-tests --tests --bins
 	MESH_MODELS=$(MODEL_DIR) MESH_PYTHON=$(MODEL_PYTHON)/bin/python \
 		cargo test -p mesh -p mesh-tests --test rack_models -- --nocapture --test-threads 1
+
+bench: build
+	MESH_BIN=$(CURDIR)/target/release/mesh cargo run --release -p mesh-tests --bin bench

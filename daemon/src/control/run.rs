@@ -208,17 +208,7 @@ fn build(
 ) -> Built {
     let threads = session_threads(config.limits.threads);
     let budget = config.limits.memory.unwrap_or_else(budget::automatic);
-    let own = NodeReport {
-        name: config.node.name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        memory_budget_bytes: budget,
-        memory_used_bytes: 0,
-        calibration_s: None,
-        stages: Vec::new(),
-        kept: std::collections::BTreeSet::new(),
-        links: std::collections::BTreeMap::new(),
-    };
-    let facts = Facts::new(net.local_peer(), Peers::default(), own);
+    let facts = Facts::new(net.local_peer(), Peers::default(), first_report(config, budget));
     facts.update_own(&net, |_| {});
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
     let models = Models::new(transfer.clone());
@@ -276,6 +266,20 @@ fn build(
             refusals,
         },
         threads,
+    }
+}
+
+/// What this device says of itself before it has measured or loaded anything.
+fn first_report(config: &Config, memory_budget_bytes: u64) -> NodeReport {
+    NodeReport {
+        name: config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        memory_budget_bytes,
+        memory_used_bytes: 0,
+        calibration_s: None,
+        stages: Vec::new(),
+        kept: std::collections::BTreeSet::new(),
+        links: std::collections::BTreeMap::new(),
     }
 }
 

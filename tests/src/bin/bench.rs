@@ -1,0 +1,174 @@
+//! `make bench`: measures the mesh in network namespaces on this host and writes `docs/benchmarks.md`. Needs root.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
+
+use std::{
+    fmt::Write as _,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use mesh_tests::{
+    digits,
+    load::DigitsLoad,
+    rack::{Rack, is_root},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const FOUNDINGS: usize = 10;
+const KILLS: usize = 5;
+/// Pairs of runs, one device and four, side by side.
+const PAIRS: usize = 3;
+/// A budget that no device can hold the digits model in, and three can.
+const SMALL: (&str, &str) = ("MESH_LIMITS_MEMORY", "448KiB");
+const ONE_THREAD: (&str, &str) = ("MESH_LIMITS_THREADS", "1");
+
+fn main() -> ExitCode {
+    if !is_root() {
+        eprintln!("bench makes network namespaces: run it as root");
+        return ExitCode::FAILURE;
+    }
+    let mut page = String::from(
+        "# Benchmarks\n\nWritten by `make bench`. Every figure is from one run on one host with all devices in network\n\
+         namespaces of it: compare ratios, not times.\n\n",
+    );
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let _ = writeln!(page, "Host: {cores} processors, {}.\n", processor());
+    founding(&mut page);
+    pipeline(&mut page);
+    kills(&mut page);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+    match std::fs::File::create(&path).and_then(|mut f| std::io::Write::write_all(&mut f, page.as_bytes())) {
+        Ok(()) => {
+            println!("{page}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("docs/benchmarks.md cannot be written: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split(':').nth(1));
+    name.unwrap_or("unknown processor").trim().to_owned()
+}
+
+fn founding(page: &mut String) {
+    let mut times: Vec<Duration> = (0..FOUNDINGS)
+        .map(|_| {
+            let mut rack = Rack::new(4, &[]);
+            rack.start(4);
+            rack.wait_for_one_cluster(PATIENCE)
+        })
+        .collect();
+    times.sort();
+    let _ = writeln!(
+        page,
+        "## Founding\n\nFour devices with identical configs, started together, real mDNS: from the last start until \
+         every device shows one cluster of four with a leader.\n\n| tries | median | longest |\n|---|---|---|\n\
+         | {FOUNDINGS} | {:.2} s | {:.2} s |\n",
+        times[FOUNDINGS / 2].as_secs_f64(),
+        times[FOUNDINGS - 1].as_secs_f64()
+    );
+}
+
+fn deployed(devices: usize, settings: &[(&str, &str)]) -> Rack {
+    let mut rack = Rack::new(devices, settings);
+    rack.start(devices);
+    rack.wait_for_one_cluster(PATIENCE);
+    let model = digits::model().display().to_string();
+    let output = rack.devices[0].mesh(&["deploy", &model, "--name", "digits"]);
+    assert!(output.status.success(), "mesh deploy: {}", String::from_utf8_lossy(&output.stderr));
+    rack
+}
+
+/// Throughput and median latency of `mesh bench` at the first device.
+fn load(rack: &Rack, concurrency: &str) -> (f64, f64) {
+    let output =
+        rack.devices[0].mesh(&["bench", "digits", "--seconds", "5", "--concurrency", concurrency, "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report of mesh bench");
+    assert_eq!(report["errors"], 0, "{report}");
+    let number = |key: &str| report[key].as_f64().expect("a number of the report");
+    (number("throughput_rps"), number("p50_ms"))
+}
+
+fn pipeline(page: &mut String) {
+    let _ = writeln!(
+        page,
+        "## What the mesh costs\n\nThe digits model (0.2 ms of compute) on one device, and cut in stages over four \
+         that share this host's processors: the ratio is what cutting, frames, encryption and hops cost a model that \
+         is far too small to be cut. Closed loop, answers compared.\n\n\
+         | clients | one device | four devices | ratio | latency, one | latency, four |\n|---|---|---|---|---|---|"
+    );
+    let one = deployed(1, &[ONE_THREAD]);
+    let mut rows = Vec::new();
+    for concurrency in ["1", "8"] {
+        rows.push((concurrency, (0..PAIRS).map(|_| load(&one, concurrency)).collect::<Vec<_>>()));
+    }
+    drop(one);
+    let four = deployed(4, &[ONE_THREAD, SMALL]);
+    for (concurrency, single) in rows {
+        let several: Vec<_> = (0..PAIRS).map(|_| load(&four, concurrency)).collect();
+        let ((one, one_ms), (four, four_ms)) = (median(single), median(several));
+        let _ = writeln!(
+            page,
+            "| {concurrency} | {one:.0}/s | {four:.0}/s | {:.2} | {one_ms:.2} ms | {four_ms:.2} ms |",
+            four / one
+        );
+    }
+    page.push('\n');
+}
+
+fn median(mut runs: Vec<(f64, f64)>) -> (f64, f64) {
+    runs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    runs[runs.len() / 2]
+}
+
+fn kills(page: &mut String) {
+    let _ = writeln!(
+        page,
+        "## Losing a device\n\nDigits in stages on four devices, four closed-loop clients at one of them, every answer \
+         compared with the whole model's. `kill -9` of a device that serves a stage (not the leader), and of the \
+         leader.\n\n| killed | tries | longest time a client waited: median | longest | wrong | lost |\n|---|---|---|---|---|---|"
+    );
+    for leader in [false, true] {
+        let results: Vec<_> = (0..KILLS).map(|_| kill(leader)).collect();
+        let mut gaps: Vec<Duration> = results.iter().map(|r| r.longest_gap).collect();
+        gaps.sort();
+        let _ = writeln!(
+            page,
+            "| {} | {KILLS} | {:.2} s | {:.2} s | {} | {} |",
+            if leader { "leader" } else { "stage device" },
+            gaps[KILLS / 2].as_secs_f64(),
+            gaps[KILLS - 1].as_secs_f64(),
+            results.iter().map(|r| r.wrong).sum::<u64>(),
+            results.iter().map(|r| r.failures.len()).sum::<usize>()
+        );
+    }
+}
+
+fn kill(leader: bool) -> mesh_tests::load::LoadResult {
+    let mut rack = deployed(4, &[ONE_THREAD, SMALL]);
+    let status = rack.devices[0].status().expect("status");
+    let stages = status.deployments[0].stages.iter().flat_map(|s| &s.replicas).map(|r| r.node.clone());
+    let victim = if leader {
+        status.cluster.leader.clone()
+    } else {
+        stages.into_iter().find(|n| *n != status.cluster.leader).expect("a stage off the leader")
+    };
+    let ids: Vec<String> =
+        rack.devices.iter().map(|d| d.status().map(|s| s.this_node).unwrap_or_default()).collect();
+    let victim = ids.iter().position(|id| *id == victim).expect("a device of the rack");
+    let ingress = (0..4).find(|i| *i != victim).expect("another device");
+    let load = DigitsLoad::start(&rack.devices[ingress], 4);
+    load.wait_for(100, PATIENCE);
+    let killed = Instant::now();
+    rack.devices[victim].kill();
+    load.wait_for(200, PATIENCE);
+    eprintln!("killed, and 200 answers later: {:?}", killed.elapsed());
+    load.stop()
+}
