@@ -59,13 +59,13 @@ fn input(port: &Port, batch: i64, length: i64, random: &mut ChaCha8Rng) -> Optio
         return None;
     }
     let count = usize::try_from(shape.iter().product::<i64>()).expect("no negative extent");
-    let tensor = match port.dtype.expect("an input of numbers") {
-        DType::Int64 => Tensor::from_slice(&shape, &integers(&port.name, count, random)),
-        DType::Fp32 => {
-            let data: Vec<f32> = (0..count).map(|_| random.random_range(-1.0..1.0)).collect();
-            Tensor::from_slice(&shape, &data)
-        }
-        other => panic!("no inputs of type {other:?} are made here"),
+    let dtype = port.dtype.expect("an input of numbers");
+    let tensor = if dtype == DType::Int64 {
+        Tensor::from_slice(&shape, &integers(&port.name, count, random))
+    } else {
+        assert_eq!(dtype, DType::Fp32, "inputs of other types are not made here");
+        let data: Vec<f32> = (0..count).map(|_| random.random_range(-1.0..1.0)).collect();
+        Tensor::from_slice(&shape, &data)
     };
     Some((port.name.clone(), tensor.expect("the count fits the shape")))
 }
