@@ -198,20 +198,6 @@ fn join_through(net: Net, me: Candidate, answers: std::sync::mpsc::Receiver<Cons
     })
 }
 
-/// What this device says of itself before anything is measured.
-fn first_report(config: &Config, budget: u64) -> NodeReport {
-    NodeReport {
-        name: config.node.name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        memory_budget_bytes: budget,
-        memory_used_bytes: 0,
-        calibration_s: None,
-        stages: Vec::new(),
-        kept: std::collections::BTreeSet::new(),
-        links: std::collections::BTreeMap::new(),
-    }
-}
-
 fn build(
     config: &Config,
     net: Net,
