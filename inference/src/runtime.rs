@@ -74,6 +74,11 @@ impl Engine {
         session::create(self, source, options)
     }
 
+    /// Refuses execution providers that this library or this machine does not have, before any model needs them.
+    pub fn check_providers(&self, names: &[String]) -> Result<(), EngineError> {
+        session::check_providers(self, names)
+    }
+
     /// A token with which another thread can end one run.
     pub fn cancel_token(&self) -> Result<CancelToken, EngineError> {
         CancelToken::new()

@@ -71,13 +71,18 @@ async fn pump(mut events: mpsc::Receiver<DeployEvent>, client: &mpsc::Sender<Byt
     }
 }
 
-fn check(request: &DeployRequest) -> Result<(), ApiError> {
-    if !uploads::is_plain(&request.name) {
-        return Err(ApiError::bad(format!(
-            "{:?} is no name for a deployment: use 1 to 64 letters, digits, '-', '_' and '.', not starting with '.'",
-            request.name
-        )));
+/// Whether a deployment may have this name, or why not.
+pub(crate) fn check_deployment_name(name: &str) -> Result<(), String> {
+    match uploads::is_plain(name) {
+        true => Ok(()),
+        false => Err(format!(
+            "{name:?} is no name for a deployment: use 1 to 64 letters, digits, '-', '_' and '.', not starting with '.'"
+        )),
     }
+}
+
+fn check(request: &DeployRequest) -> Result<(), ApiError> {
+    check_deployment_name(&request.name).map_err(ApiError::bad)?;
     if !uploads::is_plain(&request.upload) {
         return Err(ApiError::bad(format!("{:?} is no upload", request.upload)));
     }

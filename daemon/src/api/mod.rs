@@ -27,6 +27,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
+pub(crate) use self::deploy::check_deployment_name;
 use self::error::ApiError;
 use crate::app::AppHandle;
 

@@ -16,21 +16,22 @@ use super::{
     progress::{Progress, Unit},
 };
 use crate::{
+    api::check_deployment_name,
     app::{DeployEvent, DeployRequest},
     status::Status,
 };
 
 pub(super) fn run(global: &Global, args: &Deploy) -> Result<(), CliError> {
     // What is wrong here is said before anything is sent.
+    check_deployment_name(&args.name).map_err(CliError::usage)?;
     let files = files(&args.file)?;
     let pin = args.pin.as_deref().map(read_plan).transpose()?;
     let client = Client::new(global)?;
     let status: Status = client.get("/api/status")?;
     let upload = format!("cli-{:016x}", rand::random::<u64>());
-    if let Err(error) = send(&client, &upload, &files) {
-        let _ = client.delete(&format!("/api/uploads/{upload}"), std::time::Duration::from_secs(10));
-        return Err(error);
-    }
+    let uploaded = format!("/api/uploads/{upload}");
+    let forget = || drop(client.delete(&uploaded, std::time::Duration::from_secs(10)));
+    send(&client, &upload, &files).inspect_err(|_| forget())?;
     let request = DeployRequest {
         name: args.name.clone(),
         upload,
@@ -45,7 +46,7 @@ pub(super) fn run(global: &Global, args: &Deploy) -> Result<(), CliError> {
         dry_run: args.dry_run,
     };
     let mut follow = Follow { args, status, progress: Progress::default(), end: None };
-    client.deploy(&request, |event| follow.event(event))?;
+    client.deploy(&request, |event| follow.event(event)).inspect_err(|_| forget())?;
     follow.progress.finish();
     follow.end.unwrap_or_else(|| {
         Err(CliError::unreachable(format!(

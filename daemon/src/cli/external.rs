@@ -65,11 +65,14 @@ impl From<io::Error> for WalkError {
 pub(super) fn data_files(model: &Path) -> Result<Vec<(String, PathBuf)>, CliError> {
     let file = File::open(model).map_err(|error| file_error(model, &error))?;
     let len = file.metadata().map_err(|error| file_error(model, &error))?.len();
+    if len == 0 {
+        return Err(CliError::failed(format!("{} is empty: copy or export it again", model.display())));
+    }
     let mut walk = Walk { from: BufReader::new(file), at: 0, names: BTreeSet::new() };
     walk.message(Message::Model, len, 0).map_err(|error| match error {
         WalkError::Io(error) => file_error(model, &error),
         WalkError::Broken => CliError::failed(format!(
-            "{} is not an ONNX model, or was cut short on its way here",
+            "{} is not an ONNX model, or was cut short on its way here: copy or export it again",
             model.display()
         )),
     })?;

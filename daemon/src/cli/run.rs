@@ -32,12 +32,12 @@ pub(super) fn run(global: &Global, args: &Run) -> Result<(), CliError> {
     result
 }
 
-/// What is logged without `RUST_LOG`. ONNX Runtime's crate has a line at INFO for every session.
-const LOGGED: &str = "info,ort=warn";
+/// What is logged without `RUST_LOG`: libraries only when something is wrong.
+const LOG_FILTER: &str = "info,ort=warn,libp2p_swarm=warn";
 
 /// Logs go to stderr, filtered by `RUST_LOG`.
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
         LogFormat::Json => builder.json().init(),

@@ -37,7 +37,10 @@ pub(super) fn describe(status: &Status) -> String {
 
 fn cluster(status: &Status) -> String {
     let cluster = &status.cluster;
+    // A device that was removed, or that has only just joined.
+    let outside = status.nodes.iter().any(|n| n.id == status.this_node && n.state == "joining");
     let state = match (cluster.id.is_empty(), cluster.quorum) {
+        (false, false) if outside => paint(Paint::Red, "this device is not in the cluster"),
         (true, _) => paint(Paint::Yellow, "not formed yet"),
         (false, true) => paint(Paint::Green, "healthy"),
         (false, false) => paint(Paint::Red, "no quorum: serving goes on, changes wait"),
@@ -79,11 +82,14 @@ fn state(text: &str) -> String {
 
 fn describe_deployment(deployment: &DeploymentStatus, status: &Status) -> String {
     let mut text = format!(
-        "{}: {}, for {}, plan {}\n",
+        "{}: {}, for {}, {}\n",
         paint(Paint::Bold, &deployment.name),
         state(&deployment.state),
         deployment.objective,
-        deployment.epoch
+        match deployment.epoch {
+            0 => "no plan yet".to_owned(),
+            epoch => format!("plan {epoch}"),
+        }
     );
     if !deployment.reason.is_empty() {
         let _ = writeln!(text, "  {}", deployment.reason);

@@ -84,7 +84,17 @@ impl DaemonApp {
         async move { proposer.propose(command, PATIENCE).await.map(|_| ()).map_err(app_error) }.boxed()
     }
 
-    fn unknown(name: &str) -> AppError {
+    /// There is no deployment of this name here. A device outside the cluster cannot know.
+    fn unknown(&self, name: &str) -> AppError {
+        let view = self.view();
+        if view.phase != Phase::Member || view.refused.is_some() {
+            return AppError::Unavailable {
+                message: format!(
+                    "this device is not in the cluster and does not serve `{name}`: see `mesh status`"
+                ),
+                retry_after_s: 5,
+            };
+        }
         AppError::NotFound(format!(
             "no deployment `{name}`; `mesh status` shows all, `mesh deploy` makes one"
         ))
@@ -129,11 +139,11 @@ impl App for DaemonApp {
 
     fn plan(&self, name: &str) -> Result<(u64, Plan), AppError> {
         let view = self.view();
-        let deployment = view.state.deployments.get(name).ok_or_else(|| Self::unknown(name))?;
+        let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
         let plan = deployment.active.as_ref().or(deployment.preparing.as_ref());
         plan.map(|p| (p.epoch, p.plan.clone())).ok_or_else(|| AppError::Unavailable {
             message: match &deployment.fault {
-                Some(fault) => format!("`{name}` has no plan: {fault}"),
+                Some(fault) => format!("`{name}` has no plan: {}", self.facts.named(&view, fault)),
                 None => format!("`{name}` has no plan yet"),
             },
             retry_after_s: 2,
@@ -142,7 +152,7 @@ impl App for DaemonApp {
 
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError> {
         let view = self.view();
-        let deployment = view.state.deployments.get(name).ok_or_else(|| Self::unknown(name))?;
+        let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
         let hash = deployment.active.as_ref().map_or(&deployment.model, |a| &a.model);
         let model = self.models.get(hash).ok_or_else(|| AppError::Unavailable {
             message: format!("the description of `{name}` is on its way to this device"),
@@ -157,7 +167,7 @@ impl App for DaemonApp {
 
     fn model_ready(&self, name: &str) -> Result<bool, AppError> {
         let view = self.view();
-        let deployment = view.state.deployments.get(name).ok_or_else(|| Self::unknown(name))?;
+        let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
         let Some(active) = &deployment.active else { return Ok(false) };
         let live = |s: &mesh_planner::Stage| s.replicas.iter().any(|r| self.facts.is_live(&r.device));
         Ok(self.models.get(&active.model).is_some() && active.plan.stages.iter().all(live))
@@ -187,7 +197,7 @@ impl App for DaemonApp {
 
     fn undeploy(&self, name: &str) -> BoxFuture<'static, Result<(), AppError>> {
         if !self.view().state.deployments.contains_key(name) {
-            return failed(Self::unknown(name));
+            return failed(self.unknown(name));
         }
         self.command(Command::Undeploy { name: name.to_owned() })
     }

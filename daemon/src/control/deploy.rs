@@ -119,6 +119,13 @@ impl From<ProposeFailure> for Failure {
     }
 }
 
+/// An import's error with the file's name as the client gave it, not where it lies on this device.
+fn of_upload(error: &str, folder: &std::path::Path, file: &str) -> String {
+    let folder = folder.display().to_string();
+    let text = error.replace(&format!("{folder}/"), "").replace(&folder, "the upload");
+    if text.contains(file) { text } else { format!("{file}: {text}") }
+}
+
 impl Deployer {
     /// Imports the model in `folder`, plans and serves it. The last event tells the end.
     pub async fn deploy(self, folder: PathBuf, request: DeployRequest, events: mpsc::Sender<DeployEvent>) {
@@ -135,6 +142,9 @@ impl Deployer {
         request: &DeployRequest,
         events: &mpsc::Sender<DeployEvent>,
     ) -> Result<(), Failure> {
+        if !request.dry_run {
+            self.leader().await?;
+        }
         let calibration_s = self.calibration().await?;
         let importing = self.imports.begin();
         let imported = self.import(folder, request, events).await?;
@@ -149,6 +159,16 @@ impl Deployer {
         let before = self.commit(&ready, request).await?;
         drop(importing);
         self.watch(request, &ready.hash.to_string(), before, events).await
+    }
+
+    /// Waits for a leader, so that nobody imports for minutes what cannot be deployed then.
+    async fn leader(&self) -> Result<(), Failure> {
+        let mut view = self.consensus.view();
+        let known = view.wait_for(|v| v.leader.is_some_and(|l| self.facts.is_live(&l.to_string())));
+        match tokio::time::timeout(PATIENCE, known).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ProposeFailure::NoQuorum { seconds: PATIENCE.as_secs() }.into()),
+        }
     }
 
     /// This device's calibration time; waited for when the daemon has only just started.
@@ -170,18 +190,18 @@ impl Deployer {
     ) -> Result<Imported, Failure> {
         let file = folder.join(&request.file);
         let (store, engine, events) = (self.transfer.store().clone(), self.engine.clone(), events.clone());
-        let folder = folder.to_path_buf();
+        let source = folder.to_path_buf();
         let work = tokio::task::spawn_blocking(move || {
             let mut progress = |now: import::Progress| {
                 let step = "importing".to_owned();
                 let (done, total) = (now.done_bytes, now.total_bytes);
                 let _ = events.try_send(DeployEvent::Progress { step, done, total });
             };
-            import::import(&file, &folder, &store, &engine, &mut progress)
+            import::import(&file, &source, &store, &engine, &mut progress)
         });
         let result: Result<Imported, ImportError> =
             work.await.map_err(|e| Failure { status: 500, error: format!("the import failed: {e}") })?;
-        result.map_err(|e| Failure::invalid(format!("{}: {}", request.file, chain(&e))))
+        result.map_err(|e| Failure::invalid(of_upload(&chain(&e), folder, &request.file)))
     }
 
     async fn profile(
@@ -229,7 +249,8 @@ impl Deployer {
         let profile = Arc::clone(&ready.profile);
         let solved = tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, None));
         let plan = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
-        plan.map_err(Failure::invalid)?.ok_or_else(|| Failure::passing("no plan was made"))
+        plan.map_err(|e| Failure::invalid(self.facts.named(&view, &e)))?
+            .ok_or_else(|| Failure::passing("no plan was made"))
     }
 
     /// Has the model and the deployment replicated. Returns the first epoch that this deployment can get.
@@ -269,7 +290,8 @@ impl Deployer {
         let mut changes = self.consensus.view();
         let mut told_epoch = None;
         loop {
-            let state = Arc::clone(&changes.borrow_and_update().state);
+            let view = changes.borrow_and_update().clone();
+            let state = Arc::clone(&view.state);
             if let Some(deployment) = state.deployments.get(&request.name).filter(|d| d.model == model) {
                 if let Some(active) =
                     deployment.active.as_ref().filter(|a| a.epoch >= before && a.model == model)
@@ -291,7 +313,10 @@ impl Deployer {
                     let step = "preparing".to_owned();
                     let _ = events.try_send(DeployEvent::Progress { step, done, total });
                 } else if let Some(fault) = &deployment.fault {
-                    return Err(Failure::invalid(fault.clone()));
+                    let (why, name) = (self.facts.named(&view, fault), &request.name);
+                    return Err(Failure::invalid(format!(
+                        "{why}. {name} stays as failed and is planned again when the devices change; `mesh undeploy {name}` removes it"
+                    )));
                 }
             }
             if events.is_closed() {
@@ -315,5 +340,21 @@ impl Deployer {
             }
         }
         (done, total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    #[test]
+    fn errors_name_the_file_as_the_client_does() {
+        let of = |error| super::of_upload(error, Path::new("/var/lib/mesh/uploads/a1"), "m.onnx");
+        assert_eq!(of("/var/lib/mesh/uploads/a1/m.onnx is truncated"), "m.onnx is truncated");
+        assert_eq!(of("tensor 't' is damaged"), "m.onnx: tensor 't' is damaged");
+        assert_eq!(
+            of("'w.bin' is not in /var/lib/mesh/uploads/a1: put it there"),
+            "m.onnx: 'w.bin' is not in the upload: put it there"
+        );
     }
 }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     data::{DataMetrics, DeploymentMetrics},
+    net::PeerId,
     status::{
         BottleneckStatus, ClusterStatus, DeploymentStatus, NodeStatus, ReplicaStatus, StageStatus, Status,
         Warning,
@@ -48,14 +49,19 @@ impl Sources<'_> {
                 name: self.cluster_name.to_owned(),
                 id: if member { view.state.cluster_id.to_string() } else { String::new() },
                 term: view.term,
-                leader: view.leader.map(|l| l.to_string()).unwrap_or_default(),
-                quorum: view.leader.is_some(),
+                leader: self.leader().map(|l| l.to_string()).unwrap_or_default(),
+                quorum: self.leader().is_some(),
             },
             this_node: self.facts.me().to_string(),
             nodes: self.nodes(),
             deployments: view.state.deployments.values().map(|d| self.deployment(d)).collect(),
             warnings: self.warnings(),
         }
+    }
+
+    /// The leader, if it is heard: a learner keeps the name of one that died, as it takes part in no election.
+    fn leader(&self) -> Option<PeerId> {
+        self.view.leader.filter(|l| self.facts.is_live(&l.to_string()))
     }
 
     fn nodes(&self) -> Vec<NodeStatus> {
@@ -92,7 +98,7 @@ impl Sources<'_> {
             true => "up",
             false => "down",
         };
-        let leader = self.view.leader.is_some_and(|l| l.to_string() == id);
+        let leader = self.leader().is_some_and(|l| l.to_string() == id);
         let role = match self.view.voters.contains(&member.raft_id) {
             _ if leader => "leader",
             true => "voter",
@@ -176,7 +182,7 @@ impl Sources<'_> {
 
     /// `preparing`, `serving`, `degraded` or `failed`, with the reason where it is not `serving`.
     fn deployment_state(&self, deployment: &Deployment) -> (&'static str, String) {
-        let fault = deployment.fault.clone();
+        let fault = deployment.fault.as_ref().map(|fault| self.facts.named(self.view, fault));
         let Some(active) = &deployment.active else {
             return match fault {
                 Some(fault) if deployment.preparing.is_none() => ("failed", fault),
@@ -216,7 +222,8 @@ impl Sources<'_> {
         let mut warn = |what: String, remedy: String| warnings.push(Warning { what, remedy });
         let view = self.view;
         if let Some(reason) = &view.refused {
-            warn(format!("the cluster refuses this device: {reason}"), "`mesh node list` on a member".into());
+            let (what, remedy) = split(reason);
+            warn(format!("the cluster refuses this device: {what}"), remedy.to_owned());
         }
         match view.phase {
             Phase::Founding { present, needed } => warn(
@@ -232,11 +239,17 @@ impl Sources<'_> {
         let members = view.state.members.values();
         let down: Vec<&Member> = members.filter(|m| !self.facts.is_live(&m.device.0)).collect();
         let names = |list: &[&Member]| list.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
-        if view.phase == Phase::Member && view.leader.is_none() {
+        if view.phase == Phase::Member && view.refused.is_none() && self.leader().is_none() {
             let voters: Vec<&Member> =
                 down.iter().copied().filter(|m| view.voters.contains(&m.raft_id)).collect();
+            let missing = match voters.is_empty() {
+                true => "no leader is elected yet".to_owned(),
+                false => {
+                    format!("{} of {} voters are down: {}", voters.len(), view.voters.len(), names(&voters))
+                }
+            };
             warn(
-                format!("no quorum: plans cannot change (voters that are down: {})", names(&voters)),
+                format!("no quorum, plans cannot change: {missing}"),
                 "start them again; the last plan keeps serving on the devices that are up".into(),
             );
         }
@@ -247,11 +260,15 @@ impl Sources<'_> {
             );
         }
         for (whom, why) in self.refusals.recent() {
-            warn(
-                format!("{whom} was refused: {why}"),
-                "give every device the same mesh.toml and cluster.key".into(),
-            );
+            let (why, remedy) = split(&why);
+            warn(format!("{whom} was refused: {why}"), remedy.to_owned());
         }
         warnings
     }
+}
+
+/// What is wrong and what to do, of a reason that says both.
+fn split(reason: &str) -> (&str, &str) {
+    let parts = reason.split_once(": ").or_else(|| reason.split_once("; "));
+    parts.unwrap_or((reason, "`mesh doctor` checks this device"))
 }

@@ -62,8 +62,10 @@ const REFUSALS_MAX: usize = 16;
 
 impl Refusals {
     fn add(&self, whom: String, why: String) {
+        // "PEER at ADDRESS": a device that comes in again has another port each time.
+        let peer = |whom: &str| whom.split(' ').next().map(str::to_owned);
         let mut list = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        list.retain(|(w, _, at)| *w != whom && at.elapsed() < REFUSAL_AGE);
+        list.retain(|(w, _, at)| peer(w) != peer(&whom) && at.elapsed() < REFUSAL_AGE);
         if list.len() >= REFUSALS_MAX {
             list.remove(0);
         }
@@ -123,7 +125,6 @@ impl Events {
                     });
                 }
                 NetEvent::Refused { whom, why } => {
-                    tracing::warn!(%whom, %why, "refused");
                     self.refusals.add(whom, why);
                 }
             }

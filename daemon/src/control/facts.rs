@@ -100,4 +100,10 @@ impl Facts {
         let member = view.state.members.values().find(|m| m.device.0 == device);
         member.map_or_else(|| device.to_owned(), |m| m.name.clone())
     }
+
+    /// A text of the planner, which knows devices by their ids, with their names.
+    pub fn named(&self, view: &ClusterView, text: &str) -> String {
+        let members = view.state.members.values();
+        members.fold(text.to_owned(), |text, m| text.replace(&m.device.0, &m.name))
+    }
 }

@@ -44,12 +44,14 @@ const GOODBYE: Duration = Duration::from_secs(3);
 pub enum RunError {
     /// The data directory cannot be made.
     #[error(
-        "cannot use the data directory {path}: {source}; set node.data_dir to a folder that this user may write to"
+        "cannot use the data directory {}: set node.data_dir to a folder that this user may write to",
+        path.display()
     )]
     DataDir {
         /// The folder.
         path: PathBuf,
         /// Why.
+        #[source]
         source: std::io::Error,
     },
     /// The device's key.
@@ -101,6 +103,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         .map_err(|source| RunError::DataDir { path: data_dir.clone(), source })?;
     let identity = Identity::load_or_create(&data_dir)?;
     let engine = Engine::load(config.inference.onnxruntime.as_deref())?;
+    engine.check_providers(&config.inference.execution_providers)?;
     let store = BlobStore::open(&data_dir.join("blobs")).map_err(RunError::Blobs)?;
     if let Some(bytes) = config.limits.disk {
         store.set_limit(bytes);

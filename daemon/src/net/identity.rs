@@ -14,6 +14,8 @@ use rand::Rng;
 pub(super) const KEY_FILE: &str = "identity.key";
 /// Name of the storage id file inside the data directory.
 pub(super) const STORAGE_FILE: &str = "storage.id";
+/// Replicated state, which belongs to the identity that wrote it.
+const STATE_FILE: &str = "cluster.redb";
 /// No identity file is near this long; longer ones are not read.
 const MAX_FILE_BYTES: u64 = 4096;
 const STORAGE_ID_BYTES: usize = 16;
@@ -40,9 +42,18 @@ pub enum IdentityError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The device has run before, and its key is gone.
+    #[error(
+        "{} is missing, but the data directory holds the state of a device: restore the file from a backup, or move the whole data directory away and restart, which makes this a new device (then remove the old one with `mesh node remove`)",
+        path.display()
+    )]
+    Lost {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The file does not hold what it should.
     #[error(
-        "{} is damaged: restore it from a backup, or move it away and restart, which makes this a new device (then remove the old one with `mesh node remove`)",
+        "{} is damaged and was left as it is: restore it from a backup, or move the whole data directory away and restart, which makes this a new device (then remove the old one with `mesh node remove`)",
         path.display()
     )]
     Corrupt {
@@ -66,10 +77,11 @@ impl Identity {
             path: data_dir.to_owned(),
             source,
         })?;
-        Ok(Self {
-            keypair: load_key(&data_dir.join(KEY_FILE))?,
-            storage_id: load_storage_id(&data_dir.join(STORAGE_FILE))?,
-        })
+        let key = data_dir.join(KEY_FILE);
+        if !key.exists() && data_dir.join(STATE_FILE).exists() {
+            return Err(IdentityError::Lost { path: key });
+        }
+        Ok(Self { keypair: load_key(&key)?, storage_id: load_storage_id(&data_dir.join(STORAGE_FILE))? })
     }
 
     /// An identity that is kept nowhere, for tests and tools.
@@ -178,6 +190,17 @@ mod tests {
             assert!(matches!(error, IdentityError::Corrupt { .. }), "{error}");
             assert_eq!(std::fs::metadata(&path).unwrap().len(), 5);
         }
+    }
+
+    #[test]
+    fn a_lost_key_is_not_replaced_where_a_device_has_run() {
+        let folder = tempfile::tempdir().unwrap();
+        Identity::load_or_create(folder.path()).unwrap();
+        std::fs::write(folder.path().join(STATE_FILE), "state").unwrap();
+        std::fs::remove_file(folder.path().join(KEY_FILE)).unwrap();
+        let error = Identity::load_or_create(folder.path()).unwrap_err();
+        assert!(matches!(error, IdentityError::Lost { .. }), "{error}");
+        assert!(!folder.path().join(KEY_FILE).exists());
     }
 
     #[test]

@@ -218,10 +218,14 @@ fn refusal(model: &ModelProto, error: EngineError) -> ImportError {
     }
 }
 
-/// ONNX Runtime's message without the name of our own file, which says nothing to anybody.
+/// ONNX Runtime's message without the name of our own file and the place in its source, which say nothing to anybody.
 fn without_path(message: &str) -> String {
     let rest = message.strip_prefix("Load model from ").and_then(|rest| rest.split_once(" failed:"));
-    rest.map_or(message, |(_, rest)| rest).trim().to_owned()
+    let rest = rest.map_or(message, |(_, rest)| rest).trim();
+    // "/onnxruntime_src/…/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, …) Unsupported model IR version"
+    let place = rest.split_once(' ').filter(|(place, _)| place.contains(".cc:") || place.contains(".h:"));
+    let said = place.and_then(|(_, rest)| rest.rsplit_once(") "));
+    said.map_or(rest, |(_, said)| said).to_owned()
 }
 
 fn is_version(message: &str) -> bool {
@@ -241,5 +245,24 @@ fn missing_operator(model: &ModelProto, operator: &str, detail: String) -> Impor
         domain: if domain.is_empty() { "ai.onnx".to_owned() } else { domain.to_owned() },
         version: imported.map_or(0, |opset| opset.version),
         detail,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn messages_without_paths() {
+        let cases = [
+            ("Load model from /a/b.onnx failed:This is an invalid model.", "This is an invalid model."),
+            (
+                "Load model from x failed:/src/core/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, \
+                 const Options&) Unsupported model IR version: 14, max supported IR version: 13",
+                "Unsupported model IR version: 14, max supported IR version: 13",
+            ),
+            ("Node (a) has input size 1 (b) not in range", "Node (a) has input size 1 (b) not in range"),
+        ];
+        for (message, wanted) in cases {
+            assert_eq!(super::without_path(message), wanted);
+        }
     }
 }

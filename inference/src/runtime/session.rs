@@ -332,6 +332,16 @@ fn register(mut builder: SessionBuilder, options: &SessionOptions) -> Result<Ses
         })
 }
 
+/// Registers the providers as a session would.
+pub(super) fn check_providers(engine: &Engine, names: &[String]) -> Result<(), EngineError> {
+    let options = SessionOptions { providers: names.to_vec(), ..SessionOptions::default() };
+    let builder = configure(engine, &options).map_err(|error| EngineError::Failed {
+        doing: "setting up a session",
+        message: error.message().to_owned(),
+    })?;
+    register(builder, &options).map(drop)
+}
+
 /// An execution provider that can be named in the config file.
 struct Provider {
     name: &'static str,
