@@ -2,6 +2,8 @@
 
 pub mod digits;
 pub mod load;
+
+pub mod loopback;
 pub mod models;
 pub mod rack;
 pub mod sim;
