@@ -2,7 +2,6 @@
 
 pub mod digits;
 pub mod load;
-
 pub mod loopback;
 pub mod models;
 pub mod rack;

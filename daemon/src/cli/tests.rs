@@ -77,7 +77,7 @@ fn deployments_run_to_their_end() {
     mesh(&served, &["deploy", model, "--name", "digits"]).unwrap();
     mesh(&served, &["deploy", model, "--name", "digits", "--no-wait"]).unwrap();
     fails(&served, &["deploy", model, "--name", "bad"], 1, "not an ONNX file");
-    fails(&served, &["deploy", model, "--name", "a/b"], 1, "no name for a deployment");
+    fails(&served, &["deploy", model, "--name", "a/b"], 64, "no name for a deployment");
 }
 
 #[test]
