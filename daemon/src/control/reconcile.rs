@@ -115,8 +115,9 @@ impl Reconciler {
     pub async fn run(mut self) {
         let mut changes = self.consensus.view();
         loop {
-            let state = Arc::clone(&changes.borrow_and_update().state);
-            self.spread.look(&state, &self.models);
+            let view = changes.borrow_and_update().clone();
+            let state = Arc::clone(&view.state);
+            self.spread.look(&state, &self.models, view.leader.is_some());
             self.reconcile(&state);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },

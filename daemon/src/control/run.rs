@@ -272,6 +272,20 @@ fn build(
     }
 }
 
+/// What this device says of itself before it has measured or loaded anything.
+fn first_report(config: &Config, memory_budget_bytes: u64) -> NodeReport {
+    NodeReport {
+        name: config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        memory_budget_bytes,
+        memory_used_bytes: 0,
+        calibration_s: None,
+        stages: Vec::new(),
+        kept: std::collections::BTreeSet::new(),
+        links: std::collections::BTreeMap::new(),
+    }
+}
+
 /// Threads of a session: what the config says, else all processors that this process may use.
 fn session_threads(configured: usize) -> usize {
     match configured {

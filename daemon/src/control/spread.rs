@@ -20,6 +20,8 @@ use super::{
     transfer::{Transfer, Wanted},
 };
 
+/// Nothing is swept so soon after the start: a device with a leader has by then applied what it had missed.
+const SETTLED: Duration = Duration::from_secs(30);
 /// Pause between two looks at what should be kept here, while nothing has changed.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Pause between two attempts at what is missing.
@@ -37,6 +39,7 @@ pub struct Spread {
     kept: BTreeSet<String>,
     /// The models that the store was last swept for.
     swept: Option<BTreeSet<String>>,
+    started: Instant,
 }
 
 impl Spread {
@@ -50,6 +53,7 @@ impl Spread {
             looked: None,
             kept: BTreeSet::new(),
             swept: None,
+            started: Instant::now(),
         }
     }
 
@@ -58,8 +62,9 @@ impl Spread {
         &self.kept
     }
 
-    /// Starts fetching what is missing of this device's share, unless a fetch is under way.
-    pub fn look(&mut self, state: &ClusterState, models: &Models) {
+    /// Starts fetching what is missing of this device's share, unless a fetch is under way. `caught_up`: whether
+    /// `state` is known to be recent, so that what it does not name may be removed.
+    pub fn look(&mut self, state: &ClusterState, models: &Models, caught_up: bool) {
         let live = self.live(state);
         let known = state.models.keys().filter(|hash| models.get(hash).is_some()).cloned().collect();
         let situation = Situation { live, known, models: state.models.len() };
@@ -69,7 +74,7 @@ impl Spread {
         if fresh || self.busy.load(Ordering::Acquire) {
             return;
         }
-        self.sweep(state, models);
+        self.sweep(state, models, caught_up);
         let missing = self.missing(state, models, &situation.live);
         self.looked = Some((Instant::now(), situation));
         if missing.is_empty() {
@@ -92,7 +97,12 @@ impl Spread {
 
     /// Removes blobs that belong to no model: of models that were removed, and of imports that failed. Only as a
     /// member, with all models known, and while nothing is being imported here.
-    fn sweep(&mut self, state: &ClusterState, models: &Models) {
+    fn sweep(&mut self, state: &ClusterState, models: &Models, caught_up: bool) {
+        // After a restart the log is applied only up to where it was known to be committed: what is not known yet may
+        // be needed by the entries that follow.
+        if !caught_up || self.started.elapsed() < SETTLED {
+            return;
+        }
         let names: BTreeSet<String> = state.models.keys().cloned().collect();
         let member = state.members.values().any(|m| m.device.0 == self.facts.me().to_string());
         if !member || self.imports.any() || self.swept.as_ref() == Some(&names) {
