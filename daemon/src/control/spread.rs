@@ -177,3 +177,39 @@ pub fn keepers<'a>(blob: &Hash, devices: &'a [String]) -> Vec<&'a str> {
     ranked.sort_unstable();
     ranked.into_iter().rev().take(copies(devices.len())).map(|(_, device)| device).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn devices(count: usize) -> Vec<String> {
+        (0..count).map(|i| format!("device-{i}")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_blob_survives_the_promised_losses(seed in any::<[u8; 8]>(), count in 1usize..12) {
+            let blob = Hash::of(&seed);
+            let devices = devices(count);
+            let kept: BTreeSet<&str> = keepers(&blob, &devices).into_iter().collect();
+            let losses = if count >= 5 { 2 } else { 1 };
+            prop_assert!(kept.len() > losses || kept.len() == count);
+        }
+
+        #[test]
+        fn a_lost_device_moves_only_its_own_share(seed in any::<[u8; 8]>(), count in 6usize..12, lost in 0usize..6) {
+            let blob = Hash::of(&seed);
+            let all = devices(count);
+            let mut rest = all.clone();
+            let gone = rest.remove(lost);
+            let before: BTreeSet<&str> = keepers(&blob, &all).into_iter().collect();
+            let after: BTreeSet<&str> = keepers(&blob, &rest).into_iter().collect();
+            let stayed: BTreeSet<&str> = before.iter().copied().filter(|d| *d != gone).collect();
+            prop_assert!(stayed.is_subset(&after));
+        }
+    }
+}

@@ -330,3 +330,36 @@ fn distribute(
     }
     queues
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Every missing blob that somebody holds is asked of exactly one holder, and of a real one.
+        #[test]
+        fn each_blob_is_asked_of_one_holder(sizes in prop::collection::vec(0u64..1000, 1..40), held in prop::collection::vec(any::<u8>(), 40)) {
+            let missing: Vec<Wanted> = sizes
+                .iter()
+                .enumerate()
+                .map(|(i, bytes)| Wanted { hash: Hash::of(&i.to_be_bytes()), bytes: Some(*bytes) })
+                .collect();
+            let peers: Vec<PeerId> = (0..3).map(|_| PeerId::random()).collect();
+            let holders: BTreeMap<PeerId, Vec<bool>> = peers
+                .iter()
+                .enumerate()
+                .map(|(p, peer)| (*peer, (0..missing.len()).map(|i| held[i] & (1 << p) != 0).collect()))
+                .collect();
+            let queues = distribute(&missing, &holders);
+            for (i, wanted) in missing.iter().enumerate() {
+                let asked: Vec<&PeerId> =
+                    queues.iter().filter(|(_, q)| q.iter().any(|w| w.hash == wanted.hash)).map(|(p, _)| p).collect();
+                let anybody = holders.values().any(|h| h[i]);
+                prop_assert_eq!(asked.len(), usize::from(anybody));
+                prop_assert!(asked.iter().all(|p| holders[p][i]));
+            }
+        }
+    }
+}
