@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesh_consensus::{Command, DeploySpec, DeviceId, ModelRecord};
@@ -36,6 +36,8 @@ use crate::app::{DeployEvent, DeployRequest};
 
 /// Time for a command of a deployment to be applied.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// A plan that was given up (a device could not prepare its stage) is followed by the next one within this time.
+const NEXT_PLAN: Duration = Duration::from_secs(3);
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -289,6 +291,7 @@ impl Deployer {
     ) -> Result<(), Failure> {
         let mut changes = self.consensus.view();
         let mut told_epoch = None;
+        let mut given_up: Option<Instant> = None;
         loop {
             let view = changes.borrow_and_update().clone();
             let state = Arc::clone(&view.state);
@@ -304,6 +307,7 @@ impl Deployer {
                     return Ok(());
                 }
                 if let Some(preparing) = &deployment.preparing {
+                    given_up = None;
                     if told_epoch != Some(preparing.epoch) {
                         told_epoch = Some(preparing.epoch);
                         let plan = Box::new(preparing.plan.clone());
@@ -312,7 +316,10 @@ impl Deployer {
                     let (done, total) = self.preparing(&request.name, preparing);
                     let step = "preparing".to_owned();
                     let _ = events.try_send(DeployEvent::Progress { step, done, total });
-                } else if let Some(fault) = &deployment.fault {
+                } else if let Some(fault) = &deployment.fault
+                    && (told_epoch.is_none()
+                        || given_up.get_or_insert_with(Instant::now).elapsed() > NEXT_PLAN)
+                {
                     let (why, name) = (self.facts.named(&view, fault), &request.name);
                     return Err(Failure::invalid(format!(
                         "{why}. {name} stays as failed and is planned again when the devices change; `mesh undeploy {name}` removes it"
