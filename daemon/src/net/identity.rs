@@ -196,7 +196,7 @@ mod tests {
     fn a_lost_key_is_not_replaced_where_a_device_has_run() {
         let folder = tempfile::tempdir().unwrap();
         Identity::load_or_create(folder.path()).unwrap();
-        std::fs::write(folder.path().join(STATE_FILE), "state").unwrap();
+        File::create(folder.path().join(STATE_FILE)).unwrap();
         std::fs::remove_file(folder.path().join(KEY_FILE)).unwrap();
         let error = Identity::load_or_create(folder.path()).unwrap_err();
         assert!(matches!(error, IdentityError::Lost { .. }), "{error}");
