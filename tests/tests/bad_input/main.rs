@@ -1,5 +1,10 @@
 //! Bad input against real daemons: each is told clearly, with the right exit code or status, and the daemon goes on.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "files that a test breaks on purpose need not be written whole"
+)]
+
 mod files;
 
 use std::{
