@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use mesh_inference::tensor::{DType, Tensor};
-use mesh_planner::{Objective, Plan};
+use mesh_planner::{Objective, Plan, Problem};
 use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
@@ -82,6 +82,21 @@ pub struct PlanDocument {
     /// The plan, in the same object.
     #[serde(flatten)]
     pub plan: Plan,
+}
+
+/// What a plan was made from, as `/api/plan/{name}?problem=1` and `mesh plan --problem` give it: the planner's problem
+/// with three keys more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProblemDocument {
+    /// Deployment name.
+    pub name: String,
+    /// Number of the plan.
+    pub epoch: u64,
+    /// Nobody remembers what the plan was made from: this is what a plan would be made from now.
+    pub rebuilt: bool,
+    /// The problem, in the same object.
+    #[serde(flatten)]
+    pub problem: Problem,
 }
 
 /// A request to serve a model whose files lie in an upload folder of this device.
@@ -180,6 +195,8 @@ pub trait App: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// The active (else the preparing) plan of a deployment, with its epoch.
     fn plan(&self, name: &str) -> Result<(u64, Plan), AppError>;
+    /// What the plan of [`App::plan`] was made from.
+    fn problem(&self, name: &str) -> BoxFuture<'static, Result<ProblemDocument, AppError>>;
     /// Inputs and outputs of a deployment's model.
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError>;
     /// Whether a deployment answers requests now.

@@ -2,10 +2,12 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+
+use serde::Deserialize;
 
 use super::{Api, error::ApiError};
 use crate::app::{ModelSummary, PlanDocument};
@@ -18,12 +20,23 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], api.app.metrics()).into_response()
 }
 
+/// What of a plan is wanted.
+#[derive(Debug, Deserialize)]
+pub(super) struct PlanQuery {
+    /// "1": what the plan was made from.
+    problem: Option<String>,
+}
+
 pub(super) async fn plan(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<PlanDocument>, ApiError> {
+    Query(asked): Query<PlanQuery>,
+) -> Result<Response, ApiError> {
+    if matches!(asked.problem.as_deref(), Some("1" | "true")) {
+        return Ok(Json(api.app.problem(&name).await?).into_response());
+    }
     let (epoch, plan) = api.app.plan(&name)?;
-    Ok(Json(PlanDocument { name, epoch, plan }))
+    Ok(Json(PlanDocument { name, epoch, plan }).into_response())
 }
 
 pub(super) async fn models(State(api): State<Api>) -> Json<Vec<ModelSummary>> {

@@ -175,13 +175,18 @@ pub(super) struct Deploy {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mesh plan resnet50\n  mesh plan resnet50 --json > plan.json")]
+#[command(
+    after_help = "Examples:\n  mesh plan resnet50\n  mesh plan resnet50 --json > plan.json\n  mesh plan resnet50 --problem > problem.json"
+)]
 pub(super) struct Plan {
     /// Deployment
     pub(super) name: String,
     /// Print the plan for programs and for `mesh deploy --pin`
     #[arg(long)]
     pub(super) json: bool,
+    /// Print what the plan was made from (blocks, devices, links) as the planner reads it
+    #[arg(long, conflicts_with = "json")]
+    pub(super) problem: bool,
 }
 
 /// Explains `--input` in the same words wherever it is taken.

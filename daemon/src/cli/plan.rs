@@ -10,10 +10,23 @@ use super::{
     exit::CliError,
     output::{self, Paint, Table, paint},
 };
-use crate::{app::PlanDocument, status::Status};
+use crate::{
+    app::{PlanDocument, ProblemDocument},
+    status::Status,
+};
 
 pub(super) fn run(global: &Global, args: &Plan) -> Result<(), CliError> {
     let client = Client::new(global)?;
+    if args.problem {
+        let path = format!("/api/plan/{}?problem=1", client::segment(&args.name));
+        let document: ProblemDocument = client.get(&path)?;
+        if document.rebuilt {
+            output::note(
+                "the device that made the plan does not remember from what: this is what a plan would be made from now",
+            );
+        }
+        return client::print_json(&document);
+    }
     let document: PlanDocument = client.get(&format!("/api/plan/{}", client::segment(&args.name)))?;
     if args.json {
         return client::print_json(&document);

@@ -16,14 +16,16 @@ use super::{
     facts::Facts,
     metrics::prometheus,
     models::Models,
+    problems::{self, Problems},
     propose::{ProposeFailure, Proposer},
 };
 use crate::{
     app::{
         App, AppError, DeployEvent, DeployRequest, InferRequest, InferResponse, ModelMetadata, ModelSummary,
-        TensorSpec,
+        ProblemDocument, TensorSpec,
     },
     data::DataPlane,
+    net::Net,
     status::Status,
 };
 
@@ -53,6 +55,10 @@ pub struct DaemonApp {
     pub proposer: Proposer,
     /// Deployments.
     pub deployer: Deployer,
+    /// What plans were made from.
+    pub problems: Problems,
+    /// The network.
+    pub net: Net,
     /// Refused at the door.
     pub refusals: Refusals,
 }
@@ -148,6 +154,21 @@ impl App for DaemonApp {
             },
             retry_after_s: 2,
         })
+    }
+
+    fn problem(&self, name: &str) -> BoxFuture<'static, Result<ProblemDocument, AppError>> {
+        let (this, name) = (self.clone(), name.to_owned());
+        async move {
+            let (epoch, _) = this.plan(&name)?;
+            let view = this.view();
+            if let Some(problem) = this.problems.find(&this.net, &this.facts, &view, &name, epoch).await {
+                return Ok(ProblemDocument { name, epoch, rebuilt: false, problem });
+            }
+            let rebuilt = problems::rebuild(&this.facts, &this.models, &view, &name).await;
+            let problem = rebuilt.map_err(|message| AppError::Unavailable { message, retry_after_s: 5 })?;
+            Ok(ProblemDocument { name, epoch, rebuilt: true, problem })
+        }
+        .boxed()
     }
 
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError> {

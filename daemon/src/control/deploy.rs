@@ -252,6 +252,7 @@ impl Deployer {
         let solved = tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, None));
         let plan = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
         plan.map_err(|e| Failure::invalid(self.facts.named(&view, &e)))?
+            .map(|solved| solved.plan)
             .ok_or_else(|| Failure::passing("no plan was made"))
     }
 

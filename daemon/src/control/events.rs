@@ -11,10 +11,12 @@ use tokio::sync::{Semaphore, oneshot};
 use super::{
     consensus::{Consensus, Input, Phase},
     facts::Facts,
+    problems::Problems,
     propose::{ProposeFailure, Proposer},
     report::{LinkReport, NodeReport},
     rpc::{
-        HaveCall, JoinCall, JoinReply, METHOD_HAVE, METHOD_JOIN, METHOD_PROPOSE, ProposeReply, decode, encode,
+        HaveCall, JoinCall, JoinReply, METHOD_HAVE, METHOD_JOIN, METHOD_PROBLEM, METHOD_PROPOSE, ProblemCall,
+        ProposeReply, decode, encode,
     },
     transfer::Transfer,
 };
@@ -47,6 +49,8 @@ pub struct Events {
     pub transfer: Transfer,
     /// Commands.
     pub proposer: Proposer,
+    /// What plans of this device, as a leader, were made from.
+    pub problems: Problems,
     /// What was refused at the door lately, newest last.
     pub refusals: Refusals,
 }
@@ -167,6 +171,10 @@ impl Events {
             },
             METHOD_HAVE => match decode::<HaveCall>(body) {
                 Some(call) => encode(&self.transfer.have(&call)),
+                None => return,
+            },
+            METHOD_PROBLEM => match decode::<ProblemCall>(body) {
+                Some(call) => encode(&self.problems.get(&call.deployment, call.epoch).as_deref()),
                 None => return,
             },
             _ => {

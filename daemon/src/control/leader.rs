@@ -8,13 +8,14 @@ use std::{
 };
 
 use mesh_consensus::{Command, Deployment, EpochPlan};
-use mesh_planner::Plan;
+use mesh_planner::{Plan, Problem};
 
 use super::{
     consensus::{ClusterView, Consensus},
     facts::Facts,
     models::Models,
     planning::{DeviceFacts, StoredProfile, Wishes, problem},
+    problems::Problems,
     propose::Proposer,
     report::StageState,
 };
@@ -45,6 +46,7 @@ pub struct Leader {
     facts: Facts,
     models: Models,
     proposer: Proposer,
+    problems: Problems,
     memory: Memory,
 }
 
@@ -84,8 +86,14 @@ enum Need {
 
 impl Leader {
     /// On this device.
-    pub fn new(consensus: Consensus, facts: Facts, models: Models, proposer: Proposer) -> Self {
-        Self { consensus, facts, models, proposer, memory: Memory::default() }
+    pub fn new(
+        consensus: Consensus,
+        facts: Facts,
+        models: Models,
+        proposer: Proposer,
+        problems: Problems,
+    ) -> Self {
+        Self { consensus, facts, models, proposer, problems, memory: Memory::default() }
     }
 
     /// Runs until the consensus thread ends.
@@ -107,6 +115,7 @@ impl Leader {
 
     async fn look(&mut self, view: &ClusterView) {
         self.memory.planned.retain(|name, _| view.state.deployments.contains_key(name));
+        self.problems.retain(|name| view.state.deployments.contains_key(name));
         let now = Instant::now();
         self.memory.excluded.retain(|_, until| *until > now);
         for deployment in view.state.deployments.values() {
@@ -241,8 +250,9 @@ impl Leader {
         self.memory.planned.insert(deployment.name.clone(), planned);
         let name = deployment.name.clone();
         match result {
-            Ok(Some(plan)) => {
+            Ok(Some(Solved { plan, problem })) => {
                 let epoch = deployment.next_epoch;
+                self.problems.remember(&name, epoch, problem);
                 tracing::info!(deployment = %name, epoch, stages = plan.stages.len(), why = %plan.why, "new plan");
                 self.command(Command::PreparePlan { deployment: name, epoch, plan }).await;
             }
@@ -263,7 +273,7 @@ impl Leader {
         deployment: &Deployment,
         devices: Vec<DeviceFacts>,
         current: Option<Plan>,
-    ) -> Result<Option<Plan>, String> {
+    ) -> Result<Option<Solved>, String> {
         let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
         let profile = self.models.profile(profile).await.map_err(|e| super::chain(&e))?;
@@ -280,13 +290,22 @@ impl Leader {
     }
 }
 
+/// A plan and what it was made from.
+#[derive(Debug)]
+pub struct Solved {
+    /// Verified.
+    pub plan: Plan,
+    /// What the planner was asked.
+    pub problem: Problem,
+}
+
 /// A verified plan; `None` when `current` is good enough.
 pub fn solve(
     profile: &Arc<StoredProfile>,
     devices: &[DeviceFacts],
     wishes: &Wishes,
     current: Option<&Plan>,
-) -> Result<Option<Plan>, String> {
+) -> Result<Option<Solved>, String> {
     if devices.is_empty() {
         return Err("no device is ready to take stages".into());
     }
@@ -300,7 +319,7 @@ pub fn solve(
             return Ok(None);
         }
     }
-    Ok(Some(plan))
+    Ok(Some(Solved { plan, problem }))
 }
 
 /// What a deployment asks of its plan.

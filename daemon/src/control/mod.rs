@@ -13,6 +13,7 @@ pub mod models;
 pub mod peers;
 pub mod planning;
 pub mod prepare;
+pub mod problems;
 pub mod propose;
 pub mod reconcile;
 pub mod report;

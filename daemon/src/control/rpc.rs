@@ -11,6 +11,9 @@ pub const METHOD_JOIN: u16 = 2;
 /// Which of these blobs do you hold: body [`HaveCall`], answer [`HaveReply`].
 pub const METHOD_HAVE: u16 = 3;
 
+/// What the planner was asked for a plan: body [`ProblemCall`], answer an optional [`mesh_planner::Problem`].
+pub const METHOD_PROBLEM: u16 = 4;
+
 /// Answer to a proposal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ProposeReply {
@@ -47,6 +50,15 @@ pub enum JoinReply {
     Refused(String),
     /// No leader at present.
     TryLater,
+}
+
+/// Question for the problem that a plan was made from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProblemCall {
+    /// Deployment.
+    pub deployment: String,
+    /// The plan's number.
+    pub epoch: u64,
 }
 
 /// Question for blobs.

@@ -22,6 +22,7 @@ use super::{
     models::Models,
     peers::Peers,
     prepare::Preparer,
+    problems::Problems,
     propose::Proposer,
     reconcile::{Parts, Reconciler},
     report::NodeReport,
@@ -223,7 +224,7 @@ fn build(
         ..SessionOptions::default()
     };
     let preparer = Preparer::new(models.clone(), transfer.clone(), engine.clone(), options.clone());
-    let refusals = Refusals::default();
+    let (refusals, problems) = (Refusals::default(), Problems::default());
     let deployer = Deployer {
         consensus: consensus.clone(),
         facts: facts.clone(),
@@ -251,10 +252,17 @@ fn build(
             data: data.clone(),
             transfer: transfer.clone(),
             proposer: proposer.clone(),
+            problems: problems.clone(),
             refusals: refusals.clone(),
         },
         reconciler: Reconciler::new(parts, Spread::new(facts.clone(), transfer, deployer.imports.clone())),
-        leader: Leader::new(consensus.clone(), facts.clone(), models.clone(), proposer.clone()),
+        leader: Leader::new(
+            consensus.clone(),
+            facts.clone(),
+            models.clone(),
+            proposer.clone(),
+            problems.clone(),
+        ),
         app: DaemonApp {
             cluster_name: config.cluster.name.clone(),
             devices: config.cluster.devices,
@@ -266,6 +274,8 @@ fn build(
             data,
             proposer,
             deployer,
+            problems,
+            net,
             refusals,
         },
         threads,

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::{
     app::{
         App, AppError, DeployEvent, DeployRequest, InferRequest, InferResponse, ModelMetadata, ModelSummary,
-        TensorSpec,
+        ProblemDocument, TensorSpec,
     },
     status::{NodeStatus, Status},
 };
@@ -90,6 +90,17 @@ impl App for Adder {
 
     fn plan(&self, name: &str) -> Result<(u64, Plan), AppError> {
         if name == "add" { Ok((7, plan())) } else { Err(unknown(name)) }
+    }
+
+    fn problem(&self, name: &str) -> BoxFuture<'static, Result<ProblemDocument, AppError>> {
+        let problem = serde_json::json!({
+            "blocks": [], "cuts": [12], "devices": [],
+            "links": {"default": {"bytes_per_s": 1e8, "latency_s": 0.0}},
+        });
+        let problem = serde_json::from_value(problem).unwrap();
+        let document = ProblemDocument { name: name.into(), epoch: 7, rebuilt: false, problem };
+        let answer = if name == "add" { Ok(document) } else { Err(unknown(name)) };
+        async move { answer }.boxed()
     }
 
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError> {

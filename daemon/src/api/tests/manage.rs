@@ -36,6 +36,11 @@ fn documents() {
     let pinned: mesh_planner::Plan = serde_json::from_value(plan).unwrap();
     assert_eq!(pinned, super::adder::plan());
     served.get("/api/plan/nope").error(404);
+    let problem = served.get("/api/plan/add?problem=1").json();
+    assert_eq!((&problem["epoch"], &problem["cuts"]), (&json!(7), &json!([12])));
+    assert!(serde_json::from_value::<mesh_planner::Problem>(problem).is_ok());
+    served.get("/api/plan/nope?problem=1").error(404);
+    assert_eq!(served.get("/api/plan/add?problem=0").json()["why"], "two halves");
     let metrics = served.get("/metrics");
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     assert!(metrics.body.starts_with(b"# TYPE mesh_up gauge"));
