@@ -22,10 +22,14 @@ impl Whole {
     /// Loads the model in a file with its external data. ONNX Runtime is the one that `MESH_INFERENCE_ONNXRUNTIME`
     /// names, or one from the usual places.
     pub fn load(file: &Path) -> Self {
+        Self::open(file).expect("ONNX Runtime is there and the model loads")
+    }
+
+    /// The same, with what went wrong.
+    pub fn open(file: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let named = std::env::var_os("MESH_INFERENCE_ONNXRUNTIME").filter(|value| !value.is_empty());
-        let engine = Engine::load(named.map(PathBuf::from).as_deref()).expect("ONNX Runtime is there");
-        let session = engine.session(ModelSource::File(file), &SessionOptions::default());
-        Self { session: session.expect("the model loads") }
+        let engine = Engine::load(named.map(PathBuf::from).as_deref())?;
+        Ok(Self { session: engine.session(ModelSource::File(file), &SessionOptions::default())? })
     }
 
     /// Inputs for a batch of `batch`, with `length` for every other dynamic extent. `None` when the batch is fixed

@@ -11,8 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use device::{Client, Device};
-pub use namespace::{Namespace, is_root};
+pub use device::{Client, Device, NoAnswer};
+pub use namespace::{Namespace, is_root, move_into};
+pub use tensors::BinaryRequest;
 
 /// Devices joined by one bridge.
 #[derive(Debug)]

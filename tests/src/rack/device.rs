@@ -11,7 +11,11 @@ use std::{
 use mesh_daemon::status::Status;
 use mesh_inference::tensor::Tensor;
 
-use super::{binary, namespace::Namespace, tensors};
+use super::{
+    binary,
+    namespace::Namespace,
+    tensors::{self, BinaryRequest},
+};
 
 /// A device of a rack.
 #[derive(Debug)]
@@ -30,10 +34,27 @@ pub struct Device {
     child: Option<Child>,
 }
 
-/// Talks to a device's API from inside its namespace.
+/// Talks to a device's API, from inside its namespace where it has one.
 #[derive(Debug, Clone)]
 pub struct Client {
     agent: ureq::Agent,
+    base: String,
+}
+
+/// A request for inference that got no answer with tensors.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// The device said why.
+    #[error("status {status}: {said}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Body of the answer.
+        said: String,
+    },
+    /// The connection could not be made, broke or timed out, or what came is no answer with binary tensors.
+    #[error("{0}")]
+    Broken(String),
 }
 
 impl Device {
@@ -149,16 +170,23 @@ impl Drop for Device {
 
 impl Client {
     fn new() -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(60)))
-            .http_status_as_error(false)
-            .build();
-        Self { agent: config.into() }
+        Self::at("http://127.0.0.1:7401", Duration::from_secs(60), true)
+    }
+
+    /// A client of the API at `base`, such as `http://127.0.0.1:7401`. A request may take `timeout` in all.
+    /// `keep` connections for the next request, or make a new one for each.
+    pub fn at(base: &str, timeout: Duration, keep: bool) -> Self {
+        let mut config =
+            ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false);
+        if !keep {
+            config = config.max_idle_connections(0).max_idle_connections_per_host(0);
+        }
+        Self { agent: config.build().into(), base: base.trim_end_matches('/').to_owned() }
     }
 
     /// `GET` of a path: status and body.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut response = self.agent.get(format!("http://127.0.0.1:7401{path}")).call().ok()?;
+        let mut response = self.agent.get(format!("{}{path}", self.base)).call().ok()?;
         Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
     }
 
@@ -170,7 +198,7 @@ impl Client {
 
     /// One request for inference with a JSON body: status and answer. `None` when the connection failed.
     pub fn infer(&self, model: &str, body: &serde_json::Value) -> Option<(u16, serde_json::Value)> {
-        let url = format!("http://127.0.0.1:7401/v2/models/{model}/infer");
+        let url = format!("{}/v2/models/{model}/infer", self.base);
         let mut response = self.agent.post(url).send_json(body).ok()?;
         let answer = response.body_mut().with_config().limit(1 << 30).read_json().ok()?;
         Some((response.status().as_u16(), answer))
@@ -182,19 +210,28 @@ impl Client {
         model: &str,
         inputs: &[(String, Tensor)],
     ) -> Result<Vec<(String, Tensor)>, String> {
-        let url = format!("http://127.0.0.1:7401/v2/models/{model}/infer");
-        let (body, json_length) = tensors::encode(inputs);
-        let request = self.agent.post(url).content_type("application/octet-stream");
-        let request = request.header(tensors::JSON_LENGTH, json_length.to_string());
-        let mut response = request.send(&body[..]).map_err(|error| error.to_string())?;
+        self.infer_encoded(model, &BinaryRequest::new(inputs)).map_err(|why| why.to_string())
+    }
+
+    /// The same with a request that was encoded before.
+    pub fn infer_encoded(
+        &self,
+        model: &str,
+        request: &BinaryRequest,
+    ) -> Result<Vec<(String, Tensor)>, NoAnswer> {
+        let broken = |error: ureq::Error| NoAnswer::Broken(error.to_string());
+        let url = format!("{}/v2/models/{model}/infer", self.base);
+        let post = self.agent.post(url).content_type("application/octet-stream");
+        let post = post.header(tensors::JSON_LENGTH, request.json_length.to_string());
+        let mut response = post.send(&request.body[..]).map_err(broken)?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = response.body_mut().with_config().limit(1 << 30).read_to_vec();
-        let body = body.map_err(|error| error.to_string())?;
+        let body = response.body_mut().with_config().limit(1 << 30).read_to_vec().map_err(broken)?;
         if !status.is_success() {
-            return Err(format!("status {status}: {}", String::from_utf8_lossy(&body)));
+            let said = String::from_utf8_lossy(&body).into_owned();
+            return Err(NoAnswer::Refused { status: status.as_u16(), said });
         }
         let json_length = headers.get(tensors::JSON_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         tensors::decode(&body, json_length.unwrap_or(body.len()))
-            .ok_or_else(|| "the answer is no answer with binary tensors".to_owned())
+            .ok_or_else(|| NoAnswer::Broken("the answer is no answer with binary tensors".to_owned()))
     }
 }

@@ -53,12 +53,9 @@ impl Namespace {
 
     /// Runs `work` on a thread of its own inside the namespace.
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let path = format!("/run/netns/{}", self.name);
+        let name = self.name.clone();
         let thread = std::thread::Builder::new().name("in-namespace".into()).spawn(move || {
-            let file = File::open(&path).expect("the namespace is there");
-            let kind = rustix::thread::LinkNameSpaceType::Network;
-            rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))
-                .expect("entering the namespace");
+            move_into(&name).expect("entering the namespace");
             work()
         });
         thread.expect("a thread")
@@ -69,6 +66,13 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
+}
+
+/// Moves the calling thread, for good, into the network namespace that `ip netns` knows by this name.
+pub fn move_into(name: &str) -> std::io::Result<()> {
+    let file = File::open(format!("/run/netns/{name}"))?;
+    let kind = rustix::thread::LinkNameSpaceType::Network;
+    rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind)).map_err(Into::into)
 }
 
 fn run(program: &str, args: &[&str]) {

@@ -6,8 +6,24 @@ use serde_json::{Value, json};
 /// Header with the length of the JSON part, in requests and answers.
 pub(super) const JSON_LENGTH: &str = "Inference-Header-Content-Length";
 
-/// A request with binary inputs that asks for binary outputs: the body, and the length of its JSON part.
-pub(super) fn encode(inputs: &[(String, Tensor)]) -> (Vec<u8>, usize) {
+/// A request for inference with binary inputs that asks for binary outputs.
+#[derive(Debug, Clone)]
+pub struct BinaryRequest {
+    /// JSON, then the tensors' bytes.
+    pub(super) body: Vec<u8>,
+    /// Length of the JSON part.
+    pub(super) json_length: usize,
+}
+
+impl BinaryRequest {
+    /// The request with these inputs.
+    pub fn new(inputs: &[(String, Tensor)]) -> Self {
+        let (body, json_length) = encode(inputs);
+        Self { body, json_length }
+    }
+}
+
+fn encode(inputs: &[(String, Tensor)]) -> (Vec<u8>, usize) {
     let described: Vec<Value> = inputs
         .iter()
         .map(|(name, tensor)| {
