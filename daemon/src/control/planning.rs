@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_inference::profile::ModelProfile;
-use mesh_planner::{Block, Device, LinkRate, Links, Objective, PairLink, PinnedStage, Plan, Problem};
+use mesh_planner::{Block, Device, LinkRate, Links, Objective, PairLink, PinnedStage, Plan, Problem, TransferCost};
 use serde::{Deserialize, Serialize};
 
 /// The class that profiles are kept under: times of the device that measured, scaled by calibration for others.
@@ -79,6 +79,7 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
                 speed: stored.calibration_s / d.calibration_s,
                 memory_bytes: d.memory_bytes,
                 card_bytes_per_s: None,
+                transfer: TransferCost::default(),
             })
             .collect(),
         links: links(devices),

@@ -1,9 +1,9 @@
 //! The one cost model: what a plan costs on every device, link and network card.
 //!
-//! All resources work at the same time (receive, run and send overlap), so the busiest one sets the rate.
+//! All resources work at the same time (receive, run and send overlap), so the busiest one sets the rate. A device's
+//! processors run stages and move data; a stage may leave a part of them free, where data can move meanwhile.
 
-use std::collections::BTreeMap;
-
+use crate::flow::Remote;
 use crate::instance::Instance;
 use crate::plan::{Bottleneck, BottleneckKind};
 
@@ -13,7 +13,7 @@ const SHORTEST_S: f64 = 1e-9;
 /// Something that can be busy. The order decides ties: compute is named before links and cards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
-    /// The processor of a device.
+    /// The processors of a device.
     Compute(usize),
     /// The path from one device to another.
     Link(usize, usize),
@@ -31,6 +31,32 @@ pub struct Load {
     /// The stage that causes most of it; for transfers, the stage that sends.
     pub stage: usize,
     largest_part: f64,
+}
+
+impl Load {
+    const NONE: Self = Self { seconds: 0.0, stage: 0, largest_part: f64::NEG_INFINITY };
+
+    fn add(&mut self, seconds: f64, stage: usize) {
+        self.seconds += seconds;
+        if seconds > self.largest_part {
+            (self.largest_part, self.stage) = (seconds, stage);
+        }
+    }
+
+    fn is_used(&self) -> bool {
+        self.largest_part > f64::NEG_INFINITY
+    }
+}
+
+/// What a device's processors do per request, on average.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ProcessorLoad {
+    /// Seconds that its stages run.
+    pub compute_s: f64,
+    /// Seconds of the whole device for data that it sends and receives.
+    pub transfer_s: f64,
+    /// Seconds that it is busy: never less than `compute_s`, and the transfers where stages leave no room for them.
+    pub busy_s: f64,
 }
 
 /// A plan by device index, as the solvers build it.
@@ -63,8 +89,10 @@ pub struct StageCost {
 /// What a plan costs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Busy seconds per request of every resource in use.
-    pub loads: BTreeMap<Resource, Load>,
+    /// Busy seconds per request of every resource in use, in the order of `Resource`.
+    pub loads: Vec<(Resource, Load)>,
+    /// What each device's processors do, by the problem's order.
+    pub processors: Vec<ProcessorLoad>,
     /// Bytes that the plan needs on each device, by the problem's order.
     pub memory_bytes: Vec<u64>,
     /// Seconds of the busiest resource.
@@ -81,42 +109,57 @@ pub struct Evaluation {
 
 /// Costs of a draft.
 pub(crate) fn evaluate_draft(instance: &Instance<'_>, draft: &Draft) -> Evaluation {
-    let mut sum = Sum { instance, loads: BTreeMap::new(), latency_s: 0.0 };
+    let mut sum = Sum::new(instance);
     let stages = draft.stages.iter().enumerate().map(|(index, stage)| sum.compute(index, stage)).collect();
     let mut stages: Vec<StageCost> = stages;
-    sum.input(draft);
+    let entrances = entrances(instance);
+    if let Some(first) = draft.stages.first() {
+        sum.latency_s += sum.hop(&entrances, &first.replicas, instance.cut(0), 0);
+    }
     for (index, cost) in stages.iter_mut().enumerate() {
-        cost.hop_s = sum.output(index, draft);
+        let receivers = draft.stages.get(index + 1).map_or(&entrances, |next| &next.replicas);
+        let stage = &draft.stages[index];
+        cost.hop_s = sum.hop(&stage.replicas, receivers, instance.cut(stage.end), index);
         sum.latency_s += cost.hop_s;
     }
-    let (bottleneck_s, bottleneck) = busiest(instance, &sum.loads);
+    let latency_s = sum.latency_s;
+    let (processors, loads) = sum.finish();
+    let (bottleneck_s, bottleneck) = busiest(instance, &loads);
     Evaluation {
         bottleneck_s,
         bottleneck,
         throughput_rps: 1.0 / bottleneck_s.max(SHORTEST_S),
-        latency_s: sum.latency_s,
+        latency_s,
         memory_bytes: memory(instance, draft),
-        loads: sum.loads,
+        loads,
+        processors,
         stages,
     }
 }
 
 struct Sum<'a> {
     instance: &'a Instance<'a>,
-    loads: BTreeMap<Resource, Load>,
+    /// By device.
+    compute: Vec<Load>,
+    moving: Vec<Load>,
+    card_out: Vec<Load>,
+    card_in: Vec<Load>,
+    /// Not merged yet: one link may serve several hops.
+    links: Vec<(Resource, Load)>,
     latency_s: f64,
 }
 
-impl Sum<'_> {
-    fn add(&mut self, resource: Resource, seconds: f64, stage: usize) {
-        let load = self.loads.entry(resource).or_insert(Load {
-            seconds: 0.0,
-            stage,
-            largest_part: f64::NEG_INFINITY,
-        });
-        load.seconds += seconds;
-        if seconds > load.largest_part {
-            (load.largest_part, load.stage) = (seconds, stage);
+impl<'a> Sum<'a> {
+    fn new(instance: &'a Instance<'a>) -> Self {
+        let none = vec![Load::NONE; instance.devices()];
+        Self {
+            instance,
+            compute: none.clone(),
+            moving: none.clone(),
+            card_out: none.clone(),
+            card_in: none,
+            links: Vec::new(),
+            latency_s: 0.0,
         }
     }
 
@@ -124,7 +167,7 @@ impl Sum<'_> {
         let mut slowest = 0.0f64;
         for &(device, share) in &stage.replicas {
             let seconds = self.instance.seconds(device, stage.first, stage.end);
-            self.add(Resource::Compute(device), share * seconds, index);
+            self.compute[device].add(share * seconds, index);
             self.latency_s += share * seconds;
             slowest = slowest.max(seconds);
         }
@@ -136,49 +179,60 @@ impl Sum<'_> {
         }
     }
 
-    /// Books `fraction` of the requests with `bytes` each; returns the expected seconds.
-    fn transfer(&mut self, from: usize, to: usize, fraction: f64, bytes: f64, stage: usize) -> f64 {
-        if from == to || fraction <= 0.0 {
+    /// Books what goes over links between two distributions of requests, with `bytes` each; returns the expected
+    /// seconds of one request.
+    fn hop(&mut self, senders: &[(usize, f64)], receivers: &[(usize, f64)], bytes: f64, stage: usize) -> f64 {
+        if senders.is_empty() || receivers.is_empty() {
             return 0.0;
         }
-        self.add(Resource::Link(from, to), fraction * self.instance.link_s(from, to, bytes), stage);
-        self.add(Resource::CardOut(from), self.instance.card_s(from, fraction * bytes), stage);
-        self.add(Resource::CardIn(to), self.instance.card_s(to, fraction * bytes), stage);
-        fraction * self.instance.hop_latency(from, to, bytes)
-    }
-
-    fn input(&mut self, draft: &Draft) {
-        let bytes = self.instance.cut(0);
-        for &(device, share) in draft.stages.first().map_or(&[][..], |stage| &stage.replicas) {
-            for (ingress, entering) in entrances(self.instance) {
-                self.latency_s += self.transfer(ingress, device, entering * share, bytes, 0);
-            }
+        let remote = Remote::between(senders, receivers);
+        for &(device, part) in &remote.senders {
+            self.moving[device].add(part * self.instance.send_s(device, bytes), stage);
+            self.card_out[device].add(self.instance.card_s(device, part * bytes), stage);
         }
-    }
-
-    fn output(&mut self, index: usize, draft: &Draft) -> f64 {
-        let stage = &draft.stages[index];
-        let bytes = self.instance.cut(stage.end);
+        for &(device, part) in &remote.receivers {
+            self.moving[device].add(part * self.instance.receive_s(device, bytes), stage);
+            self.card_in[device].add(self.instance.card_s(device, part * bytes), stage);
+        }
         let mut hop_s = 0.0;
-        let entrances;
-        let receivers = match draft.stages.get(index + 1) {
-            Some(next) => &next.replicas,
-            None => {
-                entrances = self::entrances(self.instance);
-                &entrances
-            }
-        };
-        for &(from, from_share) in &stage.replicas {
-            for &(to, to_share) in receivers {
-                hop_s += self.transfer(from, to, from_share * to_share, bytes, index);
-            }
+        for (from, to, part) in remote.flows() {
+            let seconds = part * self.instance.link_s(from, to, bytes);
+            self.links.push((Resource::Link(from, to), Load { seconds, stage, largest_part: seconds }));
+            hop_s += part * self.instance.hop_latency(from, to, bytes);
         }
         hop_s
+    }
+
+    fn finish(mut self) -> (Vec<ProcessorLoad>, Vec<(Resource, Load)>) {
+        let mut processors = Vec::with_capacity(self.compute.len());
+        let mut loads = Vec::new();
+        for (device, (compute, moving)) in self.compute.iter().zip(&self.moving).enumerate() {
+            let (compute_s, transfer_s) = (compute.seconds, moving.seconds);
+            let busy_s = self.instance.processor_s(device, compute_s, transfer_s);
+            processors.push(ProcessorLoad { compute_s, transfer_s, busy_s });
+            let main = if compute.is_used() { compute } else { moving };
+            if main.is_used() {
+                loads.push((Resource::Compute(device), Load { seconds: busy_s, ..*main }));
+            }
+        }
+        self.links.sort_by_key(|&(resource, _)| resource);
+        for (resource, load) in self.links {
+            match loads.last_mut().filter(|(last, _)| *last == resource) {
+                Some((_, merged)) => merged.add(load.seconds, load.stage),
+                None => loads.push((resource, load)),
+            }
+        }
+        let used = |(_, load): &(usize, Load)| load.is_used();
+        let out = self.card_out.into_iter().enumerate().filter(used);
+        loads.extend(out.map(|(device, load)| (Resource::CardOut(device), load)));
+        let into = self.card_in.into_iter().enumerate().filter(used);
+        loads.extend(into.map(|(device, load)| (Resource::CardIn(device), load)));
+        (processors, loads)
     }
 }
 
 /// Devices that requests enter by, with their fractions.
-fn entrances(instance: &Instance<'_>) -> Vec<(usize, f64)> {
+pub(crate) fn entrances(instance: &Instance<'_>) -> Vec<(usize, f64)> {
     instance.ingress.iter().copied().enumerate().filter(|&(_, share)| share > 0.0).collect()
 }
 
@@ -201,15 +255,15 @@ pub(crate) fn fits(instance: &Instance<'_>, draft: &Draft) -> bool {
     memory(instance, draft).iter().enumerate().all(|(device, &bytes)| bytes <= instance.memory(device))
 }
 
-fn busiest(instance: &Instance<'_>, loads: &BTreeMap<Resource, Load>) -> (f64, Bottleneck) {
-    let mut worst: Option<(Resource, Load)> = None;
-    for (&resource, &load) in loads {
-        if worst.is_none_or(|(_, other)| load.seconds > other.seconds) {
-            worst = Some((resource, load));
+fn busiest(instance: &Instance<'_>, loads: &[(Resource, Load)]) -> (f64, Bottleneck) {
+    let mut worst = (Resource::Compute(0), Load { seconds: 0.0, ..Load::NONE });
+    let mut is_first = true;
+    for &(resource, load) in loads {
+        if is_first || load.seconds > worst.1.seconds {
+            (worst, is_first) = ((resource, load), false);
         }
     }
-    let (resource, load) =
-        worst.unwrap_or((Resource::Compute(0), Load { seconds: 0.0, stage: 0, largest_part: 0.0 }));
+    let (resource, load) = worst;
     let (kind, device) = match resource {
         Resource::Compute(device) => (BottleneckKind::Compute, device),
         Resource::Link(from, _) => (BottleneckKind::Link, from),

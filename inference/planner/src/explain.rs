@@ -76,10 +76,11 @@ fn why(instance: &Instance<'_>, solution: &Solution, considered: &[Considered]) 
         BottleneckKind::Card => "The network card of",
     };
     text += &format!(
-        " {what} {} in stage {} sets the rate with {:.1} ms per request.",
+        " {what} {} in stage {} sets the rate with {:.1} ms per request{}.",
         bottleneck.device,
         bottleneck.stage,
-        evaluation.bottleneck_s * 1e3
+        evaluation.bottleneck_s * 1e3,
+        moving(instance, evaluation)
     );
     text += &against_one_device(instance, evaluation, considered);
     text += &certainty(solution);
@@ -88,6 +89,17 @@ fn why(instance: &Instance<'_>, solution: &Solution, considered: &[Considered]) 
         text += remark;
     }
     text
+}
+
+/// What the busiest processors do beside the stages; nothing where moving data costs nothing.
+fn moving(instance: &Instance<'_>, evaluation: &Evaluation) -> String {
+    let bottleneck = &evaluation.bottleneck;
+    let device = (0..instance.devices()).find(|&device| instance.id(device) == bottleneck.device);
+    let work = device.map(|device| evaluation.processors[device]).unwrap_or_default();
+    if bottleneck.kind != BottleneckKind::Compute || work.transfer_s == 0.0 {
+        return String::new();
+    }
+    format!(" ({:.1} ms compute, {:.1} ms moving data)", work.compute_s * 1e3, work.transfer_s * 1e3)
 }
 
 fn against_one_device(instance: &Instance<'_>, evaluation: &Evaluation, considered: &[Considered]) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::problem::Problem;
+use crate::problem::{Problem, TransferCost};
 
 /// The tables that solvers and the evaluation read. Built from a valid problem.
 #[derive(Debug)]
@@ -17,8 +17,20 @@ pub(crate) struct Instance<'a> {
     /// Level k: the largest peak of 2^k blocks from each position on.
     peaks: Vec<Vec<u64>>,
     rates: Vec<(f64, f64)>,
+    /// Per device: what moving data costs it when it runs one stage alone; `None` when that is nothing.
+    moves: Vec<Option<Moves>>,
     /// Fraction of requests that enters at each device; all 0 when end transfers are free.
     pub(crate) ingress: Vec<f64>,
+}
+
+/// Processor seconds that a device alone in its stage spends on moving data, by the stage's two ends. What it does
+/// as an ingress is in it.
+#[derive(Debug)]
+struct Moves {
+    /// By the stage's first block.
+    arrive: Vec<f64>,
+    /// By the block after the stage's last one.
+    leave: Vec<f64>,
 }
 
 impl<'a> Instance<'a> {
@@ -39,6 +51,10 @@ impl<'a> Instance<'a> {
                 ingress[device] = share;
             }
         }
+        let entering: f64 = ingress.iter().sum();
+        if entering > 0.0 {
+            ingress.iter_mut().for_each(|share| *share /= entering);
+        }
         let mut prefix_weight = vec![0u64];
         for block in &problem.blocks {
             prefix_weight.push(prefix_weight[prefix_weight.len() - 1].saturating_add(block.weight_bytes));
@@ -52,6 +68,7 @@ impl<'a> Instance<'a> {
             prefix_weight,
             peaks: peak_levels(problem),
             rates,
+            moves: (0..devices.len()).map(|device| Moves::new(problem, device, &ingress)).collect(),
             ingress,
         }
     }
@@ -126,13 +143,48 @@ impl<'a> Instance<'a> {
         self.problem.devices[device].card_bytes_per_s.map_or(0.0, |rate| over(bytes, rate))
     }
 
-    /// Seconds until one message has arrived: latency and the slowest of link and cards.
+    /// Seconds until one message has arrived: latency, the slowest of link and cards, and the work at both ends.
     pub(crate) fn hop_latency(&self, from: usize, to: usize, bytes: f64) -> f64 {
         if from == to {
             return 0.0;
         }
         let slowest = self.link_s(from, to, bytes).max(self.card_s(from, bytes)).max(self.card_s(to, bytes));
-        slowest + self.rates[from * self.devices() + to].1
+        let work = self.send_s(from, bytes) + self.receive_s(to, bytes);
+        slowest + work + self.rates[from * self.devices() + to].1
+    }
+
+    /// Processor seconds of sending one message.
+    pub(crate) fn send_s(&self, device: usize, bytes: f64) -> f64 {
+        send_s(&self.problem.devices[device].transfer, bytes)
+    }
+
+    /// Processor seconds of receiving one message.
+    pub(crate) fn receive_s(&self, device: usize, bytes: f64) -> f64 {
+        receive_s(&self.problem.devices[device].transfer, bytes)
+    }
+
+    /// Seconds that a device is busy with so much compute and moving of data.
+    pub(crate) fn processor_s(&self, device: usize, compute_s: f64, transfer_s: f64) -> f64 {
+        compute_s.max(compute_s * self.compute_share(device) + transfer_s)
+    }
+
+    pub(crate) fn compute_share(&self, device: usize) -> f64 {
+        self.problem.devices[device].transfer.compute_share
+    }
+
+    /// Seconds that a device is busy with when it alone runs the blocks `first..end` and nothing else.
+    pub(crate) fn alone_s(&self, device: usize, first: usize, end: usize) -> f64 {
+        let compute_s = self.seconds(device, first, end);
+        match &self.moves[device] {
+            Some(moves) => self.processor_s(device, compute_s, moves.arrive[first] + moves.leave[end]),
+            None => compute_s,
+        }
+    }
+
+    /// Processor seconds that a device without a stage spends as an ingress.
+    pub(crate) fn ingress_s(&self, device: usize) -> f64 {
+        let work = self.send_s(device, self.cut(0)) + self.receive_s(device, self.cut(self.blocks));
+        self.ingress[device] * work
     }
 
     /// Least and greatest number of stages that were asked for and that the blocks allow.
@@ -140,6 +192,34 @@ impl<'a> Instance<'a> {
         let min = self.problem.min_stages.unwrap_or(1);
         (min, self.problem.max_stages.unwrap_or(usize::MAX).min(self.blocks))
     }
+}
+
+impl Moves {
+    fn new(problem: &Problem, device: usize, ingress: &[f64]) -> Option<Self> {
+        let cost = &problem.devices[device].transfer;
+        if cost.send_s_per_byte == 0.0 && cost.receive_s_per_byte == 0.0 && cost.request_s == 0.0 {
+            return None;
+        }
+        let entering = ingress[device];
+        let remote = if problem.ingress.is_some() { 1.0 - entering } else { 0.0 };
+        let cuts: Vec<f64> = problem.cuts.iter().map(|&bytes| bytes as f64).collect();
+        let last = cuts.len() - 1;
+        let taken = |&bytes: &f64| receive_s(cost, bytes) + entering * send_s(cost, cuts[0]);
+        let given = |&bytes: &f64| send_s(cost, bytes) + entering * receive_s(cost, cuts[last]);
+        let mut arrive: Vec<f64> = cuts.iter().map(taken).collect();
+        let mut leave: Vec<f64> = cuts.iter().map(given).collect();
+        arrive[0] = remote * receive_s(cost, cuts[0]);
+        leave[last] = remote * send_s(cost, cuts[last]);
+        Some(Self { arrive, leave })
+    }
+}
+
+fn send_s(cost: &TransferCost, bytes: f64) -> f64 {
+    cost.request_s + bytes * cost.send_s_per_byte
+}
+
+fn receive_s(cost: &TransferCost, bytes: f64) -> f64 {
+    cost.request_s + bytes * cost.receive_s_per_byte
 }
 
 fn peak_levels(problem: &Problem) -> Vec<Vec<u64>> {

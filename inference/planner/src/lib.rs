@@ -7,6 +7,7 @@ mod bound;
 mod check;
 mod evaluate;
 mod explain;
+mod flow;
 mod instance;
 mod plan;
 mod problem;
@@ -14,7 +15,9 @@ mod size;
 mod solve;
 
 pub use check::{CheckError, check, evaluate};
-pub use evaluate::{Evaluation, Load, Resource, StageCost};
+pub use evaluate::{Evaluation, Load, ProcessorLoad, Resource, StageCost};
 pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica, Stage, Unused};
-pub use problem::{Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError};
+pub use problem::{
+    Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,
+};
 pub use solve::{DEFAULT_STEPS, Infeasible, solve};

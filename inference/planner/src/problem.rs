@@ -66,6 +66,30 @@ pub struct Device {
     /// Bytes per second of the network card, in and out each. `None`: no limit beside the links.
     #[serde(default)]
     pub card_bytes_per_s: Option<f64>,
+    /// What moving data costs the device's processors.
+    #[serde(default)]
+    pub transfer: TransferCost,
+}
+
+/// What moving data costs a device's processors: encryption, the network stack, copies. Seconds are seconds of the
+/// whole device: the work of one core divided by the number of cores.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TransferCost {
+    /// Seconds per byte sent to another device.
+    pub send_s_per_byte: f64,
+    /// Seconds per byte received from another device.
+    pub receive_s_per_byte: f64,
+    /// Seconds per message sent or received, whatever its size.
+    pub request_s: f64,
+    /// The part of the processors that a running stage keeps busy: 1 for all, 0.5 for one thread on two cores.
+    pub compute_share: f64,
+}
+
+impl Default for TransferCost {
+    fn default() -> Self {
+        Self { send_s_per_byte: 0.0, receive_s_per_byte: 0.0, request_s: 0.0, compute_share: 1.0 }
+    }
 }
 
 /// Links between devices.

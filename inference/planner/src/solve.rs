@@ -14,7 +14,7 @@ mod shares;
 use chain::{Goal, Steps};
 
 use crate::bound::lower_bound;
-use crate::evaluate::{Draft, DraftStage, Evaluation, evaluate_draft, fits};
+use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, evaluate_draft, fits};
 use crate::explain::{Considered, plan_of};
 use crate::instance::Instance;
 use crate::plan::{Objective, Plan};
@@ -72,7 +72,7 @@ fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
     let alone = one_device(instance, latency);
     let known = alone.as_ref().map(|(_, evaluation)| evaluation.clone());
     let mut considered = vec![Considered::new("one device", alone)];
-    considered.push(Considered::new("replicate everywhere", everywhere(instance)));
+    considered.push(Considered::new("replicate everywhere", everywhere(instance, latency)));
     let mut budget = Steps::new(steps);
     let (chain, proven_chain) = chain(instance, latency, known.as_ref(), &mut budget);
     considered.push(Considered::new("chain", chain));
@@ -119,8 +119,9 @@ fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Consid
     let mut bound = lower_bound(instance);
     let mut optimal = !latency && evaluation.bottleneck_s <= bound * (1.0 + 1e-9);
     if let Some(proven) = tried.proven_chain {
-        // Replicas can raise the rate, but never shorten the way of one request.
-        if latency || !instance.problem.replication {
+        // With one ingress, replicas can raise the rate, but never shorten the way of one request.
+        let one_way = latency && entrances(instance).len() < 2;
+        if one_way || !instance.problem.replication {
             optimal |= value(&evaluation) <= proven * (1.0 + 1e-9);
         }
         if !latency && !instance.problem.replication {
@@ -157,33 +158,35 @@ fn one_device(instance: &Instance<'_>, latency: bool) -> Option<Costed> {
 }
 
 /// The whole model on every device that holds it and that the requests can reach.
-fn everywhere(instance: &Instance<'_>) -> Option<Costed> {
+fn everywhere(instance: &Instance<'_>, latency: bool) -> Option<Costed> {
     if instance.stage_limits().0 > 1 || !instance.problem.replication {
         return None;
     }
     let bytes = instance.stage_bytes(0, instance.blocks);
-    let (inputs, outputs) = (instance.cut(0), instance.cut(instance.blocks));
-    let mut replicas = Vec::new();
-    for device in instance.usable().into_iter().filter(|&device| instance.memory(device) >= bytes) {
-        let mut slowest = instance.seconds(device, 0, instance.blocks);
-        for (other, &share) in instance.ingress.iter().enumerate().filter(|&(_, &share)| share > 0.0) {
-            if other != device {
-                slowest = slowest.max(instance.link_s(other, device, share * inputs));
-                slowest = slowest.max(instance.link_s(device, other, share * outputs));
-                slowest = slowest.max(instance.card_s(device, share * inputs.max(outputs)));
-            }
-        }
-        if slowest.is_finite() {
-            replicas.push((device, 1.0 / slowest.max(1e-12)));
-        }
+    let mut devices = instance.usable();
+    devices.retain(|&device| instance.memory(device) >= bytes);
+    // By speed, and as the requests enter: the one is better for slow work, the other for slow links.
+    let at_home = devices.iter().map(|&device| (device, instance.ingress[device]));
+    let at_home: Vec<(usize, f64)> = at_home.filter(|&(_, share)| share > 0.0).collect();
+    devices.retain(|&device| is_reachable(instance, device));
+    let by_speed = shares::by_speed(instance, &devices, 0, instance.blocks);
+    let mut starts = vec![by_speed, at_home];
+    starts.retain(|start| (start.iter().map(|(_, share)| share).sum::<f64>() - 1.0).abs() < 1e-9);
+    let drafts = starts.into_iter().map(|start| whole(instance, start));
+    if latency {
+        let found = drafts.filter_map(|draft| costed(instance, draft));
+        return found.min_by(|a, b| a.1.latency_s.total_cmp(&b.1.latency_s));
     }
-    let total: f64 = replicas.iter().map(|(_, rate)| rate).sum();
-    if replicas.is_empty() {
-        return None;
-    }
-    replicas.iter_mut().for_each(|(_, rate)| *rate /= total);
-    let (draft, _) = shares::polish(instance, whole(instance, replicas), false);
-    costed(instance, draft)
+    let polished = drafts.map(|draft| shares::polish(instance, draft, false));
+    let best = polished.min_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s));
+    best.and_then(|(draft, _)| costed(instance, draft))
+}
+
+/// Requests that enter anywhere else get to this device and back.
+fn is_reachable(instance: &Instance<'_>, device: usize) -> bool {
+    let mut others =
+        (0..instance.devices()).filter(|&other| other != device && instance.ingress[other] > 0.0);
+    others.all(|other| instance.link(other, device).0 > 0.0 && instance.link(device, other).0 > 0.0)
 }
 
 /// The best chain, and its value when that is proven. A plan that is known already narrows the search.
@@ -243,7 +246,8 @@ fn quickest(instance: &Instance<'_>, draft: Draft, bottleneck_s: f64, steps: &mu
     let mut budget = Steps::new(steps.left() / 2);
     let exact = exact::best_chain(instance, goal, &mut budget);
     *steps = Steps::new(steps.left() / 2 + budget.left());
-    exact.and_then(|exact| exact.draft).unwrap_or(draft)
+    let quick = exact.and_then(|exact| exact.draft);
+    quick.filter(|quick| evaluate_draft(instance, quick).bottleneck_s <= goal.cap_s).unwrap_or(draft)
 }
 
 fn pinned(instance: &Instance<'_>) -> Result<Solution, Infeasible> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use mesh_planner::{
     Block, CheckError, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PinnedStage, Plan, Problem,
-    ProblemError, check, solve,
+    ProblemError, TransferCost, check, evaluate, solve,
 };
 
 const MIB: u64 = 1 << 20;
@@ -20,6 +20,7 @@ fn even(blocks: usize, devices: usize, memory_bytes: u64) -> Problem {
         speed: 1.0,
         memory_bytes,
         card_bytes_per_s: None,
+        transfer: TransferCost::default(),
     };
     Problem {
         blocks: vec![block; blocks],
@@ -96,6 +97,65 @@ fn requests_that_enter_elsewhere_pay_for_the_way() {
     let plan = solved(&problem);
     // 10 s to send a request away, 4 s to run it here: a part is sent as long as the link keeps up.
     assert!(is_close(plan.throughput_rps, 0.25 + 0.1), "{plan:?}");
+}
+
+/// A device whose processors work 20 ms on moving 1 MB: 1 ms for the message and 19 for the bytes.
+fn costly(share: f64) -> TransferCost {
+    TransferCost { send_s_per_byte: 19e-9, receive_s_per_byte: 19e-9, request_s: 1e-3, compute_share: share }
+}
+
+#[test]
+fn what_runs_everywhere_moves_nothing() {
+    let mut problem = even(4, 5, 1024 * MIB);
+    problem.cuts = vec![1_000_000; 5];
+    problem.links.default = LinkRate { bytes_per_s: 1e3, latency_s: 1.0 };
+    problem.ingress = Some((0..5).map(|device| (format!("pi-{device}"), 0.2)).collect());
+    problem.devices.iter_mut().for_each(|device| device.transfer = costly(1.0));
+    let plan = solved(&problem);
+    assert!(is_close(plan.bottleneck_s, 0.8) && is_close(plan.latency_s, 4.0) && plan.optimal, "{plan:?}");
+    let evaluation = evaluate(&problem, &plan).unwrap();
+    assert!(evaluation.processors.iter().all(|work| work.transfer_s == 0.0 && is_close(work.busy_s, 0.8)));
+}
+
+#[test]
+fn moving_data_costs_the_processors_of_both_ends() {
+    let mut problem = Problem { replication: false, ..even(4, 2, 30 * MIB) };
+    problem.cuts = vec![1_000_000; 5];
+    problem.links.default = LinkRate { bytes_per_s: 1e9, latency_s: 0.0 };
+    problem.ingress = Some([("pi-0".to_owned(), 1.0)].into());
+    problem.devices.iter_mut().for_each(|device| device.transfer = costly(1.0));
+    let plan = solved(&problem);
+    // Each sends once and receives once, whichever runs first.
+    assert!(is_close(plan.bottleneck_s, 2.04), "{plan:?}");
+    assert!(
+        plan.why.contains("2040.0 ms per request (2000.0 ms compute, 40.0 ms moving data)"),
+        "{}",
+        plan.why
+    );
+    assert!(is_close(plan.latency_s, 4.0 + 2.0 * (0.001 + 0.04)), "{plan:?}");
+    // A stage on one core of two leaves room for it.
+    problem.devices.iter_mut().for_each(|device| device.transfer = costly(0.5));
+    assert!(is_close(solved(&problem).bottleneck_s, 2.0));
+    // An ingress without a stage works as well.
+    problem.ingress = Some([("pi-2".to_owned(), 1.0)].into());
+    let far = Device { id: "pi-2".into(), memory_bytes: MIB, speed: 0.01, ..problem.devices[0].clone() };
+    problem.devices.push(far);
+    problem.devices[2].transfer.request_s = 3.0;
+    let plan = solved(&problem);
+    assert!(is_close(plan.bottleneck_s, 6.038) && plan.bottleneck.device == "pi-2", "{plan:?}");
+}
+
+#[test]
+fn speeds_are_shared_so_that_processors_meet() {
+    let mut problem = even(4, 2, 1024 * MIB);
+    problem.cuts = vec![1_000_000; 5];
+    problem.links.default = LinkRate { bytes_per_s: 1e9, latency_s: 0.0 };
+    problem.ingress = Some([("pi-0".to_owned(), 1.0)].into());
+    let slow = TransferCost { request_s: 0.5, ..TransferCost::default() };
+    problem.devices.iter_mut().for_each(|device| device.transfer = slow);
+    // pi-0: 4 (1 - x) + 1 x, pi-1: 4 x + 1 x, for a share x of pi-1.
+    let plan = solved(&problem);
+    assert!(is_close(plan.bottleneck_s, 2.5), "{plan:?}");
 }
 
 #[test]
@@ -250,6 +310,11 @@ fn senseless_problems_are_refused() {
         spoilt(&|p| p.ingress = Some([("pi-0".into(), 0.5)].into())),
         ProblemError::IngressSum { .. }
     ));
+    assert!(matches!(
+        spoilt(&|p| p.devices[0].transfer.compute_share = 0.0),
+        ProblemError::Number { must: "above 0 and at most 1", .. }
+    ));
+    assert!(matches!(spoilt(&|p| p.devices[1].transfer.request_s = f64::NAN), ProblemError::Number { .. }));
     assert!(matches!(spoilt(&|p| p.max_stages = Some(0)), ProblemError::StageCounts { .. }));
     let infinite = f64::INFINITY;
     assert!(matches!(

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use mesh_planner::{Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, Problem, check, solve};
+use mesh_planner::{
+    Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, Problem, TransferCost, check, solve,
+};
 use serde::Deserialize;
 
 const MICRO_BATCH: u64 = 8;
@@ -59,6 +61,7 @@ fn problem(profiles: &Profiles, case: &Case) -> Problem {
         speed: 1.0,
         memory_bytes: (profiles.devices[class].memory_mb * MIB) as u64,
         card_bytes_per_s: None,
+        transfer: TransferCost::default(),
     };
     let elements = std::iter::once(&model.elements_in).chain(&model.elements_out);
     Problem {

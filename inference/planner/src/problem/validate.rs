@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{PinnedStage, Problem};
+use super::{Device, PinnedStage, Problem};
 
 /// More blocks than any cut model has.
 const MAX_BLOCKS: usize = 100_000;
@@ -142,6 +142,7 @@ impl Problem {
             if let Some(rate) = device.card_bytes_per_s {
                 positive(|| format!("the network card rate of {id:?}"), rate)?;
             }
+            validate_transfer(device)?;
         }
         Ok(ids)
     }
@@ -173,6 +174,19 @@ impl Problem {
         }
         if (sum - 1.0).abs() > 1e-6 { Err(ProblemError::IngressSum { sum }) } else { Ok(()) }
     }
+}
+
+fn validate_transfer(device: &Device) -> Result<(), ProblemError> {
+    let (id, cost) = (&device.id, &device.transfer);
+    not_negative(|| format!("`send_s_per_byte` of {id:?}"), cost.send_s_per_byte)?;
+    not_negative(|| format!("`receive_s_per_byte` of {id:?}"), cost.receive_s_per_byte)?;
+    not_negative(|| format!("`request_s` of {id:?}"), cost.request_s)?;
+    let value = cost.compute_share;
+    if value > 0.0 && value <= 1.0 {
+        return Ok(());
+    }
+    let what = format!("`compute_share` of {id:?}");
+    Err(ProblemError::Number { what, value, must: "above 0 and at most 1" })
 }
 
 fn validate_pin(

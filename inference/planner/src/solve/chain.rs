@@ -74,6 +74,9 @@ pub(super) struct Chains<'a> {
     pub(super) instance: &'a Instance<'a>,
     pub(super) goal: Goal,
     pub(super) steps: Steps,
+    /// The chain's first device, where that matters: requests from the last device's own ingress go to it over the
+    /// link that returns outputs to its ingress. Without it that sum is left out, and values are lower bounds.
+    pub(super) first: Option<usize>,
     /// By position: the latency that the blocks from there on add at least; 0 when latency does not matter.
     rest_s: Vec<f64>,
 }
@@ -88,7 +91,7 @@ impl<'a> Chains<'a> {
         }
         // Sums of many small numbers may come out a little too long.
         rest_s.iter_mut().for_each(|rest| *rest *= 1.0 - 1e-9);
-        Self { instance, goal, steps, rest_s }
+        Self { instance, goal, steps, first: None, rest_s }
     }
 
     fn share(&self, device: usize) -> f64 {
@@ -209,7 +212,8 @@ impl<'a> Chains<'a> {
             if held.saturating_add(buffers) > memory {
                 continue;
             }
-            let value = self.goal.add(self.goal.add(arrivals[start].0, seconds, seconds), exit.0, exit.1);
+            let busy = instance.alone_s(device, start, end);
+            let value = self.goal.add(self.goal.add(arrivals[start].0, busy, seconds), exit.0, exit.1);
             if value < best.1 {
                 best = (start, value);
                 found = value;
@@ -227,20 +231,23 @@ impl<'a> Chains<'a> {
         let mut latency = 0.0;
         for (to, &share) in self.instance.ingress.iter().enumerate().filter(|&(_, &share)| share > 0.0) {
             if to != device {
-                load = load.max(share * self.instance.link_s(device, to, bytes));
+                let entering =
+                    if self.first == Some(to) { self.share(device) * self.instance.cut(0) } else { 0.0 };
+                load = load.max(self.instance.link_s(device, to, share * bytes + entering));
                 latency += share * self.instance.hop_latency(device, to, bytes);
             }
         }
         (load, latency)
     }
 
-    /// Value of a finished chain, with the cards of ingress devices that it does not use.
+    /// Value of a finished chain, with the cards and processors of ingress devices that it does not use.
     pub(super) fn finish(&self, value: f64, is_unused: impl Fn(usize) -> bool) -> f64 {
         let (inputs, outputs) = (self.instance.cut(0), self.instance.cut(self.instance.blocks));
         let mut value = value;
         for (device, &share) in self.instance.ingress.iter().enumerate() {
             if share > 0.0 && is_unused(device) {
-                let load = self.instance.card_s(device, share * inputs.max(outputs));
+                let card = self.instance.card_s(device, share * inputs.max(outputs));
+                let load = card.max(self.instance.ingress_s(device));
                 value = self.goal.add(value, load, 0.0);
             }
         }

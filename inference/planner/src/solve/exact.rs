@@ -5,7 +5,7 @@
 //! latency, network cards and end transfers added.
 
 use super::chain::{Chains, From, Goal, Row, Steps, draft_of};
-use crate::evaluate::Draft;
+use crate::evaluate::{Draft, evaluate_draft};
 use crate::instance::Instance;
 
 /// Tables larger than this are not built.
@@ -38,6 +38,7 @@ fn are_alike(instance: &Instance<'_>, a: usize, b: usize) -> bool {
         && one.speed == other.speed
         && one.memory_bytes == other.memory_bytes
         && one.card_bytes_per_s == other.card_bytes_per_s
+        && one.transfer == other.transfer
         && instance.ingress[a] == instance.ingress[b]
         && instance.link(a, b) == instance.link(b, a)
         && (0..instance.devices())
@@ -48,8 +49,35 @@ fn are_alike(instance: &Instance<'_>, a: usize, b: usize) -> bool {
 /// Finds the best chain. `None` when the problem is too large for the table or the step budget.
 pub(super) fn best_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<Exact> {
     let kinds = kinds(instance, &instance.usable());
-    let table = Table::new(instance, &kinds)?;
+    let found = with_first(instance, goal, steps, &kinds, None)?;
+    let Some(evaluation) = found.draft.as_ref().map(|draft| evaluate_draft(instance, draft)) else {
+        return Some(found);
+    };
+    if goal.latency || evaluation.bottleneck_s <= found.value * (1.0 + 1e-9) {
+        return Some(found);
+    }
+    // The link back to the first device counts: look at each first device by itself.
+    let goal = Goal { cap_s: goal.cap_s.min(evaluation.bottleneck_s * (1.0 + 1e-9)), ..goal };
+    let mut best = Exact { value: f64::INFINITY, ..found };
+    for first in 0..kinds.len() {
+        let other = with_first(instance, goal, steps, &kinds, Some(first))?;
+        if other.value < best.value {
+            best = other;
+        }
+    }
+    Some(best)
+}
+
+fn with_first(
+    instance: &Instance<'_>,
+    goal: Goal,
+    steps: &mut Steps,
+    kinds: &[Vec<usize>],
+    first: Option<usize>,
+) -> Option<Exact> {
+    let table = Table::new(instance, kinds, first)?;
     let mut chains = Chains::new(instance, goal, *steps);
+    chains.first = first.map(|first| kinds[first][0]);
     let result = table.fill(&mut chains);
     *steps = chains.steps;
     result
@@ -58,6 +86,8 @@ pub(super) fn best_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps)
 struct Table<'a> {
     instance: &'a Instance<'a>,
     kinds: &'a [Vec<usize>],
+    /// Only chains that begin with this kind.
+    first: Option<usize>,
     /// Distance between states that differ by one member of a kind.
     strides: Vec<usize>,
     states: usize,
@@ -65,7 +95,7 @@ struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    fn new(instance: &'a Instance<'a>, kinds: &'a [Vec<usize>]) -> Option<Self> {
+    fn new(instance: &'a Instance<'a>, kinds: &'a [Vec<usize>], first: Option<usize>) -> Option<Self> {
         let mut strides = Vec::with_capacity(kinds.len());
         let mut states = 1usize;
         for kind in kinds {
@@ -76,7 +106,7 @@ impl<'a> Table<'a> {
         if rows.checked_mul(instance.blocks + 1)? > MAX_CELLS {
             return None;
         }
-        Some(Self { instance, kinds, strides, states, rows: vec![None; rows] })
+        Some(Self { instance, kinds, first, strides, states, rows: vec![None; rows] })
     }
 
     fn used(&self, state: usize, kind: usize) -> usize {
@@ -125,7 +155,8 @@ impl<'a> Table<'a> {
     fn row(&self, chains: &mut Chains<'_>, state: usize, kind: usize, stages: usize) -> Row {
         let device = self.kinds[kind][0];
         if stages == 1 {
-            let arrivals = chains.begin(device);
+            let is_wanted = self.first.is_none_or(|first| first == kind);
+            let arrivals = if is_wanted { chains.begin(device) } else { chains.nowhere() };
             return chains.extend(device, &arrivals, true);
         }
         let before = state - self.strides[kind];
@@ -137,7 +168,9 @@ impl<'a> Table<'a> {
                 chains.hand_over(&mut arrivals, end, receiver);
             }
         }
-        chains.extend(device, &arrivals, false)
+        // The first device is its kind's first member; a later stage of that kind has another one.
+        let other = self.kinds[kind].get(1).filter(|_| self.first == Some(kind));
+        chains.extend(other.copied().unwrap_or(device), &arrivals, false)
     }
 
     fn read_back(&self, state: usize, kind: usize) -> Draft {

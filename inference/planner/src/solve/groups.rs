@@ -6,7 +6,8 @@
 use super::chain::Steps;
 use super::order::{Dice, change, first_orders};
 use super::shares::{by_speed, polish};
-use crate::evaluate::{Draft, DraftStage, Evaluation, fits};
+use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, fits};
+use crate::flow::Remote;
 use crate::instance::Instance;
 
 /// Longest order of devices that is looked at.
@@ -133,6 +134,54 @@ struct Cell {
     before: Option<usize>,
 }
 
+/// How busy the members of a group are when they share a stage in the best way: `load = fixed + each * share` with
+/// the same load for all gives the load for shares that sum to 1.
+#[derive(Debug, Clone, Copy, Default)]
+struct Group {
+    /// Sums of 1 / each and fixed / each, with what data costs the processors.
+    rate: f64,
+    fixed: f64,
+    /// Requests per second by compute alone.
+    compute: f64,
+}
+
+impl Group {
+    /// Nothing changes when the device cannot hold the stage.
+    fn join(&mut self, instance: &Instance<'_>, device: usize, bytes: u64, (first, end): (usize, usize)) {
+        if bytes > instance.memory(device) {
+            return;
+        }
+        let compute = instance.seconds(device, first, end).max(1e-12);
+        self.compute += 1.0 / compute;
+        let entering = instance.ingress[device];
+        let exchanged = instance.problem.ingress.is_some();
+        let (mut each, mut fixed) = (compute * instance.compute_share(device), 0.0);
+        // Requests that enter at this device stay here as far as its share goes; others are sent on.
+        let receive_s = instance.receive_s(device, instance.cut(first));
+        if first > 0 {
+            each += receive_s;
+            fixed += entering * instance.send_s(device, instance.cut(0));
+        } else if exchanged {
+            each += receive_s;
+            fixed -= entering * receive_s;
+        }
+        let send_s = instance.send_s(device, instance.cut(end));
+        if end < instance.blocks {
+            each += send_s;
+            fixed += entering * instance.receive_s(device, instance.cut(instance.blocks));
+        } else if exchanged {
+            each += send_s;
+            fixed -= entering * send_s;
+        }
+        self.rate += 1.0 / each;
+        self.fixed += fixed / each;
+    }
+
+    fn busy_s(&self) -> f64 {
+        f64::max((1.0 + self.fixed) / self.rate, 1.0 / self.compute)
+    }
+}
+
 struct Search<'a> {
     instance: &'a Instance<'a>,
     order: &'a [usize],
@@ -180,10 +229,10 @@ impl Search<'_> {
         for start in (0..end).rev() {
             let (from, to) = (self.positions[start], self.positions[end]);
             let bytes = self.instance.stage_bytes(from, to);
-            let mut rate = 0.0;
+            let mut group = Group::default();
             for low in (0..high).rev() {
                 steps.pay(1);
-                rate += self.rate(self.order[low], bytes, from, to);
+                group.join(self.instance, self.order[low], bytes, (from, to));
                 let before = match (start, layer) {
                     (0, 0) => None,
                     (0, _) => continue,
@@ -198,7 +247,7 @@ impl Search<'_> {
                     },
                 };
                 let limit = best.map_or(f64::INFINITY, |best| best.value);
-                let value = f64::max(arrived, 1.0 / rate);
+                let value = f64::max(arrived, group.busy_s());
                 if value >= limit {
                     continue;
                 }
@@ -210,14 +259,6 @@ impl Search<'_> {
             }
         }
         best
-    }
-
-    /// Requests per second of a device for some blocks; 0 when it cannot hold them.
-    fn rate(&self, device: usize, bytes: u64, first: usize, end: usize) -> f64 {
-        if bytes > self.instance.memory(device) {
-            return 0.0;
-        }
-        1.0 / self.instance.seconds(device, first, end).max(1e-12)
     }
 
     fn replicas(&self, cell: &Cell, end: usize) -> Vec<(usize, f64)> {
@@ -237,20 +278,13 @@ impl Search<'_> {
         let bytes = instance.cut(self.positions[cell.start]);
         let senders = match cell.before.and_then(|at| cells[at]) {
             Some(before) => self.replicas(&before, cell.start),
-            None => instance.ingress.iter().copied().enumerate().filter(|&(_, share)| share > 0.0).collect(),
+            None => entrances(instance),
         };
         let receivers = self.replicas(cell, end);
-        let mut worst = 0.0f64;
-        for &(from, from_share) in &senders {
-            let mut sent = 0.0;
-            for &(to, to_share) in receivers.iter().filter(|&&(to, _)| to != from) {
-                let part = from_share * to_share * bytes;
-                worst = worst.max(instance.link_s(from, to, part)).max(instance.card_s(to, to_share * bytes));
-                sent += part;
-            }
-            worst = worst.max(instance.card_s(from, sent));
-        }
-        worst
+        let remote = Remote::between(&senders, &receivers);
+        let cards = remote.senders.iter().chain(&remote.receivers);
+        let card = cards.map(|&(device, part)| instance.card_s(device, part * bytes)).fold(0.0, f64::max);
+        remote.flows().map(|(from, to, part)| instance.link_s(from, to, part * bytes)).fold(card, f64::max)
     }
 
     fn read_back(&self, cells: &[Option<Cell>], last: usize) -> Option<Draft> {

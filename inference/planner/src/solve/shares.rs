@@ -1,11 +1,13 @@
 //! How the requests of a stage are shared among its replicas.
 //!
-//! With the other stages' shares fixed, every load is a straight line in one replica's share: compute, links and
-//! cards grow with it; for a replica at an ingress, what is sent elsewhere and back shrinks with it. So for a
-//! bottleneck `t` each share has an interval, and `t` can be had when the intervals admit a sum of 1. Bisection over
-//! `t` gives a stage's best shares; the stages take turns.
+//! With the other stages' shares fixed, every load of a device is the largest of some lines in its share: compute
+//! grows with it; data moves when the share is above or below what the device has already. So for a bottleneck `t`
+//! each share has an interval, and `t` can be had when the intervals admit a sum of 1. Bisection over `t` gives a
+//! stage's best shares; the stages take turns. Only how much each single link carries is an estimate, from the shares
+//! as they are; the evaluation decides.
 
-use crate::evaluate::{Draft, DraftStage, Evaluation, evaluate_draft};
+use crate::evaluate::{Draft, DraftStage, Evaluation, Resource, entrances, evaluate_draft};
+use crate::flow::Remote;
 use crate::instance::Instance;
 
 /// Turns over all stages.
@@ -22,7 +24,7 @@ pub(super) fn by_speed(
     first: usize,
     end: usize,
 ) -> Vec<(usize, f64)> {
-    let seconds = |device: usize| instance.seconds(device, first, end).max(1e-12);
+    let seconds = |device: usize| instance.alone_s(device, first, end).max(1e-12);
     let total: f64 = devices.iter().map(|&device| 1.0 / seconds(device)).sum();
     devices.iter().map(|&device| (device, 1.0 / seconds(device) / total)).collect()
 }
@@ -37,7 +39,7 @@ pub(super) fn polish(instance: &Instance<'_>, draft: Draft, keep: bool) -> (Draf
             if best.0.stages[index].replicas.len() < 2 {
                 continue;
             }
-            let Some(replicas) = shared(instance, &best.0, index, keep) else { continue };
+            let Some(replicas) = shared(instance, &best, index, keep) else { continue };
             let mut draft = best.0.clone();
             draft.stages[index].replicas = replicas;
             let evaluation = evaluate_draft(instance, &draft);
@@ -52,6 +54,9 @@ pub(super) fn polish(instance: &Instance<'_>, draft: Draft, keep: bool) -> (Draf
     best
 }
 
+/// Seconds per request that stand for a link that does not exist.
+const NO_LINK: f64 = 1e18;
+
 /// A load in seconds: `fixed + slope * share`.
 #[derive(Debug, Clone, Copy)]
 struct Line {
@@ -59,10 +64,15 @@ struct Line {
     slope: f64,
 }
 
-fn shared(instance: &Instance<'_>, draft: &Draft, index: usize, keep: bool) -> Option<Vec<(usize, f64)>> {
+fn shared(
+    instance: &Instance<'_>,
+    costed: &(Draft, Evaluation),
+    index: usize,
+    keep: bool,
+) -> Option<Vec<(usize, f64)>> {
+    let (draft, evaluation) = costed;
     let stage = &draft.stages[index];
-    let lines: Vec<Vec<Line>> =
-        stage.replicas.iter().map(|&(device, _)| lines_of(instance, draft, index, device)).collect();
+    let lines = lines_of(instance, evaluation, draft, index);
     let current = |lines: &Vec<Line>, share: f64| {
         lines.iter().map(|line| line.fixed + line.slope * share).fold(0.0, f64::max)
     };
@@ -123,50 +133,176 @@ fn tidied(stage: &DraftStage, shares: &[f64], keep: bool) -> Vec<(usize, f64)> {
     replicas
 }
 
-/// Who a stage exchanges data with and in which parts: the neighbouring stage's replicas, or the ingress devices.
-fn partners(instance: &Instance<'_>, stage: Option<&DraftStage>) -> Vec<(usize, f64)> {
-    match stage {
-        Some(stage) => stage.replicas.clone(),
-        None => instance.ingress.iter().copied().enumerate().filter(|&(_, share)| share > 0.0).collect(),
+/// The loads of one replica's device that depend on its share of stage `index`.
+///
+/// What it exchanges over links depends on how far its share differs from its part of the neighbouring stage (or of
+/// the entering requests): above, it receives; below, it sends on what it cannot take itself. Each such load has a
+/// bend at that part, and is the larger of two lines.
+struct Side {
+    /// Fraction of the requests that the device has on this side.
+    part: f64,
+    /// Busiest link per unit of what it takes from others, or hands to others.
+    over: f64,
+    /// Busiest link per unit of what others take from it, or hand to it, because it takes less than it has.
+    under: f64,
+    bytes: f64,
+    /// Anything is exchanged on this side: inputs and outputs are free when nobody says where requests enter.
+    exists: bool,
+}
+
+impl Side {
+    /// `is_input`: the other side sends to the stage.
+    fn new(instance: &Instance<'_>, device: usize, hop: &Hop, is_input: bool) -> Self {
+        let link = |from, to| instance.link_s(from, to, hop.bytes);
+        let (mut over, mut under) = (0.0f64, 0.0f64);
+        for &(other, weight) in hop.away.iter().filter(|&&(other, _)| other != device) {
+            let seconds = if is_input { link(other, device) } else { link(device, other) };
+            over = over.max(weight * seconds);
+        }
+        let part = hop.other.iter().find(|&&(other, _)| other == device).map_or(0.0, |&(_, part)| part);
+        for &(mate, weight) in hop.mates.iter().filter(|&&(mate, _)| part > 0.0 && mate != device) {
+            let seconds = if is_input { link(device, mate) } else { link(mate, device) };
+            under = under.max(weight * seconds);
+        }
+        Self { part, over, under, bytes: hop.bytes, exists: !hop.other.is_empty() }
     }
 }
 
-fn lines_of(instance: &Instance<'_>, draft: &Draft, index: usize, device: usize) -> Vec<Line> {
-    let stage = &draft.stages[index];
-    let (inputs, outputs) = (instance.cut(stage.first), instance.cut(stage.end));
-    let before = index.checked_sub(1).and_then(|before| draft.stages.get(before));
-    let after = draft.stages.get(index + 1);
-    let mut lines = vec![Line { fixed: 0.0, slope: instance.seconds(device, stage.first, stage.end) }];
-    let (mut received, mut sent) = (0.0, 0.0);
-    for (from, part) in partners(instance, before).into_iter().filter(|&(from, _)| from != device) {
-        lines.push(Line { fixed: 0.0, slope: instance.link_s(from, device, part * inputs) });
-        received += part * inputs;
+/// One hop of a stage, with the shares as they are.
+struct Hop {
+    /// The neighbouring stage's replicas or the ingress devices, and their parts.
+    other: Vec<(usize, f64)>,
+    /// Which of them exchange over links, as fractions of all that moves.
+    away: Vec<(usize, f64)>,
+    /// Which replicas of the stage itself do, in the same way.
+    mates: Vec<(usize, f64)>,
+    bytes: f64,
+}
+
+impl Hop {
+    fn new(stage: &DraftStage, other: Vec<(usize, f64)>, bytes: f64) -> Self {
+        let remote = Remote::between(&other, &stage.replicas);
+        let scaled = |parts: Vec<(usize, f64)>, all: &[(usize, f64)]| {
+            if parts.is_empty() { all.to_vec() } else { parts }
+        };
+        let scale = if remote.fraction > 0.0 { 1.0 / remote.fraction } else { 1.0 };
+        let mut away = scaled(remote.senders, &other);
+        let mut mates = scaled(remote.receivers, &stage.replicas);
+        away.iter_mut().chain(&mut mates).for_each(|(_, part)| *part *= scale);
+        Self { other, away, mates, bytes }
     }
-    for (to, part) in partners(instance, after).into_iter().filter(|&(to, _)| to != device) {
-        lines.push(Line { fixed: 0.0, slope: instance.link_s(device, to, part * outputs) });
-        sent += part * outputs;
+}
+
+/// The neighbouring stage's replicas, or the ingress devices.
+fn partners(instance: &Instance<'_>, stage: Option<&DraftStage>) -> Vec<(usize, f64)> {
+    stage.map_or_else(|| entrances(instance), |stage| stage.replicas.clone())
+}
+
+fn lines_of(
+    instance: &Instance<'_>,
+    evaluation: &Evaluation,
+    costed: &Draft,
+    index: usize,
+) -> Vec<Vec<Line>> {
+    let stage = &costed.stages[index];
+    let before = index.checked_sub(1).and_then(|before| costed.stages.get(before));
+    let input = Hop::new(stage, partners(instance, before), instance.cut(stage.first));
+    let output = Hop::new(stage, partners(instance, costed.stages.get(index + 1)), instance.cut(stage.end));
+    let of_replica = |&(device, share): &(usize, f64)| {
+        let input = Side::new(instance, device, &input, true);
+        let output = Side::new(instance, device, &output, false);
+        let compute = instance.seconds(device, stage.first, stage.end);
+        let around = Around { instance, evaluation, device, share };
+        around.lines(compute, &input, &output)
+    };
+    stage.replicas.iter().map(of_replica).collect()
+}
+
+/// A replica's device with all that it does in the plan.
+struct Around<'a> {
+    instance: &'a Instance<'a>,
+    evaluation: &'a Evaluation,
+    device: usize,
+    share: f64,
+}
+
+impl Around<'_> {
+    fn lines(&self, compute: f64, input: &Side, output: &Side) -> Vec<Line> {
+        let (instance, device) = (self.instance, self.device);
+        let link = |side: &Side, slope: f64| {
+            let slope = slope.clamp(-NO_LINK, NO_LINK);
+            Line { fixed: -side.part * slope, slope }
+        };
+        let mut lines = vec![
+            link(input, input.over),
+            link(input, -input.under),
+            link(output, output.over),
+            link(output, -output.under),
+        ];
+        // Without a partner on a side nothing moves there.
+        lines.retain(|line| line.slope != 0.0);
+        let work = &self.evaluation.processors[device];
+        let idle = work.compute_s - self.share * compute;
+        lines.push(Line { fixed: idle, slope: compute });
+        let has = |side: &Side| if side.exists { 1.0 } else { 0.0 };
+        let (has_input, has_output) = (has(input), has(output));
+        let (send, receive) = (
+            |side: &Side| instance.send_s(device, side.bytes),
+            |side: &Side| instance.receive_s(device, side.bytes),
+        );
+        let bends = [
+            Bend { at: input.part, over: has_input * receive(input), under: has_input * send(input) },
+            Bend { at: output.part, over: has_output * send(output), under: has_output * receive(output) },
+        ];
+        let busy_part = instance.compute_share(device);
+        let fixed = busy_part * idle + work.transfer_s;
+        self.bent(&mut lines, Line { fixed, slope: busy_part * compute }, &bends);
+        let card_s = |side: &Side| instance.card_s(device, side.bytes);
+        if card_s(input) > 0.0 || card_s(output) > 0.0 {
+            let (out, into) = (self.load(Resource::CardOut(device)), self.load(Resource::CardIn(device)));
+            let (taken, given) = (has_input * card_s(input), has_output * card_s(output));
+            let bend = |at, over, under| Bend { at, over, under };
+            let sent = [bend(input.part, 0.0, taken), bend(output.part, given, 0.0)];
+            self.bent(&mut lines, Line { fixed: out, slope: 0.0 }, &sent);
+            let received = [bend(input.part, taken, 0.0), bend(output.part, 0.0, given)];
+            self.bent(&mut lines, Line { fixed: into, slope: 0.0 }, &received);
+        }
+        lines
     }
-    // An ingress also hands requests to the first stage and takes answers from the last; its own share of these
-    // stages stays off its card.
-    let entering = instance.ingress[device];
-    let whole_inputs = entering * instance.cut(0);
-    let whole_outputs = entering * instance.cut(instance.blocks);
-    let local = |stage: Option<&DraftStage>| {
-        let here =
-            |stage: &DraftStage| stage.replicas.iter().find(|&&(other, _)| other == device).map(|r| r.1);
-        stage.and_then(here).unwrap_or(0.0)
-    };
-    let out = if before.is_none() {
-        Line { fixed: whole_inputs, slope: sent - whole_inputs }
-    } else {
-        Line { fixed: whole_inputs * (1.0 - local(draft.stages.first())), slope: sent }
-    };
-    let into = if after.is_none() {
-        Line { fixed: whole_outputs, slope: received - whole_outputs }
-    } else {
-        Line { fixed: whole_outputs * (1.0 - local(draft.stages.last())), slope: received }
-    };
-    let card_s = instance.card_s(device, 1.0);
-    lines.extend([out, into].map(|line| Line { fixed: line.fixed * card_s, slope: line.slope * card_s }));
-    lines
+
+    fn load(&self, resource: Resource) -> f64 {
+        let loads = &self.evaluation.loads;
+        let at = loads.binary_search_by_key(&resource, |&(resource, _)| resource);
+        at.map_or(0.0, |at| loads[at].1.seconds)
+    }
+
+    /// Adds the lines whose maximum is `line` and the bends. `line.fixed` still has in it what the bends cost now.
+    fn bent(&self, lines: &mut Vec<Line>, line: Line, bends: &[Bend; 2]) {
+        let now: f64 = bends.iter().map(|bend| bend.cost(self.share)).sum();
+        for first in bends[0].lines() {
+            for second in bends[1].lines() {
+                let fixed = line.fixed - now + first.fixed + second.fixed;
+                lines.push(Line { fixed, slope: line.slope + first.slope + second.slope });
+            }
+        }
+    }
+}
+
+/// A cost per unit of share above `at`, and another below.
+struct Bend {
+    at: f64,
+    over: f64,
+    under: f64,
+}
+
+impl Bend {
+    fn cost(&self, share: f64) -> f64 {
+        if share > self.at { self.over * (share - self.at) } else { self.under * (self.at - share) }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Line> {
+        let (over, under) = (self.over, -self.under);
+        let both = [over, under].map(|slope| Line { fixed: -self.at * slope, slope });
+        both.into_iter().take(if self.over == self.under && self.over == 0.0 { 1 } else { 2 })
+    }
 }

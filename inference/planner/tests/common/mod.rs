@@ -2,9 +2,11 @@
 
 pub(crate) mod groups;
 
+use std::collections::BTreeMap;
+
 use mesh_planner::{
     Block, Bottleneck, BottleneckKind, Device, LinkRate, Links, Objective, PairLink, Plan, Problem, Replica,
-    Stage, evaluate,
+    Stage, TransferCost, evaluate,
 };
 use proptest::prelude::*;
 
@@ -24,15 +26,27 @@ fn block() -> impl Strategy<Value = Block> {
 
 fn device(index: usize) -> impl Strategy<Value = Device> {
     let card = prop_oneof![Just(None), Just(None), (1u32..20).prop_map(|rate| Some(f64::from(rate)))];
-    (0usize..2, 1u32..4, 4u64..60, card).prop_map(move |(class, speed, memory_bytes, card_bytes_per_s)| {
-        Device {
-            id: format!("d{index}"),
-            class: CLASSES[class].to_owned(),
-            speed: f64::from(speed),
-            memory_bytes,
-            card_bytes_per_s,
-        }
+    let facts = (0usize..2, 1u32..4, 4u64..60, card, transfer());
+    facts.prop_map(move |(class, speed, memory_bytes, card_bytes_per_s, transfer)| Device {
+        id: format!("d{index}"),
+        class: CLASSES[class].to_owned(),
+        speed: f64::from(speed),
+        memory_bytes,
+        card_bytes_per_s,
+        transfer,
     })
+}
+
+/// Half of the devices move data for nothing.
+fn transfer() -> impl Strategy<Value = TransferCost> {
+    let cost =
+        (0u32..4, 0u32..4, 0u32..3, 1u32..3).prop_map(|(send, receive, request, share)| TransferCost {
+            send_s_per_byte: f64::from(send) / 4.0,
+            receive_s_per_byte: f64::from(receive) / 4.0,
+            request_s: f64::from(request),
+            compute_share: f64::from(share) / 2.0,
+        });
+    prop_oneof![Just(TransferCost::default()), cost]
 }
 
 fn pairs(devices: usize) -> impl Strategy<Value = Vec<PairLink>> {
@@ -52,6 +66,22 @@ fn pairs(devices: usize) -> impl Strategy<Value = Vec<PairLink>> {
     })
 }
 
+/// Nowhere, at one device, evenly, or at random.
+fn ingress(devices: usize) -> impl Strategy<Value = Option<BTreeMap<String, f64>>> {
+    let shares = prop_oneof![
+        (0..devices).prop_map(move |at| (0..devices).map(|device| u32::from(device == at)).collect()),
+        Just(vec![1u32; devices]),
+        prop::collection::vec(1u32..5, devices),
+    ];
+    prop::option::of(shares).prop_map(|shares: Option<Vec<u32>>| {
+        let shares = shares?;
+        let total: u32 = shares.iter().sum();
+        let share =
+            |(device, &part): (usize, &u32)| (format!("d{device}"), f64::from(part) / f64::from(total));
+        Some(shares.iter().enumerate().map(share).collect())
+    })
+}
+
 /// A problem with whole numbers, so that ties are frequent.
 pub(crate) fn problem(max_blocks: usize, max_devices: usize) -> impl Strategy<Value = Problem> {
     (1..=max_blocks, 1..=max_devices).prop_flat_map(|(blocks, devices)| {
@@ -60,12 +90,12 @@ pub(crate) fn problem(max_blocks: usize, max_devices: usize) -> impl Strategy<Va
             prop::collection::vec(0u64..12, blocks + 1),
             (0..devices).map(device).collect::<Vec<_>>(),
             prop_oneof![Just(Vec::new()), pairs(devices)],
-            prop::option::of(0..devices),
+            ingress(devices),
             prop::bool::ANY,
             prop::option::of(1usize..4),
         )
             .prop_map(|(blocks, cuts, devices, pairs, ingress, replication, max_stages)| Problem {
-                ingress: ingress.map(|device| [(format!("d{device}"), 1.0)].into()),
+                ingress,
                 links: Links { default: LinkRate { bytes_per_s: 5.0, latency_s: 0.5 }, pairs },
                 objective: Objective::Throughput,
                 min_stages: None,
