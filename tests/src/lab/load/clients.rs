@@ -1,0 +1,110 @@
+//! Clients: one thread each, inside the namespace of their entrance.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::Receiver,
+    },
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::{
+    Entrance, Expected, LoadSpec,
+    record::{Outcome, Shared},
+};
+use crate::rack::{Client, NoAnswer, move_into};
+
+/// After an error a client of a closed loop waits so long: it would ask again at once otherwise.
+const AFTER_ERROR: Duration = Duration::from_millis(20);
+
+/// One arrival of an open loop.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// When it was to be sent.
+    pub(super) scheduled: Instant,
+    /// Which question.
+    pub(super) input: usize,
+}
+
+/// One client.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) number: usize,
+    pub(super) entrance: Entrance,
+    pub(super) spec: LoadSpec,
+    pub(super) expected: Arc<Expected>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// Asks again and again until the load stops.
+    pub(super) fn closed_loop(&self) {
+        let Some(client) = self.client() else { return };
+        let mut random =
+            ChaCha8Rng::seed_from_u64(self.spec.seed.wrapping_mul(8191).wrapping_add(self.number as u64));
+        while !self.shared.is_stopped() {
+            let input = random.random_range(0..self.expected.len());
+            if !self.ask(&client, input, Instant::now()) {
+                std::thread::park_timeout(AFTER_ERROR);
+            }
+        }
+    }
+
+    /// Answers jobs until there are none to come. `busy` is lowered after each.
+    pub(super) fn open_loop(&self, jobs: &Mutex<Receiver<Job>>, busy: &AtomicUsize) {
+        let client = self.client();
+        loop {
+            // One client waits for the next job, the others for the lock: the job goes to whoever holds it.
+            let job = jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
+            let Ok(job) = job else { return };
+            match &client {
+                // Jobs that still waited when the load stopped were never sent.
+                Some(_) if self.shared.is_stopped() => self.shared.dropped(),
+                Some(client) => {
+                    self.ask(client, job.input, job.scheduled);
+                }
+                None => self.shared.done(
+                    job.scheduled,
+                    Outcome::Failed,
+                    Some("there is no such namespace".into()),
+                ),
+            }
+            busy.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The client, with this thread inside the namespace.
+    fn client(&self) -> Option<Client> {
+        if let Some(name) = &self.entrance.namespace
+            && let Err(error) = move_into(name)
+        {
+            let why = format!("the namespace {name} cannot be entered: {error}");
+            self.shared.done(Instant::now(), Outcome::Failed, Some(why));
+            return None;
+        }
+        let timeout = Duration::from_secs_f64(self.spec.timeout_s);
+        Some(Client::at(&self.entrance.url, timeout, self.spec.keep_connections))
+    }
+
+    /// One request. Whether there was an answer with tensors.
+    fn ask(&self, client: &Client, input: usize, since: Instant) -> bool {
+        let answer = client.infer_encoded(&self.spec.deployment, self.expected.request(input));
+        let (outcome, said) = match answer {
+            Ok(answer) => match self.expected.check(input, &answer) {
+                Ok(()) => (Outcome::Right, None),
+                Err(why) => (Outcome::Wrong, Some(why)),
+            },
+            Err(why @ NoAnswer::Refused { status: 429 | 503, .. }) => {
+                (Outcome::Refused, Some(why.to_string()))
+            }
+            Err(why) => (Outcome::Failed, Some(why.to_string())),
+        };
+        let said = said.map(|said| format!("{}: {said}", self.entrance.url));
+        self.shared.done(since, outcome, said);
+        matches!(outcome, Outcome::Right | Outcome::Wrong)
+    }
+}

@@ -1,0 +1,303 @@
+//! What a load saw, as numbers.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::record::{Outcome, Record};
+
+/// Ratio of one bucket of latencies to the next.
+const BUCKET_RATIO: f64 = 1.25;
+/// Most bins of a timeline.
+const MOST_BINS: f64 = 100_000.0;
+
+/// What a load saw.
+#[derive(Debug, Clone, Serialize)]
+pub struct LoadReport {
+    /// Answers equal to the whole model's.
+    pub right: u64,
+    /// Answers that were not.
+    pub wrong: u64,
+    /// Requests refused for the moment, by status 503 or 429.
+    pub refused: u64,
+    /// Requests that got another error or no answer.
+    pub failed: u64,
+    /// Arrivals of an open loop that found all clients busy, and were never sent.
+    pub dropped: u64,
+    /// The first texts of wrong answers, refusals and failures, with their time.
+    pub failures: Vec<String>,
+    /// From the start to the stop.
+    pub seconds: f64,
+    /// Right answers per second over the whole time.
+    pub throughput_rps: f64,
+    /// Of right answers, from arrival to answer.
+    pub latency: Latency,
+    /// Longest time without a right answer, from start to stop.
+    pub longest_gap_s: f64,
+    /// Answers and errors, second by second.
+    pub timeline: Vec<Bin>,
+    /// Events that were noted while it ran.
+    pub marks: Vec<Mark>,
+    /// Requests that ended after a million others: counted above, missing in latency, timeline and windows.
+    pub untimed: u64,
+    /// Time of each right answer, in order, in seconds, and its latency in milliseconds.
+    #[serde(skip)]
+    answers: Vec<(f64, f64)>,
+    /// Times of everything else, in order.
+    #[serde(skip)]
+    errors: Vec<f64>,
+}
+
+/// Latencies, in milliseconds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Latency {
+    /// Median.
+    pub p50_ms: f64,
+    /// 90th percentile.
+    pub p90_ms: f64,
+    /// 95th percentile.
+    pub p95_ms: f64,
+    /// 99th percentile.
+    pub p99_ms: f64,
+    /// Largest.
+    pub max_ms: f64,
+    /// Mean.
+    pub mean_ms: f64,
+    /// The histogram, without empty buckets.
+    pub buckets: Vec<Bucket>,
+}
+
+/// Latencies above the bucket before and up to `up_to_ms`.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Bucket {
+    /// Upper end.
+    pub up_to_ms: f64,
+    /// How many.
+    pub count: u64,
+}
+
+/// A part of a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bin {
+    /// When it begins.
+    pub at_s: f64,
+    /// Right answers in it.
+    pub answers: u64,
+    /// Wrong answers, refusals and failures in it.
+    pub errors: u64,
+}
+
+/// An event.
+#[derive(Debug, Clone, Serialize)]
+pub struct Mark {
+    /// When.
+    pub at_s: f64,
+    /// What.
+    pub label: String,
+}
+
+impl LoadReport {
+    pub(super) fn of(record: &Record, seconds: f64) -> Self {
+        let mut answers = Vec::with_capacity(record.events.len());
+        let mut errors = Vec::new();
+        for event in &record.events {
+            match event.outcome {
+                Outcome::Right => answers.push((event.at.as_secs_f64(), f64::from(event.latency_us) / 1e3)),
+                Outcome::Wrong | Outcome::Refused | Outcome::Failed => errors.push(event.at.as_secs_f64()),
+            }
+        }
+        let in_time = answers.partition_point(|(at, _)| *at <= seconds) as u64 + record.untimed;
+        let marks = record.marks.iter();
+        let mut report = Self {
+            right: record.right,
+            wrong: record.wrong,
+            refused: record.refused,
+            failed: record.failed,
+            dropped: record.dropped,
+            failures: record.failures.clone(),
+            seconds,
+            throughput_rps: if seconds > 0.0 { in_time as f64 / seconds } else { 0.0 },
+            latency: Latency::of(&answers),
+            longest_gap_s: 0.0,
+            timeline: Vec::new(),
+            marks: marks.map(|(at, label)| Mark { at_s: at.as_secs_f64(), label: label.clone() }).collect(),
+            untimed: record.untimed,
+            answers,
+            errors,
+        };
+        report.longest_gap_s = report.longest_gap_between(0.0, seconds);
+        report.timeline = report.timeline(1.0);
+        report
+    }
+
+    /// All requests that did not get the right answer, those dropped among them.
+    pub fn not_right(&self) -> u64 {
+        self.wrong + self.refused + self.failed + self.dropped
+    }
+
+    /// Steady rate of right answers within a window of time: answers but one, over the time from the first to the
+    /// last of them, which is exact also for few answers. `None` for less than two. Where answers may have stopped
+    /// within the window, take `throughput_between`.
+    pub fn rate_between(&self, from_s: f64, to_s: f64) -> Option<f64> {
+        let answers = self.within(from_s, to_s);
+        let (first, last) = (answers.first()?.0, answers.last()?.0);
+        (last > first).then(|| (answers.len() - 1) as f64 / (last - first))
+    }
+
+    /// Right answers within a window over its length.
+    pub fn throughput_between(&self, from_s: f64, to_s: f64) -> f64 {
+        let length = to_s - from_s;
+        if length > 0.0 { self.within(from_s, to_s).len() as f64 / length } else { 0.0 }
+    }
+
+    /// Right answers within a window.
+    pub fn answers_between(&self, from_s: f64, to_s: f64) -> u64 {
+        self.within(from_s, to_s).len() as u64
+    }
+
+    /// Wrong answers, refusals and failures within a window.
+    pub fn errors_between(&self, from_s: f64, to_s: f64) -> u64 {
+        let from = self.errors.partition_point(|at| *at < from_s);
+        (self.errors.partition_point(|at| *at <= to_s).max(from) - from) as u64
+    }
+
+    /// Latencies of the right answers that came within a window.
+    pub fn latency_between(&self, from_s: f64, to_s: f64) -> Latency {
+        Latency::of(self.within(from_s, to_s))
+    }
+
+    /// Longest time without a right answer within a window, its ends included: seconds.
+    pub fn longest_gap_between(&self, from_s: f64, to_s: f64) -> f64 {
+        let (mut longest, mut last) = (0.0f64, from_s);
+        for at in self.within(from_s, to_s).iter().map(|(at, _)| *at).chain([to_s]) {
+            longest = longest.max(at - last);
+            last = at;
+        }
+        longest
+    }
+
+    /// Answers and errors in bins of `width_s` seconds, up to the stop or the last answer.
+    pub fn timeline(&self, width_s: f64) -> Vec<Bin> {
+        let last = |at: Option<f64>| at.unwrap_or(0.0);
+        let end = self.seconds.max(last(self.answers.last().map(|(at, _)| *at)));
+        let end = end.max(last(self.errors.last().copied()));
+        let width_s = if width_s > 0.0 { width_s.max(end / MOST_BINS) } else { end.max(1.0) };
+        let count = (end / width_s) as usize + 1;
+        let mut bins: Vec<Bin> =
+            (0..count).map(|n| Bin { at_s: n as f64 * width_s, answers: 0, errors: 0 }).collect();
+        for (at, _) in &self.answers {
+            bins[((at / width_s) as usize).min(count - 1)].answers += 1;
+        }
+        for at in &self.errors {
+            bins[((at / width_s) as usize).min(count - 1)].errors += 1;
+        }
+        bins
+    }
+
+    fn within(&self, from_s: f64, to_s: f64) -> &[(f64, f64)] {
+        let from = self.answers.partition_point(|(at, _)| *at < from_s);
+        let to = self.answers.partition_point(|(at, _)| *at <= to_s);
+        &self.answers[from..to.max(from)]
+    }
+}
+
+impl Latency {
+    /// Of answers with their latencies in milliseconds. Percentiles are within 0.1 %.
+    fn of(answers: &[(f64, f64)]) -> Self {
+        let Some(max_ms) = answers.iter().map(|(_, ms)| *ms).max_by(f64::total_cmp) else {
+            return Self::default();
+        };
+        let histogram = Histogram::<u64>::new_with_bounds(1, u64::from(u32::MAX), 3);
+        let mut histogram = histogram.expect("the bounds and digits are in order");
+        for (_, ms) in answers {
+            histogram.saturating_record((ms * 1e3).round() as u64);
+        }
+        let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        let buckets =
+            histogram.iter_log(100, BUCKET_RATIO).filter(|step| step.count_since_last_iteration() > 0);
+        let bucket = |upper: u64, count| Bucket { up_to_ms: upper as f64 / 1e3, count };
+        Self {
+            p50_ms: ms(0.5),
+            p90_ms: ms(0.9),
+            p95_ms: ms(0.95),
+            p99_ms: ms(0.99),
+            max_ms,
+            mean_ms: answers.iter().map(|(_, ms)| ms).sum::<f64>() / answers.len() as f64,
+            buckets: buckets
+                .map(|step| bucket(step.value_iterated_to(), step.count_since_last_iteration()))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::{super::record::Event, *};
+
+    fn report(events: &[(f64, Outcome)], seconds: f64) -> LoadReport {
+        let mut record = Record::default();
+        for (at, outcome) in events {
+            let at = Duration::from_secs_f64(*at);
+            record.add(Event { at, latency_us: 2_000, outcome: *outcome }, None);
+        }
+        LoadReport::of(&record, seconds)
+    }
+
+    #[test]
+    fn an_even_stream_has_its_rate_in_any_window() {
+        let events: Vec<_> = (1..=100).map(|n| (f64::from(n) * 0.25, Outcome::Right)).collect();
+        let report = report(&events, 25.0);
+        for (from, to) in [(0.0, 25.0), (3.1, 4.9), (10.0, 11.0)] {
+            let rate = report.rate_between(from, to).expect("a rate");
+            assert!((rate - 4.0).abs() < 1e-9, "{from} to {to}: {rate}");
+        }
+        assert_eq!(report.rate_between(3.1, 3.3), None, "one answer has no rate");
+        assert!((report.throughput_rps - 4.0).abs() < 1e-9);
+        assert!((report.longest_gap_s - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_outage_shows_as_gap_and_in_the_timeline() {
+        let before = (0..10).map(|n| (f64::from(n) * 0.1, Outcome::Right));
+        let during = [(1.5, Outcome::Refused), (2.5, Outcome::Failed), (2.6, Outcome::Wrong)];
+        let after = (0..10).map(|n| (4.0 + f64::from(n) * 0.1, Outcome::Right));
+        let report = report(&before.chain(during).chain(after).collect::<Vec<_>>(), 5.0);
+        assert!((report.longest_gap_s - 3.1).abs() < 1e-6, "{}", report.longest_gap_s);
+        let seen: Vec<_> = report.timeline.iter().map(|bin| (bin.answers, bin.errors)).collect();
+        assert_eq!(seen, [(10, 0), (0, 1), (0, 2), (0, 0), (10, 0), (0, 0)]);
+        assert_eq!((report.wrong, report.refused, report.failed, report.not_right()), (1, 1, 1, 3));
+        assert_eq!(report.errors_between(2.0, 3.0), 2);
+        assert_eq!(report.longest_gap_between(2.0, 3.0), 1.0);
+    }
+
+    #[test]
+    fn answers_after_the_stop_count_but_not_in_the_rate() {
+        let report = report(&[(0.5, Outcome::Right), (1.5, Outcome::Right)], 1.0);
+        assert_eq!((report.right, report.throughput_rps), (2, 1.0));
+    }
+
+    proptest! {
+        #[test]
+        fn percentiles_and_buckets_match_the_sorted_latencies(
+            mut latencies in prop::collection::vec(1u32..10_000_000, 1..300),
+        ) {
+            let mut record = Record::default();
+            for latency_us in &latencies {
+                let outcome = Outcome::Right;
+                record.add(Event { at: Duration::from_secs(1), latency_us: *latency_us, outcome }, None);
+            }
+            let latency = LoadReport::of(&record, 2.0).latency;
+            latencies.sort_unstable();
+            for (quantile, got) in [(0.5, latency.p50_ms), (0.9, latency.p90_ms), (0.99, latency.p99_ms)] {
+                let rank = ((quantile * latencies.len() as f64).ceil() as usize).max(1) - 1;
+                let want = f64::from(latencies[rank]) / 1e3;
+                prop_assert!((got / want - 1.0).abs() < 2e-3, "{quantile}: {got} for {want}");
+            }
+            prop_assert_eq!(latency.max_ms, f64::from(latencies[latencies.len() - 1]) / 1e3);
+            prop_assert_eq!(latency.buckets.iter().map(|b| b.count).sum::<u64>(), latencies.len() as u64);
+        }
+    }
+}
