@@ -5,5 +5,7 @@ pub mod lab;
 pub mod load;
 pub mod loopback;
 pub mod models;
+pub mod policies;
 pub mod rack;
+pub mod radio;
 pub mod sim;
