@@ -102,14 +102,20 @@ pub fn check(problem: &Problem, plan: &Plan) -> Result<(), CheckError> {
     check_numbers(plan, &evaluation)
 }
 
-/// Costs of any plan whose stages cover the model with known devices; memory is reported, not judged.
+/// Costs of any plan whose stages cover the model with known devices; memory is reported, not judged. Where a link is
+/// missing, times are infinite.
 ///
 /// # Errors
 /// When the problem is senseless or the plan's stages and shares do not make a plan.
 pub fn evaluate(problem: &Problem, plan: &Plan) -> Result<Evaluation, CheckError> {
     problem.validate()?;
     let draft = draft_of(problem, plan)?;
-    Ok(evaluate_draft(&Instance::new(problem), &draft))
+    let mut evaluation = evaluate_draft(&Instance::new(problem), &draft);
+    if !evaluation.is_served() {
+        let never = f64::INFINITY;
+        (evaluation.bottleneck_s, evaluation.latency_s, evaluation.throughput_rps) = (never, never, 0.0);
+    }
+    Ok(evaluation)
 }
 
 fn draft_of(problem: &Problem, plan: &Plan) -> Result<Draft, CheckError> {

@@ -4,7 +4,7 @@
 //! processors run stages and move data; a stage may leave a part of them free, where data can move meanwhile.
 
 use crate::flow::Remote;
-use crate::instance::Instance;
+use crate::instance::{Instance, UNREACHABLE_S};
 use crate::plan::{Bottleneck, BottleneckKind};
 
 /// A rate is predicted for at least this much work per request, so that it stays a finite number.
@@ -105,6 +105,13 @@ pub struct Evaluation {
     pub latency_s: f64,
     /// Numbers per stage.
     pub stages: Vec<StageCost>,
+}
+
+impl Evaluation {
+    /// Every hop has its link.
+    pub(crate) fn is_served(&self) -> bool {
+        self.bottleneck_s < UNREACHABLE_S && self.latency_s < UNREACHABLE_S
+    }
 }
 
 /// Costs of a draft.

@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::problem::{Problem, TransferCost};
 
+/// Seconds over a link that does not exist. A number, so that searches see which of two such plans is nearer to one
+/// that works: even the least fraction of the requests takes more than `UNREACHABLE_S`.
+const NO_LINK_S: f64 = 1e24;
+/// What takes longer than this does not work.
+pub(crate) const UNREACHABLE_S: f64 = 1e11;
+
 /// The tables that solvers and the evaluation read. Built from a valid problem.
 #[derive(Debug)]
 pub(crate) struct Instance<'a> {
@@ -244,7 +250,7 @@ fn prefix_seconds(problem: &Problem, class: &str, speed: f64) -> Option<Vec<f64>
     Some(prefix)
 }
 
-/// Bytes over a rate. No link at all is infinitely slow, also for nothing: a hop still has to be made.
+/// Bytes over a rate. No link at all is hopelessly slow, also for nothing: a hop still has to be made.
 fn over(bytes: f64, rate: f64) -> f64 {
-    if rate > 0.0 { bytes / rate } else { f64::INFINITY }
+    if rate > 0.0 { bytes / rate } else { NO_LINK_S }
 }

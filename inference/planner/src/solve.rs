@@ -9,7 +9,9 @@ mod exact;
 mod groups;
 mod infeasible;
 mod order;
+mod restart;
 mod shares;
+mod shift;
 
 use chain::{Goal, Steps};
 
@@ -94,8 +96,11 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     }
     let groups = groups::search(instance, &mut Steps::new(steps / 8));
     let starts = known.into_iter().chain(groups);
-    let climbed = starts.map(|start| climb::climb(instance, start, &mut Steps::new(steps / 64)));
-    climbed.min_by(by_bottleneck)
+    let climbed = starts.map(|start| restart::to_the_top(instance, start, &mut Steps::new(steps / 64)));
+    let best = climbed.min_by(by_bottleneck)?;
+    let enough = bound * (1.0 + 1e-9);
+    let best = restart::search(instance, best, enough, &mut Steps::new(steps / 4));
+    best.1.is_served().then_some(best)
 }
 
 fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Considered>)> {
@@ -137,8 +142,7 @@ type Costed = (Draft, Evaluation);
 
 fn costed(instance: &Instance<'_>, draft: Draft) -> Option<Costed> {
     let evaluation = evaluate_draft(instance, &draft);
-    let is_usable =
-        fits(instance, &draft) && evaluation.bottleneck_s.is_finite() && evaluation.latency_s.is_finite();
+    let is_usable = fits(instance, &draft) && evaluation.is_served();
     is_usable.then_some((draft, evaluation))
 }
 
@@ -168,9 +172,10 @@ fn everywhere(instance: &Instance<'_>, latency: bool) -> Option<Costed> {
     // By speed, and as the requests enter: the one is better for slow work, the other for slow links.
     let at_home = devices.iter().map(|&device| (device, instance.ingress[device]));
     let at_home: Vec<(usize, f64)> = at_home.filter(|&(_, share)| share > 0.0).collect();
+    let by_speed = |devices: &[usize]| shares::by_speed(instance, devices, 0, instance.blocks);
+    let mut starts = vec![by_speed(&devices), at_home];
     devices.retain(|&device| is_reachable(instance, device));
-    let by_speed = shares::by_speed(instance, &devices, 0, instance.blocks);
-    let mut starts = vec![by_speed, at_home];
+    starts.push(by_speed(&devices));
     starts.retain(|start| (start.iter().map(|(_, share)| share).sum::<f64>() - 1.0).abs() < 1e-9);
     let drafts = starts.into_iter().map(|start| whole(instance, start));
     if latency {
@@ -263,7 +268,7 @@ fn pinned(instance: &Instance<'_>) -> Result<Solution, Infeasible> {
     let draft = Draft { stages };
     infeasible::rule_out_draft(instance, &draft)?;
     let (draft, evaluation) = shares::polish(instance, draft, true);
-    if !(evaluation.bottleneck_s.is_finite() && evaluation.latency_s.is_finite()) {
+    if !evaluation.is_served() {
         return Err(Infeasible::unlinked(instance));
     }
     let lower_bound_s = lower_bound(instance).min(evaluation.bottleneck_s);

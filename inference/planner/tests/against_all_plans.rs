@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::groups::best_of_all_groups;
+use common::naive::{NaiveStage, best_bottleneck, cost};
 use common::{best_of_all_chains, problem};
-use mesh_planner::{DEFAULT_STEPS, Objective, Problem, check, solve};
+use mesh_planner::{DEFAULT_STEPS, Objective, Problem, Stage, check, solve};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -75,28 +75,67 @@ proptest! {
     }
 }
 
-/// Mixtures are searched, not enumerated: what counts is that the bound holds, that "optimal" is never beaten, and
-/// that losses stay rare. The cases are the same in every run.
-#[test]
-fn mixtures_are_hardly_ever_beaten() {
-    let mut runner = TestRunner::deterministic();
-    let (mut solved, mut beaten, mut worst) = (0, 0, 1.0f64);
-    for _ in 0..1500 {
-        let problem = problem(5, 4).new_tree(&mut runner).unwrap().current();
-        let problem = Problem { replication: true, ..problem };
-        let Some(best) = best_of_all_groups(&problem) else { continue };
-        let plan = solve(&problem, DEFAULT_STEPS).unwrap();
-        check(&problem, &plan).unwrap();
-        assert!(plan.lower_bound_s <= best * (1.0 + 1e-9), "{best} below the bound of {plan:?}");
+/// How a run over many random problems went.
+#[derive(Debug, Default)]
+struct Tally {
+    solved: usize,
+    optimal: usize,
+    beaten: usize,
+    worst: f64,
+}
+
+impl Tally {
+    /// The plan's numbers hold in the naive model, its bound holds, and what it calls optimal is not beaten.
+    fn compare(&mut self, problem: &Problem) {
+        let best = best_bottleneck(problem);
+        let plan = match (solve(problem, DEFAULT_STEPS), &best) {
+            (Ok(plan), _) => plan,
+            (Err(_), None) => return,
+            (Err(error), Some(best)) => panic!("{error}, but {best:?} fits {problem:?}"),
+        };
+        check(problem, &plan).unwrap();
+        let stages: Vec<NaiveStage> = plan.stages.iter().map(|stage| naive_stage(problem, stage)).collect();
+        let Some((bottleneck, latency)) = cost(problem, &stages) else {
+            panic!("{plan:?} cannot work: {problem:?}");
+        };
+        assert!(
+            is_close(plan.bottleneck_s, bottleneck),
+            "{} is {bottleneck}: {problem:?}",
+            plan.bottleneck_s
+        );
+        assert!(is_close(plan.latency_s, latency), "{} is {latency}: {problem:?}", plan.latency_s);
+        let Some((best, stages)) = best else { return };
+        assert!(plan.lower_bound_s <= best * (1.0 + 1e-9), "{best} below the bound of {plan:?}: {problem:?}");
         let is_beaten = plan.bottleneck_s > best * (1.0 + 1e-9);
-        assert!(!(plan.optimal && is_beaten), "{best} is better than {plan:?}");
-        if is_beaten {
-            println!("{} instead of {best}: {}\n{:?}", plan.bottleneck_s, plan.why, problem.ingress);
+        assert!(!(plan.optimal && is_beaten), "{best} {stages:?} is better than {plan:?}: {problem:?}");
+        let factor = plan.bottleneck_s / best.max(1e-9);
+        if is_beaten && factor > 1.02 {
+            println!("{} instead of {best}: {}\nbetter: {stages:?}", plan.bottleneck_s, plan.why);
         }
-        solved += 1;
-        beaten += usize::from(is_beaten);
-        worst = worst.max(plan.bottleneck_s / best.max(1e-9));
+        self.solved += 1;
+        self.optimal += usize::from(plan.optimal);
+        self.beaten += usize::from(is_beaten);
+        self.worst = self.worst.max(factor);
     }
-    println!("{solved} solved, {beaten} beaten, at most by a factor of {worst:.3}");
-    assert!(solved > 1000 && beaten * 100 <= solved && worst < 3.0, "{solved} {beaten} {worst}");
+}
+
+fn naive_stage(problem: &Problem, stage: &Stage) -> NaiveStage {
+    let index = |id: &String| problem.devices.iter().position(|device| device.id == *id).unwrap();
+    let replicas = stage.replicas.iter().map(|replica| (index(&replica.device), replica.share)).collect();
+    (stage.first_block, stage.last_block, replicas)
+}
+
+/// Mixtures are searched, not enumerated: what counts is that the bound holds, that "optimal" is never beaten, and
+/// that losses stay rare. The cases are the same in every run; MESH_PLANNER_CASES asks for more of them.
+#[test]
+fn nothing_that_is_called_optimal_is_beaten() {
+    let cases = std::env::var("MESH_PLANNER_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(250);
+    let mut runner = TestRunner::deterministic();
+    let mut tally = Tally::default();
+    for _ in 0..cases {
+        let problem = problem(8, 6).new_tree(&mut runner).unwrap().current();
+        tally.compare(&problem);
+    }
+    println!("{tally:?}");
+    assert!(tally.beaten * 100 <= tally.solved && tally.worst < 1.3, "{tally:?}");
 }

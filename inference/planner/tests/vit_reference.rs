@@ -127,3 +127,55 @@ fn sixteen_different_boards_come_with_a_small_gap() {
     println!("bottleneck {} bound {}", plan.bottleneck_s, plan.lower_bound_s);
     assert!(plan.bottleneck_s <= plan.lower_bound_s * 1.25, "{} {}", plan.bottleneck_s, plan.lower_bound_s);
 }
+
+fn mixed(model: &str, devices: &[(&str, usize)]) -> Case {
+    Case {
+        model: model.into(),
+        devices: devices.iter().map(|&(class, count)| (class.to_owned(), count)).collect(),
+        mbps: 1000.0,
+        bottleneck_s: None,
+        published_tool_s: None,
+    }
+}
+
+/// Two boards of 8 GB and one of 384 MB: the published tool gives the small one 412 MB.
+#[test]
+fn a_small_board_gets_what_it_can_hold() {
+    let profiles = profiles();
+    let mut problem = problem(&profiles, &mixed("google/vit-base-patch16-224", &[("rcc", 2), ("mb", 1)]));
+    let small = problem.devices.iter_mut().find(|device| device.class == "mb").unwrap();
+    small.memory_bytes = 384 * MIB as u64;
+    let plan = solve(&problem, DEFAULT_STEPS).unwrap();
+    check(&problem, &plan).unwrap();
+    assert!(plan.optimal && plan.stages.len() == 3, "{plan:?}");
+}
+
+/// One board each of two classes and none of a third, which has a profile all the same: the published tool crashes.
+#[test]
+fn a_class_without_boards_does_no_harm() {
+    let profiles = profiles();
+    let mut problem = problem(&profiles, &mixed("google/vit-base-patch16-224", &[("rcc", 1), ("mb", 0)]));
+    let mut other = problem.devices[0].clone();
+    (other.id, other.class, other.speed) = ("c-0".into(), "c".into(), 1.0);
+    for block in &mut problem.blocks {
+        let seconds = block.seconds["rcc"] * 1.5;
+        block.seconds.insert("c".into(), seconds);
+    }
+    problem.devices.push(other);
+    let plan = solve(&problem, DEFAULT_STEPS).unwrap();
+    check(&problem, &plan).unwrap();
+    assert!(plan.optimal && plan.stages.len() == 2, "{plan:?}");
+}
+
+/// Boards whose class name has no profile are left out by the published tool without a word.
+#[test]
+fn boards_without_a_profile_are_named() {
+    let profiles = profiles();
+    let mut problem = problem(&profiles, &mixed("google/vit-base-patch16-224", &[("rcc", 4), ("mb", 4)]));
+    let renamed = problem.devices.iter_mut().filter(|device| device.class == "rcc");
+    renamed.for_each(|device| device.class = "RCC-VE-C2558".into());
+    let plan = solve(&problem, DEFAULT_STEPS).unwrap();
+    check(&problem, &plan).unwrap();
+    assert_eq!(plan.unused.len(), 4);
+    assert!(plan.unused.iter().all(|unused| unused.reason.contains("\"RCC-VE-C2558\" has no profile")));
+}

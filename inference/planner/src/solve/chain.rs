@@ -3,7 +3,7 @@
 //! A chain gives every stage to one device and every device at most one stage.
 
 use crate::evaluate::{Draft, DraftStage};
-use crate::instance::Instance;
+use crate::instance::{Instance, UNREACHABLE_S};
 
 /// Counts work, so that equal input gives equal output on any machine.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +168,7 @@ impl<'a> Chains<'a> {
             before: vec![NOBODY; blocks + 1],
         };
         // What a stage in the middle can start from, the last stage can start from too.
-        let Some(lowest) = arrivals.last.iter().position(|(value, _)| value.is_finite()) else {
+        let Some(lowest) = arrivals.last.iter().position(|(value, _)| *value < UNREACHABLE_S) else {
             return row;
         };
         let exit = self.exit(device, is_first);
@@ -176,7 +176,7 @@ impl<'a> Chains<'a> {
             let (from, exit) =
                 if end == blocks { (&arrivals.last, exit) } else { (&arrivals.middle, (0.0, 0.0)) };
             let (start, value) = self.best_start(device, from, lowest, end, exit);
-            if value.is_finite() {
+            if value < UNREACHABLE_S {
                 row.value[end] = value;
                 row.start[end] = start as u32;
                 row.before[end] = from[start].1;

@@ -25,7 +25,7 @@ pub(super) fn climb(
                 .as_ref()
                 .map_or(best.1.bottleneck_s, |(_, old): &(Draft, Evaluation)| old.bottleneck_s);
             let costed = polish(instance, draft, false);
-            if costed.1.bottleneck_s < limit * (1.0 - 1e-9) && costed.1.latency_s.is_finite() {
+            if costed.1.bottleneck_s < limit * (1.0 - 1e-9) {
                 improved = Some(costed);
             }
         }
@@ -37,7 +37,7 @@ pub(super) fn climb(
 }
 
 /// About how many steps the evaluation of a draft is worth.
-fn cost(draft: &Draft) -> u64 {
+pub(super) fn cost(draft: &Draft) -> u64 {
     let pairs = draft.stages.windows(2).map(|pair| pair[0].replicas.len() * pair[1].replicas.len());
     let replicas = draft.stages.iter().map(|stage| stage.replicas.len());
     100 * (replicas.sum::<usize>() + pairs.sum::<usize>()) as u64

@@ -3,6 +3,8 @@
 //! A dynamic programme over (devices of the order used, blocks done). It keeps one best way per state, so hop
 //! costs, which depend on the sending group, make it a heuristic; the result is evaluated and polished in full.
 
+use std::collections::BTreeMap;
+
 use super::chain::Steps;
 use super::order::{Dice, change, first_orders};
 use super::shares::{by_speed, polish};
@@ -19,28 +21,37 @@ const PATIENCE: usize = 24;
 /// Up to so many devices, every order is tried: 720 for six.
 const ALL_ORDERS: usize = 6;
 
+/// Numbers of stages that are worth going on from.
+const MAX_RESULTS: usize = 4;
+
 /// A draft and its cost.
 pub(super) type Costed = (Draft, Evaluation);
 
-/// Searches orders until the steps are used up or nothing better turns up.
-pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<Costed> {
+/// Searches orders until the steps are used up or nothing better turns up. Returns the best drafts of the most
+/// promising numbers of stages, best first.
+pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Vec<Costed> {
     let mut orders = first_orders(instance);
     orders.iter_mut().for_each(|order| order.truncate(MAX_ORDER));
-    let all = orders[0].len() <= ALL_ORDERS;
+    let Some(first) = orders.first() else { return Vec::new() };
+    let all = first.len() <= ALL_ORDERS;
     if all {
-        orders.extend(all_orders(&orders[0]));
+        orders.extend(all_orders(first));
     }
-    let mut best: Option<(Vec<usize>, Costed)> = None;
+    let mut best = Best::default();
     for order in orders {
-        take(&mut best, order, |order| in_order(instance, order, steps));
+        best.take(&order, in_order(instance, &order, steps));
         if steps.left() == 0 {
             break;
         }
     }
-    if all {
-        return best.map(|(_, costed)| costed);
+    if !all && let Some(order) = best.order.clone() {
+        improve(instance, order, &mut best, steps);
     }
-    let mut order = best.as_ref()?.0.clone();
+    best.ranked()
+}
+
+/// Changes an order as long as that helps.
+fn improve(instance: &Instance<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
     let outside: Vec<usize> =
         instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
     let mut dice = Dice::new(7);
@@ -49,11 +60,42 @@ pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<Coste
         let mut tried = order.clone();
         change(&mut tried, &outside, &mut dice);
         failures += 1;
-        if take(&mut best, tried.clone(), |order| in_order(instance, order, steps)) {
+        if best.take(&tried, in_order(instance, &tried, steps)) {
             (order, failures) = (tried, 0);
         }
     }
-    best.map(|(_, costed)| costed)
+}
+
+/// The best draft of each number of stages, and the order that gave the best of all.
+#[derive(Debug, Default)]
+struct Best {
+    order: Option<Vec<usize>>,
+    by_stages: BTreeMap<usize, Costed>,
+}
+
+impl Best {
+    /// True when the draft is better than all before.
+    fn take(&mut self, order: &[usize], found: Option<Costed>) -> bool {
+        let Some(found) = found else { return false };
+        let value = |costed: &Costed| costed.1.bottleneck_s;
+        let least = self.by_stages.values().map(value).fold(f64::INFINITY, f64::min);
+        let is_best = value(&found) < least * (1.0 - 1e-9);
+        if is_best {
+            self.order = Some(order.to_vec());
+        }
+        let stages = found.0.stages.len();
+        if self.by_stages.get(&stages).is_none_or(|old| value(&found) < value(old)) {
+            self.by_stages.insert(stages, found);
+        }
+        is_best
+    }
+
+    fn ranked(self) -> Vec<Costed> {
+        let mut ranked: Vec<Costed> = self.by_stages.into_values().collect();
+        ranked.sort_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s));
+        ranked.truncate(MAX_RESULTS);
+        ranked
+    }
 }
 
 fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
@@ -72,26 +114,11 @@ fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
     orders
 }
 
-fn take(
-    best: &mut Option<(Vec<usize>, Costed)>,
-    order: Vec<usize>,
-    find: impl FnOnce(&[usize]) -> Option<Costed>,
-) -> bool {
-    let Some(found) = find(&order) else { return false };
-    let is_better =
-        best.as_ref().is_none_or(|(_, (_, old))| found.1.bottleneck_s < old.bottleneck_s * (1.0 - 1e-9));
-    if is_better {
-        *best = Some((order, found));
-    }
-    is_better
-}
-
 fn in_order(instance: &Instance<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
     let search = Search { instance, order, positions: positions(instance, order.len()) };
     let draft = search.solve(steps)?;
     let (draft, evaluation) = polish(instance, draft, false);
-    let is_usable = fits(instance, &draft) && evaluation.bottleneck_s.is_finite();
-    is_usable.then_some((draft, evaluation))
+    fits(instance, &draft).then_some((draft, evaluation))
 }
 
 /// Both ends and the cheapest cut of each stretch of equal work.

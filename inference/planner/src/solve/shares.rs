@@ -8,12 +8,14 @@
 
 use crate::evaluate::{Draft, DraftStage, Evaluation, Resource, entrances, evaluate_draft};
 use crate::flow::Remote;
-use crate::instance::Instance;
+use crate::instance::{Instance, UNREACHABLE_S};
 
 /// Turns over all stages.
 const TURNS: usize = 3;
 /// Halvings of the bottleneck: enough for nine digits.
 const HALVINGS: usize = 40;
+/// How far to go towards shares that were found.
+const PARTS: [f64; 4] = [1.0, 0.5, 0.2, 0.05];
 /// A replica is not worth its memory below this share.
 const LEAST_SHARE: f64 = 1e-4;
 
@@ -39,12 +41,17 @@ pub(super) fn polish(instance: &Instance<'_>, draft: Draft, keep: bool) -> (Draf
             if best.0.stages[index].replicas.len() < 2 {
                 continue;
             }
-            let Some(replicas) = shared(instance, &best, index, keep) else { continue };
-            let mut draft = best.0.clone();
-            draft.stages[index].replicas = replicas;
-            let evaluation = evaluate_draft(instance, &draft);
-            if evaluation.bottleneck_s <= best.1.bottleneck_s {
-                best = (draft, evaluation);
+            let Some(shares) = shared(instance, &best, index) else { continue };
+            // The links' lines are estimates: where going all the way overshoots, a part of it may be right.
+            for part in PARTS {
+                let mut draft = best.0.clone();
+                let stage = &mut draft.stages[index];
+                stage.replicas = tidied(stage, &shares, part, keep);
+                let evaluation = evaluate_draft(instance, &draft);
+                if evaluation.bottleneck_s <= best.1.bottleneck_s {
+                    best = (draft, evaluation);
+                    break;
+                }
             }
         }
         if best.1.bottleneck_s >= before * (1.0 - 1e-9) {
@@ -64,12 +71,7 @@ struct Line {
     slope: f64,
 }
 
-fn shared(
-    instance: &Instance<'_>,
-    costed: &(Draft, Evaluation),
-    index: usize,
-    keep: bool,
-) -> Option<Vec<(usize, f64)>> {
+fn shared(instance: &Instance<'_>, costed: &(Draft, Evaluation), index: usize) -> Option<Vec<f64>> {
     let (draft, evaluation) = costed;
     let stage = &draft.stages[index];
     let lines = lines_of(instance, evaluation, draft, index);
@@ -78,10 +80,8 @@ fn shared(
     };
     let now = lines.iter().zip(&stage.replicas).map(|(lines, &(_, share))| current(lines, share));
     let (mut low, mut high) = (0.0, now.fold(0.0, f64::max));
-    if !high.is_finite() {
-        // Some replica cannot be reached. Even shares over slow but real links stay below this.
-        high = 1e12;
-    }
+    // Where some replica cannot be reached, even shares over slow but real links stay below this.
+    high = high.min(UNREACHABLE_S);
     let mut found = None;
     for _ in 0..HALVINGS {
         let middle = if found.is_none() { high } else { (low + high) / 2.0 };
@@ -91,7 +91,7 @@ fn shared(
             None => low = middle,
         }
     }
-    Some(tidied(stage, &found?, keep))
+    found
 }
 
 /// Shares that sum to 1 with no load above `limit`, if there are any.
@@ -121,12 +121,14 @@ fn split(lines: &[Vec<Line>], limit: f64) -> Option<Vec<f64>> {
     Some(intervals.iter().map(|(low, high)| low + part * (high - low)).collect())
 }
 
-fn tidied(stage: &DraftStage, shares: &[f64], keep: bool) -> Vec<(usize, f64)> {
-    let devices = stage.replicas.iter().map(|&(device, _)| device);
+/// The stage's replicas with their shares moved by `part` of the way to `shares`.
+fn tidied(stage: &DraftStage, shares: &[f64], part: f64, keep: bool) -> Vec<(usize, f64)> {
+    let moved = stage.replicas.iter().zip(shares);
+    let moved = moved.map(|(&(device, old), new)| (device, old + part * (new - old)));
     let mut replicas: Vec<(usize, f64)> = if keep {
-        devices.zip(shares.iter().map(|share| share.max(1e-6))).collect()
+        moved.map(|(device, share)| (device, share.max(1e-6))).collect()
     } else {
-        devices.zip(shares.iter().copied()).filter(|&(_, share)| share >= LEAST_SHARE).collect()
+        moved.filter(|&(_, share)| share >= LEAST_SHARE).collect()
     };
     let total: f64 = replicas.iter().map(|&(_, share)| share).sum();
     replicas.iter_mut().for_each(|(_, share)| *share /= total);

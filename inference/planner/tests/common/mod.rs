@@ -1,6 +1,6 @@
 //! Random small problems and a naive search over all chains, to compare the planner with.
 
-pub(crate) mod groups;
+pub(crate) mod naive;
 
 use std::collections::BTreeMap;
 
