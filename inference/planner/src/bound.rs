@@ -5,16 +5,53 @@ use crate::instance::Instance;
 /// Rounds of improving the prices in `compute_bound`.
 const ROUNDS: usize = 40;
 
+/// What the bounds say about an instance.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    /// Seconds per request below which no plan's bottleneck can be.
+    value: f64,
+    /// Prices of the usable devices' time in `compute_bound`; their sum is 1.
+    prices: Vec<f64>,
+}
+
+impl Bound {
+    pub(crate) fn new(instance: &Instance<'_>) -> Self {
+        let (bound, prices) = compute_bound(instance);
+        Self { value: bound.max(other_bounds(instance)), prices }
+    }
+}
+
 /// Seconds per request below which no plan's bottleneck can be.
 pub(crate) fn lower_bound(instance: &Instance<'_>) -> f64 {
-    let bound = compute_bound(instance);
-    if instance.problem.replication && instance.problem.pin.is_none() {
-        return bound.max(forced_hop(instance, true));
+    instance.bound().value
+}
+
+/// The price of each device's time, with sum 1 over the devices, and what the blocks before each position cost at
+/// least. The cost of all blocks is a lower bound on the bottleneck.
+pub(crate) fn prices(instance: &Instance<'_>) -> (Vec<f64>, Vec<f64>) {
+    let devices = instance.usable();
+    let prices = &instance.bound().prices;
+    let mut by_device = vec![0.0; instance.devices()];
+    devices.iter().zip(prices).for_each(|(&device, &price)| by_device[device] = price);
+    let mut cost = vec![0.0];
+    for block in 0..instance.blocks {
+        let priced = devices
+            .iter()
+            .filter(|&&device| can_hold(instance, device, block))
+            .map(|&device| by_device[device] * instance.seconds(device, block, block + 1))
+            .fold(f64::INFINITY, f64::min);
+        cost.push(cost[block] + if priced.is_finite() { priced } else { 0.0 });
     }
-    if instance.problem.replication {
-        return bound;
+    (by_device, cost)
+}
+
+fn other_bounds(instance: &Instance<'_>) -> f64 {
+    let replication = instance.problem.replication;
+    if instance.problem.pin.is_some() && replication {
+        return 0.0;
     }
-    bound.max(largest_block(instance)).max(forced_hop(instance, false))
+    let hop = forced_hop(instance, replication);
+    if replication { hop } else { hop.max(largest_block(instance)) }
 }
 
 fn can_hold(instance: &Instance<'_>, device: usize, block: usize) -> bool {
@@ -24,16 +61,18 @@ fn can_hold(instance: &Instance<'_>, device: usize, block: usize) -> bool {
 /// Fractional unrelated machines, by duality: for any prices `p` with sum 1 over the devices, the busiest device
 /// works for at least `sum over blocks of min over devices of p * seconds`. Prices start in proportion to the
 /// devices' speeds, which is exact where classes differ by a factor, and are then moved towards busy devices.
-fn compute_bound(instance: &Instance<'_>) -> f64 {
+fn compute_bound(instance: &Instance<'_>) -> (f64, Vec<f64>) {
     let devices = instance.usable();
     let mut prices: Vec<f64> =
         devices.iter().map(|&device| 1.0 / instance.seconds(device, 0, instance.blocks).max(1e-12)).collect();
-    let mut best = 0.0f64;
+    let mut best = (0.0f64, Vec::new());
     for round in 0..ROUNDS {
         let total: f64 = prices.iter().sum();
         prices.iter_mut().for_each(|price| *price /= total);
         let (bound, busy) = priced(instance, &devices, &prices);
-        best = best.max(bound);
+        if bound > best.0 || best.1.is_empty() {
+            best = (bound, prices.clone());
+        }
         let average: f64 = busy.iter().zip(&prices).map(|(busy, price)| busy * price).sum();
         if average <= 0.0 {
             break;

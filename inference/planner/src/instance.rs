@@ -1,7 +1,9 @@
 //! A problem in numbers: devices by index, prefix sums and rates ready for the solvers.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
+use crate::bound::Bound;
 use crate::problem::{Problem, TransferCost};
 
 /// Seconds over a link that does not exist. A number, so that searches see which of two such plans is nearer to one
@@ -27,6 +29,8 @@ pub(crate) struct Instance<'a> {
     moves: Vec<Option<Moves>>,
     /// Fraction of requests that enters at each device; all 0 when end transfers are free.
     pub(crate) ingress: Vec<f64>,
+    /// Computed when it is first asked for.
+    bound: OnceCell<Bound>,
 }
 
 /// Processor seconds that a device alone in its stage spends on moving data, by the stage's two ends. What it does
@@ -76,7 +80,12 @@ impl<'a> Instance<'a> {
             rates,
             moves: (0..devices.len()).map(|device| Moves::new(problem, device, &ingress)).collect(),
             ingress,
+            bound: OnceCell::new(),
         }
+    }
+
+    pub(crate) fn bound(&self) -> &Bound {
+        self.bound.get_or_init(|| Bound::new(self))
     }
 
     pub(crate) fn devices(&self) -> usize {

@@ -6,12 +6,14 @@
 mod chain;
 mod climb;
 mod exact;
+mod fit;
 mod groups;
 mod infeasible;
 mod order;
 mod restart;
 mod shares;
 mod shift;
+mod spread;
 
 use chain::{Goal, Steps};
 
@@ -25,6 +27,11 @@ pub use infeasible::Infeasible;
 
 /// Steps that plan for 8 devices and 200 blocks exactly, in about 0.1 s of one core at most.
 pub const DEFAULT_STEPS: u64 = 20_000_000;
+
+/// Up to so many devices, searches go on until the bound is met.
+const EXACTING: usize = 8;
+/// With more devices, a plan that is so near to the bound is not searched further.
+const GOOD_ENOUGH: f64 = 1.005;
 
 /// A solver's answer before it is explained.
 #[derive(Debug)]
@@ -91,14 +98,18 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     let by_bottleneck = |a: &Costed, b: &Costed| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s);
     let bound = lower_bound(instance);
     let best = known.iter().min_by(|a, b| by_bottleneck(a, b));
-    if let Some(best) = best.filter(|(_, evaluation)| evaluation.bottleneck_s <= bound * (1.0 + 1e-9)) {
+    let enough = bound * if instance.devices() > EXACTING { GOOD_ENOUGH } else { 1.0 + 1e-9 };
+    if let Some(best) = best.filter(|(_, evaluation)| evaluation.bottleneck_s <= enough) {
         return Some(best.clone());
     }
-    let groups = groups::search(instance, &mut Steps::new(steps / 8));
+    let spread = spread::search(instance, &mut Steps::new(steps / 4));
+    if let Some(spread) = spread.as_ref().filter(|(_, evaluation)| evaluation.bottleneck_s <= enough) {
+        return Some(spread.clone());
+    }
+    let groups = groups::search(instance, &mut Steps::new(steps / 8)).into_iter().chain(spread);
     let starts = known.into_iter().chain(groups);
     let climbed = starts.map(|start| restart::to_the_top(instance, start, &mut Steps::new(steps / 64)));
     let best = climbed.min_by(by_bottleneck)?;
-    let enough = bound * (1.0 + 1e-9);
     let best = restart::search(instance, best, enough, &mut Steps::new(steps / 4));
     best.1.is_served().then_some(best)
 }
@@ -217,7 +228,12 @@ fn chain(
         return (chain, Some(exact.value.min(limit_of(goal))));
     }
     let mut budget = Steps::new(steps.left() / 2);
-    let found = order::search(instance, goal, &mut budget);
+    let fit = if latency { None } else { fit::search(instance, limit_of(goal), &mut budget) };
+    let goal = match &fit {
+        Some((_, value)) => Goal { cap_s: goal.cap_s.min(value * (1.0 + 1e-9)), ..goal },
+        None => goal,
+    };
+    let found = order::search(instance, goal, fit, &mut budget);
     *steps = Steps::new(steps.left() / 2 + budget.left());
     (found.and_then(|(draft, _)| costed(instance, draft)), None)
 }

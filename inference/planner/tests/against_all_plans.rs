@@ -49,6 +49,11 @@ proptest! {
         }
     }
 
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
     #[test]
     fn replication_never_loses_to_a_chain(problem in problem(6, 4)) {
         let problem = Problem { replication: true, ..problem };
@@ -82,6 +87,7 @@ struct Tally {
     optimal: usize,
     beaten: usize,
     worst: f64,
+    losses: Vec<String>,
 }
 
 impl Tally {
@@ -109,8 +115,9 @@ impl Tally {
         let is_beaten = plan.bottleneck_s > best * (1.0 + 1e-9);
         assert!(!(plan.optimal && is_beaten), "{best} {stages:?} is better than {plan:?}: {problem:?}");
         let factor = plan.bottleneck_s / best.max(1e-9);
-        if is_beaten && factor > 1.02 {
-            println!("{} instead of {best}: {}\nbetter: {stages:?}", plan.bottleneck_s, plan.why);
+        if is_beaten {
+            let (got, why) = (plan.bottleneck_s, &plan.why);
+            self.losses.push(format!("{got} instead of {best}: {why}\nbetter: {stages:?}"));
         }
         self.solved += 1;
         self.optimal += usize::from(plan.optimal);
@@ -129,7 +136,7 @@ fn naive_stage(problem: &Problem, stage: &Stage) -> NaiveStage {
 /// that losses stay rare. The cases are the same in every run; MESH_PLANNER_CASES asks for more of them.
 #[test]
 fn nothing_that_is_called_optimal_is_beaten() {
-    let cases = std::env::var("MESH_PLANNER_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(250);
+    let cases = std::env::var("MESH_PLANNER_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
     let mut runner = TestRunner::deterministic();
     let mut tally = Tally::default();
     for _ in 0..cases {

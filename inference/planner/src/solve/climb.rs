@@ -14,7 +14,8 @@ pub(super) fn climb(
     let mut best = start;
     loop {
         let mut improved = None;
-        for draft in neighbours(instance, &best.0) {
+        for change in changes(instance, &best.0) {
+            let draft = changed(instance, &best.0, change);
             if !steps.pay(cost(&draft)) {
                 return improved.unwrap_or(best);
             }
@@ -43,8 +44,17 @@ pub(super) fn cost(draft: &Draft) -> u64 {
     100 * (replicas.sum::<usize>() + pairs.sum::<usize>()) as u64
 }
 
-fn neighbours(instance: &Instance<'_>, draft: &Draft) -> Vec<Draft> {
-    let mut drafts = Vec::new();
+/// A single change of a draft.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    /// A device goes from one stage to another; nowhere is no stage.
+    Regroup { device: usize, from: Option<usize>, to: Option<usize> },
+    /// The stage before a boundary ends here.
+    Shift { boundary: usize, position: usize },
+}
+
+fn changes(instance: &Instance<'_>, draft: &Draft) -> Vec<Change> {
+    let mut changes = Vec::new();
     for device in instance.usable() {
         let home =
             draft.stages.iter().position(|stage| stage.replicas.iter().any(|&(other, _)| other == device));
@@ -52,23 +62,32 @@ fn neighbours(instance: &Instance<'_>, draft: &Draft) -> Vec<Draft> {
         if alone {
             continue;
         }
-        drafts.extend(home.map(|home| regrouped(instance, draft, device, Some(home), None)));
+        changes.extend(home.map(|_| Change::Regroup { device, from: home, to: None }));
         for stage in (0..draft.stages.len()).filter(|&stage| Some(stage) != home) {
-            drafts.push(regrouped(instance, draft, device, home, Some(stage)));
+            changes.push(Change::Regroup { device, from: home, to: Some(stage) });
         }
     }
     for boundary in 1..draft.stages.len() {
-        let position = draft.stages[boundary].first;
-        for shifted in [position - 1, position + 1] {
-            if draft.stages[boundary - 1].first < shifted && shifted < draft.stages[boundary].end {
-                let mut next = draft.clone();
-                next.stages[boundary - 1].end = shifted;
-                next.stages[boundary].first = shifted;
-                drafts.push(next);
+        let at = draft.stages[boundary].first;
+        for position in [at - 1, at + 1] {
+            if draft.stages[boundary - 1].first < position && position < draft.stages[boundary].end {
+                changes.push(Change::Shift { boundary, position });
             }
         }
     }
-    drafts
+    changes
+}
+
+fn changed(instance: &Instance<'_>, draft: &Draft, change: Change) -> Draft {
+    match change {
+        Change::Regroup { device, from, to } => regrouped(instance, draft, device, from, to),
+        Change::Shift { boundary, position } => {
+            let mut next = draft.clone();
+            next.stages[boundary - 1].end = position;
+            next.stages[boundary].first = position;
+            next
+        }
+    }
 }
 
 fn regrouped(

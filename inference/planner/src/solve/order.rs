@@ -10,17 +10,33 @@ const MAX_ORDER: usize = 48;
 /// A chain and its value: largest load, or latency.
 pub(super) type Found = (Draft, f64);
 
-/// Searches over orders until the steps are used up.
-pub(super) fn search(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<Found> {
+/// Searches over orders until the steps are used up, from a chain that is known already or from likely orders.
+pub(super) fn search(
+    instance: &Instance<'_>,
+    goal: Goal,
+    known: Option<Found>,
+    steps: &mut Steps,
+) -> Option<Found> {
     let mut best: Option<(Vec<usize>, Found)> = None;
-    for order in first_orders(instance) {
+    let is_known = known.is_some();
+    if let Some((draft, value)) = known {
+        let order: Vec<usize> = draft.stages.iter().map(|stage| stage.replicas[0].0).collect();
+        let found = best_in_order(instance, &order, goal, steps);
+        keep(&mut best, order.clone(), Some((draft, value)));
+        keep(&mut best, order, found);
+    }
+    for order in first_orders(instance).into_iter().filter(|_| !is_known) {
         let found = best_in_order(instance, &order, goal, steps);
         keep(&mut best, order, found);
         if steps.left() == 0 {
             break;
         }
     }
-    improve(instance, goal, steps, &mut best);
+    // A chain that was fitted is hard to better by changing its order.
+    let mut budget = Steps::new(if is_known { steps.left() / 4 } else { steps.left() });
+    let before = budget.left();
+    improve(instance, goal, &mut budget, &mut best);
+    steps.pay(before - budget.left());
     best.map(|(_, found)| found)
 }
 
