@@ -17,6 +17,7 @@ mod single;
 #[cfg(test)]
 mod tests;
 mod view;
+pub mod vit;
 
 use std::str::FromStr;
 
@@ -29,6 +30,10 @@ pub use pipedream::pipedream;
 pub use random::random;
 pub use seifer::seifer;
 pub use single::single;
+pub(crate) use {
+    kpath::{Links as PathLinks, place},
+    partition::{Limits, least_sum},
+};
 
 /// Whose planning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

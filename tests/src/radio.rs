@@ -3,6 +3,8 @@
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
+pub mod wifi;
+
 /// Side of the square that the devices are in, in metres.
 pub const SIDE_M: f64 = 150.0;
 /// Signal to noise ratio at one metre, as SEIFER's simulator has it.

@@ -10,7 +10,10 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use mesh_planner::{Plan, Problem};
-use mesh_tests::policies::{self, Choices, Policy};
+use mesh_tests::{
+    policies::{self, Choices, Policy, vit},
+    radio::wifi,
+};
 use serde_json::{Value, json};
 
 /// Wrong usage, as the mesh command reports it.
@@ -30,6 +33,21 @@ struct Arguments {
 enum Command {
     /// Solve one problem and print the plan as JSON. Ends with 1 when no plan can hold the model.
     Solve(Solve),
+    /// ViT on two kinds of boards: Mesh against 62 known optima and EdgePipe's published tool.
+    Vit {
+        /// Print the rows as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// SEIFER's radio simulation: Mesh, k-path, greedy and random on the same draws.
+    Wifi {
+        /// Draws of places per configuration.
+        #[arg(long, default_value_t = 50)]
+        trials: usize,
+        /// Print the rows as JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +76,18 @@ fn main() -> ExitCode {
     };
     let answered = match arguments.command {
         Command::Solve(solve) => solve.run(),
+        Command::Vit { json } => {
+            let rows = vit::run();
+            Ok((
+                if json { json!({ "rows": rows }).to_string() } else { vit::table(&rows) },
+                ExitCode::SUCCESS,
+            ))
+        }
+        Command::Wifi { trials, json } => {
+            let (rows, not_run) = wifi::run(trials);
+            let as_json = || json!({ "rows": rows, "not_run": not_run }).to_string();
+            Ok((if json { as_json() } else { wifi::table(&rows, &not_run) }, ExitCode::SUCCESS))
+        }
     };
     match answered {
         Ok((text, code)) => {

@@ -18,11 +18,7 @@ pub fn greedy(problem: &Problem) -> Result<Vec<PinnedStage>, String> {
 }
 
 /// The walk with the shortest longest transfer. `None` when every walk ends at a device without a link.
-pub(crate) fn walk(
-    devices: usize,
-    rate: impl Fn(usize, usize) -> f64,
-    transfers: &[f64],
-) -> Option<Vec<usize>> {
+fn walk(devices: usize, rate: impl Fn(usize, usize) -> f64, transfers: &[f64]) -> Option<Vec<usize>> {
     let mut best: Option<(f64, Vec<usize>)> = None;
     for start in 0..devices {
         let (mut path, mut longest) = (vec![start], 0.0f64);
