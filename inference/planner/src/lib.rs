@@ -20,4 +20,4 @@ pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica
 pub use problem::{
     Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,
 };
-pub use solve::{DEFAULT_STEPS, Infeasible, solve};
+pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve};

@@ -10,6 +10,7 @@ mod fit;
 mod groups;
 mod infeasible;
 mod order;
+mod replan;
 mod restart;
 mod shares;
 mod shift;
@@ -24,6 +25,7 @@ use crate::instance::Instance;
 use crate::plan::{Objective, Plan};
 use crate::problem::Problem;
 pub use infeasible::Infeasible;
+pub use replan::{Replan, replan};
 
 /// Steps that plan for 8 devices and 200 blocks exactly, in about 0.1 s of one core at most.
 pub const DEFAULT_STEPS: u64 = 20_000_000;
@@ -32,6 +34,9 @@ pub const DEFAULT_STEPS: u64 = 20_000_000;
 const EXACTING: usize = 8;
 /// With more devices, a plan that is so near to the bound is not searched further.
 const GOOD_ENOUGH: f64 = 1.005;
+
+/// With more devices, of two rates that are so close the plan that answers sooner is taken.
+const HARDLY_WORSE: f64 = 0.002;
 
 /// A solver's answer before it is explained.
 #[derive(Debug)]
@@ -57,16 +62,20 @@ pub(crate) struct Solution {
 pub fn solve(problem: &Problem, steps: u64) -> Result<Plan, Infeasible> {
     problem.validate().map_err(|error| Infeasible::senseless(&error))?;
     let instance = Instance::new(problem);
-    if problem.pin.is_some() {
-        let solution = pinned(&instance)?;
-        return Ok(plan_of(&instance, solution, &[]));
-    }
-    infeasible::rule_out(&instance)?;
-    let considered = consider(&instance, steps);
-    let Some((solution, considered)) = choose(&instance, considered) else {
-        return more_stages_than_devices(problem, &instance, steps);
-    };
+    let (solution, considered) = solved(&instance, steps)?;
     Ok(plan_of(&instance, solution, &considered))
+}
+
+/// The solution and all that was tried, for a valid problem.
+fn solved(instance: &Instance<'_>, steps: u64) -> Result<(Solution, Vec<Considered>), Infeasible> {
+    if instance.problem.pin.is_some() {
+        return Ok((pinned(instance)?, Vec::new()));
+    }
+    infeasible::rule_out(instance)?;
+    match choose(instance, consider(instance, steps)) {
+        Some(found) => Ok(found),
+        None => more_stages_than_devices(instance, steps),
+    }
 }
 
 /// Everything that was tried, and what the chains' exact solver proved about chains.
@@ -98,13 +107,19 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     let by_bottleneck = |a: &Costed, b: &Costed| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s);
     let bound = lower_bound(instance);
     let best = known.iter().min_by(|a, b| by_bottleneck(a, b));
-    let enough = bound * if instance.devices() > EXACTING { GOOD_ENOUGH } else { 1.0 + 1e-9 };
-    if let Some(best) = best.filter(|(_, evaluation)| evaluation.bottleneck_s <= enough) {
+    let is_large = instance.devices() > EXACTING;
+    let enough = bound * if is_large { GOOD_ENOUGH } else { 1.0 + 1e-9 };
+    // A chain of many stages may reach the bound; groups can do so with fewer hops.
+    let is_short = |(draft, _): &&Costed| !is_large || draft.stages.len() < EXACTING;
+    if let Some(best) = best.filter(|(_, cost)| cost.bottleneck_s <= enough).filter(is_short) {
         return Some(best.clone());
     }
     let spread = spread::search(instance, &mut Steps::new(steps / 4));
     if let Some(spread) = spread.as_ref().filter(|(_, evaluation)| evaluation.bottleneck_s <= enough) {
         return Some(spread.clone());
+    }
+    if let Some(best) = best.filter(|(_, evaluation)| evaluation.bottleneck_s <= enough) {
+        return Some(best.clone());
     }
     let groups = groups::search(instance, &mut Steps::new(steps / 8)).into_iter().chain(spread);
     let starts = known.into_iter().chain(groups);
@@ -120,11 +135,12 @@ fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Consid
         |evaluation: &Evaluation| if latency { evaluation.latency_s } else { evaluation.bottleneck_s };
     let other =
         |evaluation: &Evaluation| if latency { evaluation.bottleneck_s } else { evaluation.latency_s };
+    let equal = if instance.devices() > EXACTING && !latency { HARDLY_WORSE } else { 1e-9 };
     let mut best: Option<&(Draft, Evaluation)> = None;
     for costed in tried.considered.iter().filter_map(|considered| considered.found.as_ref()) {
         let is_better = best.is_none_or(|(_, old)| {
             let (new, old_value) = (value(&costed.1), value(old));
-            let is_equal = (new - old_value).abs() <= 1e-9 * old_value;
+            let is_equal = (new - old_value).abs() <= equal * old_value;
             if is_equal { other(&costed.1) < other(old) * (1.0 - 1e-9) } else { new < old_value }
         });
         if is_better {
@@ -294,15 +310,15 @@ fn pinned(instance: &Instance<'_>) -> Result<Solution, Infeasible> {
 
 /// Divides the stages of the longest chain further, on the devices that they have.
 fn more_stages_than_devices(
-    problem: &Problem,
     instance: &Instance<'_>,
     steps: u64,
-) -> Result<Plan, Infeasible> {
+) -> Result<(Solution, Vec<Considered>), Infeasible> {
     let (wanted, devices) = (instance.stage_limits().0, instance.usable().len());
     if wanted <= devices {
         return Err(Infeasible::no_arrangement(instance));
     }
-    let relaxed = Problem { min_stages: Some(devices), max_stages: Some(devices), ..problem.clone() };
+    let relaxed =
+        Problem { min_stages: Some(devices), max_stages: Some(devices), ..instance.problem.clone() };
     let relaxed_instance = Instance::new(&relaxed);
     let tried = consider(&relaxed_instance, steps);
     let (mut solution, considered) =
@@ -317,7 +333,7 @@ fn more_stages_than_devices(
     solution.remark = Some(format!(
         "{wanted} stages were asked for and {devices} devices can run them, so some devices run several."
     ));
-    Ok(plan_of(instance, solution, &considered))
+    Ok((solution, considered))
 }
 
 /// Cuts one stage in two where the fewest bytes cross and memory allows.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use mesh_planner::{
-    Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PairLink, Problem, TransferCost, check, solve,
+    Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PairLink, Problem, TransferCost, check, replan,
+    solve,
 };
 
 /// A fixed sequence of numbers in 0..1 (SplitMix64).
@@ -106,6 +107,29 @@ fn a_hundred_devices_end_near_the_bound() {
         let (gap, line) = measured(100, replication, random_links);
         println!("{line}");
         assert!(gap < 5.0, "{line}");
+    }
+}
+
+/// A chain of as many stages as devices has to move much; groups move a few devices.
+#[test]
+fn one_of_a_hundred_devices_is_lost() {
+    for (replication, random_links) in [(true, true), (true, false), (false, true)] {
+        let mut problem = Problem { replication, ..problem(100, 300, random_links, 1) };
+        let running = solve(&problem, DEFAULT_STEPS).unwrap();
+        let id = running.stages[0].replicas[0].device.clone();
+        problem.devices.retain(|device| device.id != id);
+        problem.links.pairs.retain(|pair| pair.from != id && pair.to != id);
+        let start = Instant::now();
+        let next = replan(&problem, &running, DEFAULT_STEPS).unwrap();
+        let took = start.elapsed();
+        check(&problem, &next.plan).unwrap();
+        let (moved, replicas) = (next.moved_bytes as f64 / MIB, next.moved_replicas);
+        println!(
+            "a device lost, replication {replication}: {took:?}, {moved:.0} MiB, {replicas} replicas move"
+        );
+        assert!(next.gain.is_none());
+        assert!(!replication || (moved < 500.0 && replicas <= 6), "{moved} MiB: {}", next.plan.why);
+        assert!(next.plan.bottleneck_s < running.bottleneck_s * 1.06, "{}", next.plan.why);
     }
 }
 

@@ -46,14 +46,14 @@ pub(super) fn cost(draft: &Draft) -> u64 {
 
 /// A single change of a draft.
 #[derive(Debug, Clone, Copy)]
-enum Change {
+pub(super) enum Change {
     /// A device goes from one stage to another; nowhere is no stage.
     Regroup { device: usize, from: Option<usize>, to: Option<usize> },
     /// The stage before a boundary ends here.
     Shift { boundary: usize, position: usize },
 }
 
-fn changes(instance: &Instance<'_>, draft: &Draft) -> Vec<Change> {
+pub(super) fn changes(instance: &Instance<'_>, draft: &Draft) -> Vec<Change> {
     let mut changes = Vec::new();
     for device in instance.usable() {
         let home =
@@ -78,7 +78,7 @@ fn changes(instance: &Instance<'_>, draft: &Draft) -> Vec<Change> {
     changes
 }
 
-fn changed(instance: &Instance<'_>, draft: &Draft, change: Change) -> Draft {
+pub(super) fn changed(instance: &Instance<'_>, draft: &Draft, change: Change) -> Draft {
     match change {
         Change::Regroup { device, from, to } => regrouped(instance, draft, device, from, to),
         Change::Shift { boundary, position } => {

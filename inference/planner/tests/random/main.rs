@@ -1,11 +1,13 @@
 //! The solver against naive searches on small random problems.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-mod common;
+mod naive;
+mod problems;
+mod replan;
 
-use common::naive::{NaiveStage, best_bottleneck, cost};
-use common::{best_of_all_chains, problem};
 use mesh_planner::{DEFAULT_STEPS, Objective, Problem, Stage, check, solve};
+use naive::{NaiveStage, best_bottleneck, cost};
+use problems::{best_of_all_chains, problem};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;

@@ -1,7 +1,5 @@
 //! Random small problems and a naive search over all chains, to compare the planner with.
 
-pub(crate) mod naive;
-
 use std::collections::BTreeMap;
 
 use mesh_planner::{

@@ -1,0 +1,64 @@
+//! Planning anew: what moves, and what it costs to move less.
+use mesh_planner::{DEFAULT_STEPS, Objective, Plan, Problem, check, replan, solve};
+use proptest::prelude::*;
+
+use crate::problems::problem;
+
+fn value(problem: &Problem, plan: &Plan) -> f64 {
+    if problem.objective == Objective::Latency { plan.latency_s } else { plan.bottleneck_s }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_best_already_stays(problem in problem(6, 5), latency in prop::bool::ANY) {
+        let objective = if latency { Objective::Latency } else { Objective::Throughput };
+        let problem = Problem { objective, ..problem };
+        let Ok(running) = solve(&problem, DEFAULT_STEPS) else { return Ok(()) };
+        let next = replan(&problem, &running, DEFAULT_STEPS).unwrap();
+        check(&problem, &next.plan).unwrap();
+        prop_assert_eq!((next.moved_bytes, next.moved_replicas), (0, 0));
+        prop_assert!(next.gain.unwrap().abs() < 0.0201, "{:?}", next.gain);
+    }
+
+    #[test]
+    fn a_lost_device_is_made_up_for(problem in problem(6, 5), lost in 0usize..5) {
+        let Ok(running) = solve(&problem, DEFAULT_STEPS) else { return Ok(()) };
+        let mut left = Problem { ingress: None, ..problem.clone() };
+        let id = format!("d{lost}");
+        left.devices.retain(|device| device.id != id);
+        left.links.pairs.retain(|pair| pair.from != id && pair.to != id);
+        let Ok(best) = solve(&left, DEFAULT_STEPS) else {
+            prop_assert!(replan(&left, &running, DEFAULT_STEPS).is_err());
+            return Ok(());
+        };
+        let next = replan(&left, &running, DEFAULT_STEPS).unwrap();
+        check(&left, &next.plan).unwrap();
+        prop_assert!(value(&left, &next.plan) <= value(&left, &best) * 1.020001);
+        let fresh = moved_bytes(&left, &running, &best);
+        prop_assert!(next.moved_bytes <= fresh, "{} instead of {fresh}", next.moved_bytes);
+        prop_assert_eq!(next.moved_bytes, moved_bytes(&left, &running, &next.plan));
+        let is_hit = running.stages.iter().any(|stage| stage.replicas.iter().any(|r| r.device == id));
+        prop_assert!(next.gain.is_none() || !is_hit);
+    }
+}
+
+/// Weight bytes of blocks that a device runs in `next` and not in `running`.
+fn moved_bytes(problem: &Problem, running: &Plan, next: &Plan) -> u64 {
+    let runs = |plan: &Plan, device: &str, block: usize| {
+        plan.stages.iter().any(|stage| {
+            (stage.first_block..=stage.last_block).contains(&block)
+                && stage.replicas.iter().any(|replica| replica.device == device)
+        })
+    };
+    let mut bytes = 0;
+    for device in &problem.devices {
+        for (index, block) in problem.blocks.iter().enumerate() {
+            if runs(next, &device.id, index) && !runs(running, &device.id, index) {
+                bytes += block.weight_bytes;
+            }
+        }
+    }
+    bytes
+}
