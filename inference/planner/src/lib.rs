@@ -9,6 +9,7 @@ mod evaluate;
 mod explain;
 mod flow;
 mod instance;
+mod lift;
 mod plan;
 mod problem;
 mod size;
@@ -16,6 +17,7 @@ mod solve;
 
 pub use check::{CheckError, check, evaluate};
 pub use evaluate::{Evaluation, Load, ProcessorLoad, Resource, StageCost};
+pub use lift::{Lift, lifts};
 pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica, Stage, Unused};
 pub use problem::{
     Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,

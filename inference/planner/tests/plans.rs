@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use mesh_planner::{
     Block, CheckError, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PinnedStage, Plan, Problem,
-    ProblemError, TransferCost, check, evaluate, solve,
+    ProblemError, TransferCost, check, evaluate, lifts, solve,
 };
 
 const MIB: u64 = 1 << 20;
@@ -336,4 +336,33 @@ fn the_json_of_a_problem_and_its_answer() {
     let json = serde_json::to_value(&plan).unwrap();
     assert_eq!(json["stages"][0]["replicas"][0]["device"], "rcc-0");
     assert_eq!(serde_json::from_value::<Plan>(json).unwrap(), plan);
+}
+
+#[test]
+fn a_better_link_to_a_device_behind_a_slow_one_is_what_lifts() {
+    let mut problem = even(4, 2, 1024 * MIB);
+    problem.cuts = vec![1_000_000; 5];
+    // A request takes 8 s over the slow link and 4 s on either device.
+    problem.links.default.bytes_per_s = 125e3;
+    problem.ingress = Some([("pi-0".to_owned(), 1.0)].into());
+    let plan = solved(&problem);
+    assert!(is_close(plan.throughput_rps, 0.25 + 0.125), "{plan:?}");
+    let lifts = lifts(&problem, &plan, DEFAULT_STEPS);
+    let of = |what: &str| lifts.iter().find(|lift| lift.what == what).map(|lift| lift.gain);
+    // Both devices at their full rate: 0.5 instead of 0.375.
+    assert!(is_close(of("a 100 Mbit/s link to pi-1").unwrap(), 1.0 / 3.0), "{lifts:?}");
+    assert!(is_close(of("pi-0 twice as fast").unwrap(), 2.0 / 3.0), "{lifts:?}");
+    assert_eq!(lifts[0].to_string(), "pi-0 twice as fast: +67 %");
+}
+
+#[test]
+fn memory_lifts_where_it_is_short() {
+    let mut problem = even(4, 2, 30 * MIB);
+    problem.cuts = vec![1_000_000; 5];
+    problem.links.default.bytes_per_s = 125e3;
+    let plan = solved(&problem);
+    assert!(is_close(plan.bottleneck_s, 8.0), "{plan:?}");
+    let lifts = lifts(&problem, &plan, DEFAULT_STEPS);
+    let memory = lifts.iter().find(|lift| lift.what == "12.9 MiB more memory on pi-0");
+    assert!(is_close(memory.unwrap().gain, 1.0), "{lifts:?}");
 }
