@@ -8,6 +8,7 @@ use mesh_tests::{
     digits,
     lab::load::{Arrivals, Entrance, Expected, Load, LoadSpec, Window, measure_steady},
     loopback::Loopback,
+    rack::{Rack, is_root},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,4 +108,43 @@ fn settings_that_cannot_be_met_are_refused() {
     }
     let spec = LoadSpec::new("digits", Arrivals::Closed { clients: 1 });
     assert!(Load::start(&spec, expected, &[]).is_err(), "no entrance");
+}
+
+#[test]
+fn clients_run_inside_the_namespaces_of_their_entrances() {
+    if !is_root() {
+        eprintln!("SKIPPED without root: clients run inside the namespaces of their entrances");
+        return;
+    }
+    let mut rack = Rack::new(2, &[("MESH_LIMITS_THREADS", "1")]);
+    rack.start(2);
+    rack.wait_for_one_cluster(PATIENCE);
+    let output =
+        rack.devices[0].mesh(&["deploy", &digits::model().display().to_string(), "--name", "digits"]);
+    assert!(output.status.success(), "mesh deploy: {}", String::from_utf8_lossy(&output.stderr));
+    let expected = Expected::compute(&digits::model(), 1, 0, 4, 2).expect("digits can be checked");
+    let expected = Arc::new(expected);
+    let url = "http://127.0.0.1:7401".to_owned();
+    let entrances = rack.devices.iter().map(|d| Some(d.namespace().to_owned()));
+    let mut entrances: Vec<_> = entrances.map(|namespace| Entrance { namespace, url: url.clone() }).collect();
+    for arrivals in
+        [Arrivals::Closed { clients: 4 }, Arrivals::Poisson { rate_per_s: 100.0, max_in_flight: 16 }]
+    {
+        let spec = LoadSpec::new("digits", arrivals);
+        let load = Load::start(&spec, Arc::clone(&expected), &entrances).expect("it starts");
+        load.wait_for(100, PATIENCE).expect("answers");
+        let report = load.stop().expect("it ends");
+        assert_eq!((report.wrong, report.refused, report.failed), (0, 0, 0), "{:?}", report.failures);
+    }
+    // Both devices were asked.
+    for device in &rack.devices {
+        let status = device.status().expect("status");
+        assert!(status.deployments[0].requests > 0, "{}: {:?}", device.name, status.deployments);
+    }
+    entrances[1].namespace = Some("no-such-namespace".to_owned());
+    let spec = LoadSpec::new("digits", Arrivals::Poisson { rate_per_s: 200.0, max_in_flight: 4 });
+    let load = Load::start(&spec, expected, &entrances).expect("it starts");
+    load.wait_for(20, PATIENCE).expect("the other entrance answers");
+    let report = load.stop().expect("it ends");
+    assert!(report.failures[0].contains("no-such-namespace"), "{:?}", report.failures);
 }

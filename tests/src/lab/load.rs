@@ -207,7 +207,9 @@ impl Load {
 
     /// What was seen until now.
     pub fn report(&self) -> LoadReport {
-        LoadReport::of(&self.shared.record(), self.seconds())
+        // Copied first: the clients do not wait while the numbers are worked out.
+        let (record, seconds) = (self.shared.record().clone(), self.seconds());
+        LoadReport::of(&record, seconds)
     }
 
     /// Waits until `more` answers have come since now.

@@ -103,6 +103,11 @@ impl Device {
         command
     }
 
+    /// Name of its network namespace.
+    pub fn namespace(&self) -> &str {
+        self.namespace.name()
+    }
+
     /// Runs a `mesh` command on this device and waits for it.
     pub fn mesh(&self, args: &[&str]) -> Output {
         self.command().args(args).output().expect("mesh runs")

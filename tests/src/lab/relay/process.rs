@@ -8,19 +8,23 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use serde::Serialize;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Counts, Impairment, Relay, RelayError, RelaySpec};
 
 /// Longest line.
 const LONGEST: u64 = 4096;
+/// A process answers within so many seconds.
+const PATIENCE_S: i64 = 10;
+const READY: &str = "ready";
 
 /// Runs one relay as `commands` say, until they end.
 pub fn run(mut commands: impl BufRead, mut answers: impl Write) -> Result<(), RelayError> {
     let first = line(&mut commands)?.ok_or_else(|| RelayError::Process("it was told nothing".to_owned()))?;
     let spec: RelaySpec = serde_json::from_str(&first).map_err(|e| RelayError::Process(e.to_string()))?;
     let relay = Relay::start(&spec)?;
-    say(&mut answers, &"ready")?;
+    say(&mut answers, &READY)?;
     while let Some(next) = line(&mut commands)? {
         let wanted: Result<Impairment, _> = serde_json::from_str(&next);
         relay.handle().set(wanted.map_err(|e| RelayError::Process(e.to_string()))?)?;
@@ -63,7 +67,10 @@ impl RelayProcess {
         let answers = answers.ok_or_else(|| RelayError::Process("it has no output".to_owned()))?;
         let mut process = Self { child, commands, answers: BufReader::new(answers) };
         process.tell(spec)?;
-        process.answer()?;
+        let first: String = process.answer()?;
+        if first != READY {
+            return Err(RelayError::Process(format!("it said {first:?} instead of {READY:?}")));
+        }
         Ok(process)
     }
 
@@ -71,8 +78,7 @@ impl RelayProcess {
     pub fn set(&mut self, impairment: &Impairment) -> Result<Counts, RelayError> {
         impairment.check().map_err(RelayError::Settings)?;
         self.tell(impairment)?;
-        let answer = self.answer()?;
-        serde_json::from_str(&answer).map_err(|error| RelayError::Process(error.to_string()))
+        self.answer()
     }
 
     fn tell(&mut self, what: &impl Serialize) -> Result<(), RelayError> {
@@ -82,9 +88,18 @@ impl RelayProcess {
         }
     }
 
-    fn answer(&mut self) -> Result<String, RelayError> {
-        let ended = || RelayError::Process("it ended; its standard error says why".to_owned());
-        line(&mut self.answers)?.ok_or_else(ended)
+    fn answer<T: DeserializeOwned>(&mut self) -> Result<T, RelayError> {
+        let said = |why: String| RelayError::Process(why);
+        if self.answers.buffer().is_empty() {
+            let most = Timespec { tv_sec: PATIENCE_S, tv_nsec: 0 };
+            let mut waiting = [PollFd::new(self.answers.get_ref(), PollFlags::IN)];
+            if poll(&mut waiting, Some(&most)).map_err(|error| said(error.to_string()))? == 0 {
+                return Err(said(format!("it did not answer within {PATIENCE_S} s")));
+            }
+        }
+        let answer = line(&mut self.answers)?;
+        let answer = answer.ok_or_else(|| said("it ended; its standard error says why".to_owned()))?;
+        serde_json::from_str(&answer).map_err(|error| said(format!("it said {answer:?}: {error}")))
     }
 }
 
