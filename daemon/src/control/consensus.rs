@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Ticks without a leader until an election: 1.5 to 3 s, with jitter.
 const ELECTION_TICKS: usize = 15;
 /// Ticks between heartbeats.
-const HEARTBEAT_TICKS: usize = 2;
+const HEARTBEAT_TICKS: usize = 3;
 /// After a stall at most this many ticks are made up for, so that a stalled device does not campaign at once.
 const TICKS_CATCH_UP: u32 = 5;
 /// Inputs waiting for the thread; senders from the network drop beyond this, which Raft repairs.

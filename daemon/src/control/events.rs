@@ -111,6 +111,7 @@ impl Events {
                         tracing::warn!(%peer, "a report that cannot be read: is its version another one?")
                     }
                 },
+                NetEvent::Jobs { peer, jobs } => self.data.set_peer_jobs(peer, jobs),
                 NetEvent::Call { peer, method, body, reply } => {
                     let Ok(permit) = Arc::clone(&calls).try_acquire_owned() else { continue };
                     let this = self.clone();

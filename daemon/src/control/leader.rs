@@ -20,8 +20,10 @@ use super::{
     report::StageState,
 };
 
-/// The leader looks at all deployments this often, and whenever replicated state changes.
+/// The leader looks at all deployments this often while something is under way...
 const LOOK: Duration = Duration::from_millis(200);
+/// ...and this often otherwise, besides when replicated state changes and when a device comes or goes.
+const LOOK_IDLE: Duration = Duration::from_secs(1);
 /// Time for one command of the leader to be applied; what fails is tried again at the next look.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A device that failed to prepare a stage is left out for this long.
@@ -99,16 +101,23 @@ impl Leader {
     /// Runs until the consensus thread ends.
     pub async fn run(mut self) {
         let mut changes = self.consensus.view();
+        let mut turns = self.facts.peers().turns();
         loop {
             let view = changes.borrow_and_update().clone();
+            turns.mark_unchanged();
             if view.is_leader {
                 self.memory.leading_since.get_or_insert_with(Instant::now);
                 self.look(&view).await;
             } else {
                 self.memory = Memory::default();
             }
-            if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
-                return;
+            let settled = |d: &Deployment| d.active.is_some() && d.preparing.is_none() && d.fault.is_none();
+            let idle = !view.is_leader || view.state.deployments.values().all(settled);
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                // The sender lives as long as the table, which `self` holds.
+                Ok(()) = turns.changed(), if view.is_leader => {}
+                () = tokio::time::sleep(if idle { LOOK_IDLE } else { LOOK }) => {}
             }
         }
     }

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use super::report::NodeReport;
 use crate::net::PeerId;
 
@@ -26,7 +28,11 @@ pub struct Peer {
 
 /// Shared table of peers.
 #[derive(Debug, Clone, Default)]
-pub struct Peers(Arc<RwLock<BTreeMap<PeerId, Peer>>>);
+pub struct Peers {
+    table: Arc<RwLock<BTreeMap<PeerId, Peer>>>,
+    /// Counts how often a peer came up or went away.
+    turns: watch::Sender<u64>,
+}
 
 /// Most peers that are remembered; the longest-gone make room.
 const PEERS_MAX: usize = 4096;
@@ -39,6 +45,7 @@ impl Peers {
             p.since = Instant::now();
             p.address = address;
         });
+        self.turns.send_modify(|turns| *turns += 1);
     }
 
     /// A peer went away.
@@ -47,6 +54,12 @@ impl Peers {
             p.up = false;
             p.since = Instant::now();
         });
+        self.turns.send_modify(|turns| *turns += 1);
+    }
+
+    /// Changes whenever a peer comes up or goes away.
+    pub fn turns(&self) -> watch::Receiver<u64> {
+        self.turns.subscribe()
     }
 
     /// A newer report of a peer.
@@ -59,22 +72,22 @@ impl Peers {
 
     /// A copy of the whole table.
     pub fn snapshot(&self) -> BTreeMap<PeerId, Peer> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// One peer.
     pub fn get(&self, peer: &PeerId) -> Option<Peer> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(peer).cloned()
+        self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(peer).cloned()
     }
 
     /// Peers that are up.
     pub fn live(&self) -> Vec<PeerId> {
-        let table = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let table = self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         table.iter().filter(|(_, p)| p.up).map(|(id, _)| *id).collect()
     }
 
     fn change(&self, peer: PeerId, change: impl FnOnce(&mut Peer)) {
-        let mut table = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut table = self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !table.contains_key(&peer) && table.len() >= PEERS_MAX {
             let oldest = table.iter().filter(|(_, p)| !p.up).min_by_key(|(_, p)| p.since).map(|(id, _)| *id);
             match oldest {

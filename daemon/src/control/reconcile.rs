@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_consensus::{ClusterState, EpochPlan};
+use mesh_consensus::{ClusterState, Deployment, EpochPlan};
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
@@ -26,8 +26,12 @@ use crate::{
     net::{Net, PeerId},
 };
 
-/// The loop looks this often even when nothing has told it to.
+/// The loop looks this often while something is under way...
 const LOOK: Duration = Duration::from_millis(200);
+/// ...and this often otherwise, even when nothing has told it to.
+const LOOK_IDLE: Duration = Duration::from_secs(1);
+/// A stage's measured time is told again when it has changed by more than this part: every report goes to all devices.
+const NEWS: f64 = 0.05;
 /// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
 const RETIRE: Duration = Duration::from_secs(2);
 /// A stage that could not be prepared is tried again after this long, while it is still wanted.
@@ -119,12 +123,26 @@ impl Reconciler {
             let state = Arc::clone(&view.state);
             self.spread.look(&state, &self.models, view.leader.is_some());
             self.reconcile(&state);
+            let pause = self.pause(&state);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 Some((key, result)) = self.prepared.recv() => self.finished(key, result),
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// Time to the next look.
+    fn pause(&self, state: &ClusterState) -> Duration {
+        let settled = |d: &Deployment| d.active.is_some() && d.preparing.is_none();
+        let ready = |slot: &Slot| matches!(slot, Slot::Ready(_));
+        let idle = state.deployments.values().all(settled)
+            && self.sessions.values().all(ready)
+            && state
+                .models
+                .keys()
+                .all(|hash| self.models.get(hash).is_some() && self.spread.kept().contains(hash));
+        if idle { LOOK_IDLE } else { LOOK }
     }
 
     fn reconcile(&mut self, state: &ClusterState) {
@@ -291,6 +309,12 @@ impl Reconciler {
     /// Puts what is held and prepared here into this device's report.
     fn report(&self, wanted: &BTreeMap<StageKey, SessionKey>) {
         let metrics = self.data.metrics();
+        let before = self.facts.own();
+        let compute_s = |key: &StageKey| {
+            let now = metrics.stages.iter().find(|s| s.key == *key).map_or(0.0, |s| s.compute_s);
+            let told = before.stage(&key.deployment, key.epoch, key.stage).map_or(0.0, |s| s.compute_s);
+            if (now - told).abs() > NEWS * told { now } else { told }
+        };
         let stages: Vec<StageReport> = wanted
             .iter()
             .map(|(key, session)| StageReport {
@@ -298,7 +322,7 @@ impl Reconciler {
                 epoch: key.epoch,
                 stage: key.stage,
                 state: self.state(key, session),
-                compute_s: metrics.stages.iter().find(|s| s.key == *key).map_or(0.0, |s| s.compute_s),
+                compute_s: compute_s(key),
             })
             .collect();
         let used = self.sessions.values().map(|s| match s {

@@ -217,6 +217,7 @@ fn build(
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
     let models = Models::new(transfer.clone());
     let data = DataPlane::start(net.local_peer(), net.clone(), DataLimits::for_memory(budget));
+    net.count_jobs(data.jobs());
     let proposer = Proposer::new(net.clone(), consensus.clone());
     let options = SessionOptions {
         threads,

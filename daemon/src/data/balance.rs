@@ -1,6 +1,9 @@
-//! Picks a replica per stage by share and load.
+//! Picks a replica per stage: the own device first, else by share and load.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use libp2p::PeerId;
 
@@ -8,13 +11,28 @@ use super::route::Route;
 
 /// A replica is passed over when it holds more than this, beyond twice what the one that is best off would hold.
 const LAG_MAX: f64 = 2.0;
+/// With so many jobs at hand the own device is taken, whatever others have: one runs, one waits, none must travel.
+const OWN_SHORT: u32 = 1;
+/// What a device has told of its jobs counts for this long: a few heartbeats.
+const HEARD_MAX: Duration = Duration::from_millis(1500);
+
+/// The device that picks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Here {
+    pub(super) device: PeerId,
+    /// Jobs that wait or run in its stages, whoever sent them.
+    pub(super) jobs: u32,
+}
 
 /// Which replicas take the next request of one route.
 ///
-/// Smooth weighted round robin: every pick adds each live replica's share to its credit, and the pick pays the whole
-/// sum, so that credits stay bounded and the shares hold over any stretch of requests. Two things bend it within those
-/// bounds: a replica on the device that the request is on already is taken when its credit is not in debt (no hop),
-/// and a replica that falls behind with what it was given is passed over.
+/// The first stage is taken by the own device while its queue is short, or no longer than that of others: what enters
+/// everywhere stays where it enters, and no byte travels. What is over goes to the replica that would be done first,
+/// by what it has at hand and its share. Where the own device has no part, smooth weighted round robin picks: every
+/// pick adds each live replica's share to its credit, and the pick pays the whole sum, so that credits stay bounded
+/// and the shares hold over any stretch of requests. A replica on the device that the request is on already is taken
+/// when its credit is not in debt (no hop), and a replica that falls behind is passed over, whether this ingress or
+/// others keep it busy.
 #[derive(Debug)]
 pub(super) struct Balancer {
     epoch: u64,
@@ -28,6 +46,25 @@ struct Load {
     credit: f64,
     /// Requests of this ingress that are on a route through this replica.
     outstanding: usize,
+    /// Jobs that the device has told of, and when.
+    heard: Option<(f64, Instant)>,
+    /// Requests that this ingress has sent it since.
+    since: usize,
+}
+
+impl Load {
+    /// Jobs that this replica has at hand, as far as is known.
+    fn jobs(&self, now: Instant, single: bool) -> f64 {
+        let sent = self.outstanding as f64;
+        match self.heard {
+            Some((jobs, at)) if now.saturating_duration_since(at) <= HEARD_MAX => {
+                let told = jobs + self.since as f64;
+                // With a single stage, what is on the route is with the replica or on its way there.
+                if single { told.max(sent) } else { told }
+            }
+            Some(_) | None => sent,
+        }
+    }
 }
 
 impl Balancer {
@@ -39,6 +76,8 @@ impl Balancer {
                 share: if share.is_finite() { share.clamp(1e-6, 1e6) } else { 1.0 },
                 credit: 0.0,
                 outstanding: 0,
+                heard: None,
+                since: 0,
             };
             replicas.iter().map(load).collect()
         };
@@ -49,7 +88,8 @@ impl Balancer {
     /// taken only where nothing else is left. `Err` is the first stage without a live device.
     pub(super) fn pick(
         &mut self,
-        me: PeerId,
+        now: Instant,
+        here: Here,
         up: &BTreeSet<PeerId>,
         avoid: &[PeerId],
     ) -> Result<Vec<PeerId>, usize> {
@@ -58,12 +98,27 @@ impl Balancer {
             return Err(stage);
         }
         let mut devices = Vec::with_capacity(self.stages.len());
-        let mut at = me;
-        for loads in &mut self.stages {
-            at = pick_one(loads, at, up, avoid);
+        let mut at = here.device;
+        let single = self.stages.len() == 1;
+        for (stage, loads) in self.stages.iter_mut().enumerate() {
+            let field = Field::new(loads, now, here, up, avoid, single);
+            let own = if stage == 0 { field.own_or_soonest(loads) } else { None };
+            let index = own.unwrap_or_else(|| field.by_share(loads, at));
+            let load = &mut loads[index];
+            load.outstanding += 1;
+            load.since += 1;
+            at = load.peer;
             devices.push(at);
         }
         Ok(devices)
+    }
+
+    /// A device has told how many jobs it has at hand.
+    pub(super) fn heard(&mut self, now: Instant, device: PeerId, jobs: u32) {
+        for load in self.stages.iter_mut().flatten().filter(|load| load.peer == device) {
+            load.heard = Some((f64::from(jobs), now));
+            load.since = 0;
+        }
     }
 
     /// The request is off the route: `epoch` and `devices` are those of the pick.
@@ -85,138 +140,93 @@ impl Balancer {
     }
 }
 
-/// `loads` must hold a live replica.
-fn pick_one(loads: &mut [Load], at: PeerId, up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> PeerId {
-    let usable = |load: &Load| up.contains(&load.peer);
-    let wanted = |load: &Load| usable(load) && !avoid.contains(&load.peer);
-    let any_wanted = loads.iter().any(wanted);
-    let candidate = |load: &Load| if any_wanted { wanted(load) } else { usable(load) };
+/// The replicas of one stage that may be picked, with the jobs that each has at hand.
+struct Field {
+    /// By index of the replica; `None` for one that may not be picked.
+    jobs: Vec<Option<f64>>,
+    /// The replica on the device that picks.
+    own: Option<usize>,
+}
 
-    let share_sum: f64 = loads.iter().filter(|l| candidate(l)).map(|l| l.share).sum();
-    // Load of the replica that is best off with one more, per unit of share.
-    let lightest = loads
-        .iter()
-        .filter(|l| candidate(l))
-        .map(|l| (l.outstanding + 1) as f64 / l.share)
-        .fold(f64::INFINITY, f64::min);
-    // A load that waits its turn for long after others came up must not get a burst: credits are capped by the sum.
-    for load in loads.iter_mut().filter(|l| candidate(l)) {
-        load.credit = (load.credit + load.share).min(share_sum);
+impl Field {
+    /// `loads` must hold a live replica.
+    fn new(
+        loads: &[Load],
+        now: Instant,
+        here: Here,
+        up: &BTreeSet<PeerId>,
+        avoid: &[PeerId],
+        single: bool,
+    ) -> Self {
+        let usable = |load: &Load| up.contains(&load.peer);
+        let wanted = |load: &Load| usable(load) && !avoid.contains(&load.peer);
+        let any_wanted = loads.iter().any(wanted);
+        let candidate = |load: &Load| if any_wanted { wanted(load) } else { usable(load) };
+        let jobs = |load: &Load| match load.peer == here.device {
+            // Several picks may be made before the first of them is in the queue.
+            true if single => f64::from(here.jobs).max(load.outstanding as f64),
+            true => f64::from(here.jobs),
+            false => load.jobs(now, single),
+        };
+        let jobs = loads.iter().map(|load| candidate(load).then(|| jobs(load))).collect();
+        Self { jobs, own: loads.iter().position(|load| load.peer == here.device) }
     }
-    let behind = |load: &Load| load.outstanding as f64 > LAG_MAX + 2.0 * load.share * lightest;
-    let best = |keep: &dyn Fn(&Load) -> bool| {
-        let mut best: Option<usize> = None;
-        for (index, load) in loads.iter().enumerate().filter(|(_, load)| candidate(load) && keep(load)) {
-            if best.is_none_or(|b| loads[b].credit < load.credit) {
-                best = Some(index);
+
+    /// The candidates, from the one after the own device on, so that not all devices prefer the same one.
+    fn candidates<'a>(&'a self, loads: &'a [Load]) -> impl Iterator<Item = (usize, &'a Load, f64)> {
+        let start = self.own.map_or(0, |own| own + 1);
+        let order = (start..loads.len()).chain(0..start);
+        order.filter_map(move |index| self.jobs[index].map(|jobs| (index, &loads[index], jobs)))
+    }
+
+    /// The own replica, when its queue is short or nobody else would be done before its turn comes here; else the one
+    /// that would be done first. `None` when the own device is no replica that may be picked.
+    fn own_or_soonest(&self, loads: &[Load]) -> Option<usize> {
+        let own = self.own?;
+        let jobs = self.jobs[own]?;
+        if jobs <= f64::from(OWN_SHORT) {
+            return Some(own);
+        }
+        // Times per unit of share.
+        let mut best = (own, jobs / loads[own].share);
+        for (index, load, jobs) in self.candidates(loads).filter(|(index, _, _)| *index != own) {
+            let done = (jobs + 1.0) / load.share;
+            if done < best.1 {
+                best = (index, done);
             }
         }
-        best
-    };
-    let here = best(&|load: &Load| load.peer == at && load.credit >= 0.0 && !behind(load));
-    let index = here.or_else(|| best(&|load: &Load| !behind(load))).or_else(|| best(&|_| true));
-    let load = &mut loads[index.expect("the caller has checked that a replica is alive")];
-    load.credit -= share_sum;
-    load.outstanding += 1;
-    load.peer
+        Some(best.0)
+    }
+
+    /// By share, among those that are not behind.
+    fn by_share(&self, loads: &mut [Load], at: PeerId) -> usize {
+        let share_sum: f64 = self.candidates(loads).map(|(_, load, _)| load.share).sum();
+        // Load of the replica that is best off with one more, per unit of share.
+        let lightest = self
+            .candidates(loads)
+            .map(|(_, load, jobs)| (jobs + 1.0) / load.share)
+            .fold(f64::INFINITY, f64::min);
+        // A load that waits its turn for long after others came up must not get a burst: credits are capped by the sum.
+        for (load, _) in loads.iter_mut().zip(&self.jobs).filter(|(_, jobs)| jobs.is_some()) {
+            load.credit = (load.credit + load.share).min(share_sum);
+        }
+        let behind = |load: &Load, jobs: f64| jobs > LAG_MAX + 2.0 * load.share * lightest;
+        let best = |keep: &dyn Fn(&Load, f64) -> bool| {
+            let mut best: Option<usize> = None;
+            for (index, load, _) in self.candidates(loads).filter(|(_, load, jobs)| keep(load, *jobs)) {
+                if best.is_none_or(|b| loads[b].credit < load.credit) {
+                    best = Some(index);
+                }
+            }
+            best
+        };
+        let here = best(&|load, jobs| load.peer == at && load.credit >= 0.0 && !behind(load, jobs));
+        let index = here.or_else(|| best(&|load, jobs| !behind(load, jobs))).or_else(|| best(&|_, _| true));
+        let index = index.expect("the caller has checked that a replica is alive");
+        loads[index].credit -= share_sum;
+        index
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::data::{Route, RouteStage};
-
-    fn route(shares: &[Vec<(PeerId, f64)>]) -> Route {
-        let stage =
-            |replicas: &Vec<(PeerId, f64)>| RouteStage { replicas: replicas.clone(), inputs: Vec::new() };
-        Route {
-            deployment: "m".into(),
-            epoch: 1,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            stages: shares.iter().map(stage).collect(),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn shares_hold_over_many_requests(
-            weights in prop::collection::vec(prop::collection::vec(1u32..20, 1..4), 1..4),
-            depth in 1usize..8,
-        ) {
-            let peers: Vec<PeerId> = (0..4).map(|_| PeerId::random()).collect();
-            let stages: Vec<Vec<(PeerId, f64)>> = weights
-                .iter()
-                .map(|w| {
-                    let sum: u32 = w.iter().sum();
-                    w.iter().zip(&peers).map(|(w, p)| (*p, f64::from(*w) / f64::from(sum))).collect()
-                })
-                .collect();
-            let route = route(&stages);
-            let mut balancer = Balancer::new(&route);
-            let up: BTreeSet<PeerId> = peers.iter().copied().collect();
-            let mut out = std::collections::VecDeque::new();
-            let mut counts: Vec<Vec<usize>> = stages.iter().map(|s| vec![0; s.len()]).collect();
-            let rounds = 2000;
-            for _ in 0..rounds {
-                let devices = balancer.pick(peers[0], &up, &[]).unwrap();
-                for (stage, device) in devices.iter().enumerate() {
-                    counts[stage][stages[stage].iter().position(|(p, _)| p == device).unwrap()] += 1;
-                }
-                out.push_back(devices);
-                if out.len() > depth {
-                    balancer.release(1, &out.pop_front().unwrap());
-                }
-            }
-            for (stage, counts) in stages.iter().zip(&counts) {
-                for ((_, share), count) in stage.iter().zip(counts) {
-                    let got = *count as f64 / f64::from(rounds);
-                    prop_assert!((got - share).abs() < 0.02, "share {share}, got {got}");
-                }
-            }
-        }
-
-        #[test]
-        fn a_route_holds_only_live_devices_and_avoids_where_it_can(
-            up_mask in 0u8..16, avoid_mask in 0u8..16, replicas in prop::collection::vec(1u8..16, 1..4),
-        ) {
-            let peers: Vec<PeerId> = (0..4).map(|_| PeerId::random()).collect();
-            let of = |mask: u8| -> Vec<PeerId> {
-                peers.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0).map(|(_, p)| *p).collect()
-            };
-            let stages: Vec<Vec<(PeerId, f64)>> =
-                replicas.iter().map(|mask| of(*mask).into_iter().map(|p| (p, 1.0)).collect()).collect();
-            let mut balancer = Balancer::new(&route(&stages));
-            let up: BTreeSet<PeerId> = of(up_mask).into_iter().collect();
-            let avoid = of(avoid_mask);
-            let dead = replicas.iter().position(|mask| mask & up_mask == 0);
-            for _ in 0..5 {
-                match balancer.pick(peers[0], &up, &avoid) {
-                    Err(stage) => prop_assert_eq!(Some(stage), dead),
-                    Ok(devices) => {
-                        prop_assert_eq!(dead, None);
-                        for (device, mask) in devices.iter().zip(&replicas) {
-                            prop_assert!(up.contains(device));
-                            prop_assert!(!avoid.contains(device) || mask & up_mask & !avoid_mask == 0);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_replica_that_does_not_answer_is_passed_over() {
-        let (slow, fast) = (PeerId::random(), PeerId::random());
-        let mut balancer = Balancer::new(&route(&[vec![(slow, 0.5), (fast, 0.5)]]));
-        let up = BTreeSet::from([slow, fast]);
-        let mut to_slow = 0;
-        for _ in 0..200 {
-            let devices = balancer.pick(PeerId::random(), &up, &[]).unwrap();
-            if devices[0] == slow { to_slow += 1 } else { balancer.release(1, &devices) }
-        }
-        assert!(to_slow < 10, "{to_slow} requests went to a replica that answers none");
-    }
-}
+mod tests;

@@ -1,16 +1,22 @@
-//! How much of the time this device's stages compute.
+//! How much this device's stages compute: share of the time, and jobs at hand.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 /// Time over which compute time is added up.
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// Share of the time that the device computes.
+/// Share of the time that the device computes, and the jobs of all its stages that wait or run.
 #[derive(Debug)]
-pub(super) struct Busy(Mutex<Window>);
+pub(super) struct Busy {
+    window: Mutex<Window>,
+    jobs: Arc<AtomicU32>,
+}
 
 #[derive(Debug)]
 struct Window {
@@ -21,19 +27,40 @@ struct Window {
 
 impl Busy {
     pub(super) fn new(now: Instant) -> Self {
-        Self(Mutex::new(Window { start: now, computed: Duration::ZERO, last: 0.0 }))
+        let window = Mutex::new(Window { start: now, computed: Duration::ZERO, last: 0.0 });
+        Self { window, jobs: Arc::default() }
+    }
+
+    /// A job has come.
+    pub(super) fn enter(&self) {
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// As many jobs as came by [`Busy::enter`] are done with or dropped.
+    pub(super) fn leave(&self, jobs: u32) {
+        self.jobs.fetch_sub(jobs, Ordering::Relaxed);
+    }
+
+    /// Jobs that wait or run.
+    pub(super) fn jobs(&self) -> u32 {
+        self.jobs.load(Ordering::Relaxed)
+    }
+
+    /// The counter of jobs, for others to read.
+    pub(super) fn counter(&self) -> Arc<AtomicU32> {
+        self.jobs.clone()
     }
 
     /// A run has ended.
     pub(super) fn record(&self, now: Instant, compute: Duration) {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         window.roll(now);
         window.computed += compute;
     }
 
     /// 0 to 1, over the last whole window.
     pub(super) fn share(&self, now: Instant) -> f64 {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         window.roll(now);
         window.last
     }

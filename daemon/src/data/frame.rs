@@ -48,6 +48,8 @@ pub(super) struct Address {
     pub(super) epoch: u64,
     /// A device per stage.
     pub(super) devices: Arc<[PeerId]>,
+    /// Jobs that were left on each stage's device when it was done with the request, as far as the request has come.
+    pub(super) backlog: Vec<u32>,
 }
 
 /// What a frame says.
@@ -159,6 +161,8 @@ struct RawHeader {
     d: String,
     e: u64,
     p: Vec<ByteBuf>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    b: Vec<u32>,
     t: Vec<RawTensor>,
 }
 
@@ -226,7 +230,7 @@ pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>, FrameError> {
         c: t.codec,
         l: t.length,
     };
-    let Address { request, attempt, ingress, deployment, epoch, devices } = &header.address;
+    let Address { request, attempt, ingress, deployment, epoch, devices, backlog } = &header.address;
     let raw = RawHeader {
         k: kind,
         r: *request,
@@ -235,6 +239,7 @@ pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>, FrameError> {
         d: deployment.to_string(),
         e: *epoch,
         p: devices.iter().map(|peer| ByteBuf::from(peer.to_bytes())).collect(),
+        b: backlog.clone(),
         t: header.tensors.iter().map(tensor).collect(),
     };
     let mut bytes = Vec::with_capacity(512);
@@ -267,6 +272,7 @@ pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header,
     let raw: RawHeader = ciborium::de::from_reader_with_recursion_limit(bytes, NESTING_MAX)
         .map_err(|e| FrameError::Header(e.to_string()))?;
     check("the number of devices", raw.p.len() as u64, DEVICES_MAX as u64)?;
+    check("the number of backlogs", raw.b.len() as u64, raw.p.len() as u64)?;
     check("the number of tensors", raw.t.len() as u64, TENSORS_MAX as u64)?;
     check("the length of the deployment's name", raw.d.len() as u64, NAME_MAX as u64)?;
     let devices: Arc<[PeerId]> = raw.p.iter().map(|p| peer(p)).collect::<Result<_, _>>()?;
@@ -307,6 +313,7 @@ pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header,
         deployment: raw.d.into(),
         epoch: raw.e,
         devices,
+        backlog: raw.b,
     };
     Ok(Header { address, kind, tensors })
 }

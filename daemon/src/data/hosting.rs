@@ -157,6 +157,7 @@ impl Hosted {
             }
             state.waiting_bytes += bytes;
             state.waiting.push_back(job);
+            self.busy.enter();
         }
         self.pump();
         Ok(())
@@ -174,6 +175,7 @@ impl Hosted {
                 state.waiting_bytes -= bytes_of(&job.tensors);
                 if job.deadline <= now() {
                     // Its ingress has given up by itself.
+                    self.busy.leave(1);
                     continue;
                 }
                 state.at_runner += 1;
@@ -211,6 +213,7 @@ impl Hosted {
         (address, deadline, mut tensors): (Address, Instant, Vec<Named>),
         result: Result<StageOutput, StageError>,
     ) {
+        self.busy.leave(1);
         let done = match result {
             Ok(output) => {
                 let names = self.runner.output_names().iter().cloned();
@@ -261,6 +264,13 @@ impl Hosted {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hosted {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.busy.leave(state.waiting.len() as u32);
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 use libp2p::PeerId;
 
 use super::{
+    balance::Here,
     frame::{Address, Failure, FailureKind, Named},
     limits::DataLimits,
     metrics::DeploymentMetrics,
@@ -64,6 +65,8 @@ pub(super) struct Ingress {
     up: BTreeSet<PeerId>,
     deployments: BTreeMap<Arc<str>, Deployment>,
     requests: HashMap<u64, Request>,
+    /// Jobs that wait or run in the stages of this device.
+    own_jobs: u32,
     /// Input bytes of all requests.
     held_bytes: usize,
     /// One per request: whatever is due first.
@@ -82,6 +85,7 @@ impl Ingress {
             up: BTreeSet::from([me]),
             deployments: BTreeMap::new(),
             requests: HashMap::new(),
+            own_jobs: 0,
             held_bytes: 0,
             timers: BTreeSet::new(),
             next_id: u64::from(boot) << 32,
@@ -102,6 +106,21 @@ impl Ingress {
     /// Names of devices, for messages.
     pub(super) fn set_names(&mut self, names: BTreeMap<PeerId, String>) {
         self.names = names;
+    }
+
+    /// Jobs that wait or run in the stages of this device now, whoever sent them.
+    pub(super) fn set_own_jobs(&mut self, jobs: u32) {
+        self.own_jobs = jobs;
+    }
+
+    /// A peer has told how many jobs wait or run in its stages.
+    pub(super) fn on_backlog(&mut self, now: Instant, peer: PeerId, jobs: u32) {
+        if peer == self.me {
+            return;
+        }
+        for deployment in self.deployments.values_mut() {
+            deployment.heard(now, peer, jobs);
+        }
     }
 
     /// Newest epoch known of a deployment.
@@ -164,22 +183,27 @@ impl Ingress {
         let Some(attempt) = request.attempts.iter().find(|a| a.address.attempt == address.attempt) else {
             return;
         };
-        let answers = attempt.address.devices.last() == Some(&from) && attempt.address.epoch == address.epoch;
-        if !answers {
+        let devices = attempt.address.devices.clone();
+        if devices.last() != Some(&from) || attempt.address.epoch != address.epoch {
             return;
         }
         let (epoch, retries, sent_at) = (address.epoch, request.retries(), attempt.at);
-        match request.select_outputs(&attempt.outputs, tensors) {
+        let name = request.deployment.clone();
+        let selected = request.select_outputs(&attempt.outputs, tensors);
+        // Before the next request is sent on what is known.
+        for (device, jobs) in devices.iter().zip(&address.backlog) {
+            self.on_backlog(now, *device, *jobs);
+        }
+        match selected {
             Ok(outputs) => {
-                if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
+                if let Some(deployment) = self.deployments.get_mut(&name) {
                     deployment.attempt_latency.record(now.saturating_duration_since(sent_at));
                 }
                 self.finish(now, address.request, Ok(InferResponse { outputs, epoch, retries }));
             }
             Err(missing) => {
                 let error = AppError::Internal(format!(
-                    "the last stage of {} did not return output {missing:?}; undeploy and deploy the model again",
-                    request.deployment
+                    "the last stage of {name} did not return output {missing:?}; undeploy and deploy the model again"
                 ));
                 self.finish(now, address.request, Err(error));
             }
@@ -314,7 +338,8 @@ impl Ingress {
             self.finish(now, id, Err(error));
             return;
         };
-        match deployment.pick(self.me, &self.up, &request.avoided) {
+        let here = Here { device: self.me, jobs: self.own_jobs };
+        match deployment.pick(now, here, &self.up, &request.avoided) {
             Err(missing) => request.state = State::Held { until: None, missing },
             Ok(devices) => {
                 let attempt = request.attempts_made;
@@ -329,6 +354,7 @@ impl Ingress {
                     deployment: request.deployment.clone(),
                     epoch: route.epoch,
                     devices: devices.into(),
+                    backlog: Vec::new(),
                 };
                 let until = now + deployment.attempt_timeout(request.timeouts, &self.limits);
                 let inputs = request.inputs_of(&route);

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, Weak, atomic::AtomicU32},
     time::Instant,
 };
 
@@ -178,6 +178,17 @@ impl DataPlane {
         }
     }
 
+    /// Counts the jobs that wait or run in the stages of this device, as heartbeats tell others.
+    pub fn jobs(&self) -> Arc<AtomicU32> {
+        self.shared.busy.counter()
+    }
+
+    /// Jobs that wait or run in the stages of a peer, as its heartbeat says.
+    pub fn set_peer_jobs(&self, peer: PeerId, jobs: u32) {
+        let mut desk = lock(&self.shared.desk);
+        desk.ingress.on_backlog(now(), peer, jobs);
+    }
+
     /// Takes an inbound stream of a peer.
     pub fn accept(&self, peer: PeerId, stream: impl DataStream) {
         let stop = self.shared.stop.clone();
@@ -252,6 +263,7 @@ impl Shared {
         let (value, timer_changed) = {
             let mut desk = lock(&self.desk);
             let before = desk.ingress.next_timer();
+            desk.ingress.set_own_jobs(self.busy.jobs());
             let value = event(&mut desk, now());
             for effect in desk.ingress.take_effects() {
                 match effect {

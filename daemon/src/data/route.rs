@@ -18,6 +18,22 @@ pub struct Route {
     pub stages: Vec<RouteStage>,
 }
 
+/// A replica counts for at most so many of the slowest of its stage when the window is made.
+const FAST_MAX: f64 = 6.0;
+
+impl Route {
+    /// Requests that keep every replica at work, with the next at hand. A fast replica is given several before a slow
+    /// one gets its first, so it counts for several.
+    pub(super) fn window(&self) -> usize {
+        let of_stage = |stage: &RouteStage| -> usize {
+            let slowest = stage.replicas.iter().map(|(_, share)| *share).fold(f64::INFINITY, f64::min);
+            let times = |share: f64| (share / slowest).ceil().clamp(1.0, FAST_MAX) as usize;
+            stage.replicas.iter().map(|(_, share)| 1 + times(*share)).sum()
+        };
+        self.stages.iter().map(of_stage).sum()
+    }
+}
+
 /// One stage of a route.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteStage {

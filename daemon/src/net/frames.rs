@@ -78,6 +78,8 @@ pub(super) struct Beat {
     pub(super) echo: u64,
     /// How long ago the sender received that one.
     pub(super) held: u64,
+    /// Jobs that wait or run in the sender's stages.
+    pub(super) jobs: u32,
 }
 
 /// How a call was answered.
@@ -94,10 +96,26 @@ pub(super) enum Answer {
 /// A frame of any lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    Beat { beat: Beat, report: Bytes },
-    Message { topic: u8, body: Bytes },
-    Request { id: u64, method: u16, patience: Duration, body: Bytes },
-    Reply { id: u64, answer: Answer, body: Bytes },
+    /// An empty report says that the newest one still holds.
+    Beat {
+        beat: Beat,
+        report: Bytes,
+    },
+    Message {
+        topic: u8,
+        body: Bytes,
+    },
+    Request {
+        id: u64,
+        method: u16,
+        patience: Duration,
+        body: Bytes,
+    },
+    Reply {
+        id: u64,
+        answer: Answer,
+        body: Bytes,
+    },
 }
 
 impl Frame {
@@ -122,6 +140,7 @@ impl Frame {
                 head.put_u64_le(beat.sent);
                 head.put_u64_le(beat.echo);
                 head.put_u64_le(beat.held);
+                head.put_u32_le(beat.jobs);
             }
             Self::Message { topic, .. } => head.put_u8(*topic),
             Self::Request { id, method, patience, .. } => {
@@ -155,6 +174,7 @@ impl Frame {
                     sent: bytes.try_get_u64_le().ok()?,
                     echo: bytes.try_get_u64_le().ok()?,
                     held: bytes.try_get_u64_le().ok()?,
+                    jobs: bytes.try_get_u32_le().ok()?,
                 },
                 report: bytes,
             }),
@@ -226,8 +246,8 @@ mod tests {
     fn frames() -> impl Strategy<Value = (Lane, Frame)> {
         let body = || prop::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
         prop_oneof![
-            (any::<[u64; 3]>(), body()).prop_map(|([sent, echo, held], report)| {
-                (Lane::Beat, Frame::Beat { beat: Beat { sent, echo, held }, report })
+            (any::<[u64; 3]>(), any::<u32>(), body()).prop_map(|([sent, echo, held], jobs, report)| {
+                (Lane::Beat, Frame::Beat { beat: Beat { sent, echo, held, jobs }, report })
             }),
             (any::<u8>(), body()).prop_map(|(topic, body)| (Lane::Message, Frame::Message { topic, body })),
             (any::<u64>(), any::<u16>(), any::<u32>(), body()).prop_map(|(id, method, ms, body)| {

@@ -101,8 +101,8 @@ impl Pulse {
         Self { base, state }
     }
 
-    /// The head of the heartbeat to send now.
-    pub(super) fn beat(&self) -> Beat {
+    /// The head of the heartbeat to send now, with the jobs that wait or run here.
+    pub(super) fn beat(&self, jobs: u32) -> Beat {
         let now = Instant::now();
         let newest = lock(&self.state).newest;
         Beat {
@@ -110,6 +110,7 @@ impl Pulse {
             sent: micros(now - self.base).max(1),
             echo: newest.map_or(0, |(sent, _)| sent),
             held: newest.map_or(0, |(_, at)| micros(now - at)),
+            jobs,
         }
     }
 

@@ -29,7 +29,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -93,6 +93,13 @@ pub enum NetEvent {
         body: Bytes,
         /// Round trip of the control link, smoothed.
         rtt: Duration,
+    },
+    /// A peer's heartbeat has told of jobs, or that there are none any more.
+    Jobs {
+        /// Sender.
+        peer: PeerId,
+        /// Jobs that wait or run in its stages.
+        jobs: u32,
     },
     /// A peer asks for something and waits.
     Call {
@@ -215,13 +222,18 @@ impl Net {
         link.messages.push(Frame::Message { topic: topic.code(), body })
     }
 
-    /// Sets what the heartbeat carries to all peers from now on (sent at least every 250 ms). At most 256 KiB.
+    /// Sets what the heartbeat carries to all peers from now on (sent when it changes). At most 256 KiB.
     pub fn set_report(&self, body: Bytes) {
         if body.len() > MAX_REPORT {
             tracing::error!(bytes = body.len(), "the report is over the limit and was not taken");
             return;
         }
         self.inner.shared.set_report(body);
+    }
+
+    /// Heartbeats tell all peers what `jobs` counts: work that waits or runs here. Taken once.
+    pub fn count_jobs(&self, jobs: Arc<AtomicU32>) {
+        self.inner.shared.count_jobs(jobs);
     }
 
     /// Asks a peer and waits for its answer. Body and answer are at most 8 MiB each.

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use self::{
-    forwarder::{Forwarder, Queued},
+    forwarder::{Forwarder, Queued, Told},
     lanes::{Opening, closed, write_queue, write_replies},
 };
 use super::{
@@ -38,16 +38,16 @@ use super::{
     swarm::Internal,
 };
 
-/// A heartbeat goes out at least this often...
-const BEAT: Duration = Duration::from_millis(250);
-/// ...and, with fast changing reports, at most this often.
+/// A heartbeat goes out this often, to all peers at once, and with every change of the report...
+const BEAT: Duration = Duration::from_millis(500);
+/// ...which is told at most this often.
 const BEAT_GAP: Duration = Duration::from_millis(20);
-/// Ten missed heartbeats: a frozen peer is noticed within 3 s, and a full slow link (160 ms measured) is far from it.
+/// Five missed heartbeats: a frozen peer is noticed within 3 s, and a full slow link (160 ms measured) is far from it.
 pub(super) const SILENCE: Duration = Duration::from_millis(2500);
-/// How often silence is looked for.
-const WATCH: Duration = Duration::from_millis(100);
-/// A gap in our own timer longer than this means that we stood still, not the peer.
-const OWN_STALL: Duration = Duration::from_secs(1);
+/// Silence is looked for when it may have lasted long enough, and at least this often.
+const WATCH: Duration = Duration::from_millis(500);
+/// A timer of ours that is late by more than this means that we stood still, not the peer.
+const OWN_STALL: Duration = Duration::from_millis(500);
 /// Messages and calls of one peer that wait for a slow owner of events.
 const INBOX: usize = 256;
 /// Kibibytes of them.
@@ -110,7 +110,7 @@ struct Live {
     shared: Arc<Shared>,
     inbox: mpsc::Sender<Queued>,
     budget: Arc<Semaphore>,
-    report: watch::Sender<(Bytes, Duration)>,
+    told: watch::Sender<Told>,
     up: watch::Sender<bool>,
     kick: Notify,
 }
@@ -140,7 +140,7 @@ impl Session {
 
     async fn run_alone(self, cancelled: oneshot::Receiver<()>) -> Ended {
         let (inbox, inbox_reader) = mpsc::channel(INBOX);
-        let (report, reports) = watch::channel((Bytes::new(), Duration::ZERO));
+        let (told, beats) = watch::channel(Told::default());
         let (messages, message_frames) = Outbox::new();
         let (requests, request_frames) = Outbox::new();
         let silent = Arc::new(AtomicBool::new(false));
@@ -157,7 +157,7 @@ impl Session {
             shared: self.shared.clone(),
             inbox,
             budget: Arc::new(Semaphore::new(usize::try_from(INBOX_KIB).unwrap_or(usize::MAX))),
-            report,
+            told,
             up: watch::channel(false).0,
             kick: Notify::new(),
         };
@@ -165,7 +165,7 @@ impl Session {
             peer: self.peer,
             inbox: inbox_reader,
             streams: self.streams,
-            reports,
+            beats,
             events: self.events,
             silent: silent.clone(),
         };
@@ -222,14 +222,15 @@ impl Live {
     }
 
     async fn watch_silence(&self) -> End {
-        let mut last = Instant::now();
         loop {
-            tokio::time::sleep(WATCH).await;
-            let now = Instant::now();
-            if now - last > OWN_STALL {
+            let left = SILENCE.saturating_sub(self.link.pulse.silence());
+            // Whatever came in while we slept is looked at before silence is called by its name.
+            let pause = left.clamp(WATCH / 20, WATCH);
+            let due = Instant::now() + pause;
+            tokio::time::sleep(pause).await;
+            if due.elapsed() > OWN_STALL {
                 self.link.pulse.forgive();
             }
-            last = now;
             if self.link.pulse.silence() > SILENCE {
                 return End::Silent;
             }
@@ -238,16 +239,21 @@ impl Live {
 
     async fn write_beats(&self, mut lane: Stream) -> io::Result<()> {
         let mut report = self.shared.report();
-        let mut tick = tokio::time::interval(BEAT);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        report.mark_changed();
+        let mut tick = tokio::time::interval_at(self.shared.next_beat(BEAT), BEAT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                Ok(()) = report.changed() => tick.reset(),
+                Ok(()) = report.changed() => report.mark_changed(),
                 () = self.kick.notified() => {}
             }
-            let body = report.borrow_and_update().clone();
-            let frame = Frame::Beat { beat: self.link.pulse.beat(), report: body };
+            let body = match report.has_changed() {
+                Ok(true) => report.borrow_and_update().clone(),
+                Ok(false) | Err(_) => Bytes::new(),
+            };
+            let beat = self.link.pulse.beat(self.shared.jobs());
+            let frame = Frame::Beat { beat, report: body };
             let mut head = Vec::new();
             let body = frame.encode(&mut head);
             head.extend_from_slice(&body);
@@ -259,6 +265,7 @@ impl Live {
 
     async fn read_beats(&self, mut lane: Stream) -> io::Result<()> {
         let mut up = false;
+        let mut told = Told::default();
         loop {
             let length = frames::read_length(&mut lane, Lane::Beat).await?;
             let Frame::Beat { beat, report } = frames::read_body(&mut lane, Lane::Beat, length).await? else {
@@ -272,9 +279,16 @@ impl Live {
                 // Answers at once, so that the other side need not wait for the next heartbeat.
                 self.kick.notify_one();
             }
-            if up {
-                let rtt = self.link.pulse.rtt().unwrap_or_default();
-                self.report.send_replace((report, rtt));
+            // A report may come before the peer is up; it is not sent twice.
+            let news = !report.is_empty() || beat.jobs > 0 || beat.jobs != told.jobs;
+            if !report.is_empty() {
+                told.report = report;
+                told.number += 1;
+            }
+            told.jobs = beat.jobs;
+            told.rtt = self.link.pulse.rtt().unwrap_or_default();
+            if up && (news || told.number != self.told.borrow().number) {
+                self.told.send_replace(told.clone());
             }
         }
     }

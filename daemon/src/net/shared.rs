@@ -2,12 +2,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{PoisonError, RwLock},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use libp2p::PeerId;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::link::PeerLink;
 
@@ -17,6 +21,10 @@ pub(super) struct Shared {
     links: RwLock<HashMap<PeerId, PeerLink>>,
     up: watch::Sender<BTreeSet<PeerId>>,
     report: watch::Sender<Bytes>,
+    /// Counts the jobs that wait or run here, once somebody counts them.
+    jobs: OnceLock<Arc<AtomicU32>>,
+    /// Heartbeats to all peers go out together, counted from here: one waking for all of them.
+    started: Instant,
 }
 
 impl Shared {
@@ -25,6 +33,8 @@ impl Shared {
             links: RwLock::default(),
             up: watch::channel(BTreeSet::new()).0,
             report: watch::channel(Bytes::new()).0,
+            jobs: OnceLock::new(),
+            started: Instant::now(),
         }
     }
 
@@ -58,8 +68,30 @@ impl Shared {
         self.up.subscribe()
     }
 
+    /// Nobody is woken for a report that says what the last one said.
     pub(super) fn set_report(&self, report: Bytes) {
-        self.report.send_replace(report);
+        self.report.send_if_modified(|last| {
+            let changed = *last != report;
+            *last = report;
+            changed
+        });
+    }
+
+    pub(super) fn count_jobs(&self, jobs: Arc<AtomicU32>) {
+        if self.jobs.set(jobs).is_err() {
+            tracing::error!("the jobs of this device are counted already");
+        }
+    }
+
+    pub(super) fn jobs(&self) -> u32 {
+        self.jobs.get().map_or(0, |jobs| jobs.load(Ordering::Relaxed))
+    }
+
+    /// The next whole multiple of `period` since the start.
+    pub(super) fn next_beat(&self, period: Duration) -> Instant {
+        let micros = self.started.elapsed().as_micros() % period.as_micros();
+        let passed = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+        Instant::now() + (period - passed)
     }
 
     pub(super) fn report(&self) -> watch::Receiver<Bytes> {

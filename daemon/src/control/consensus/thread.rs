@@ -50,6 +50,8 @@ pub(super) struct Thread {
     waiters: HashMap<RequestId, oneshot::Sender<ProposeReply>>,
     /// Which device a replica's frames came from: a fresh learner must answer before it knows the members.
     routes: HashMap<RaftId, PeerId>,
+    /// Which device each member of the replicated state is.
+    addresses: HashMap<RaftId, PeerId>,
     /// The replicated state as it was last published.
     shared: Arc<ClusterState>,
     refused: Option<String>,
@@ -84,6 +86,7 @@ impl Thread {
             stage: None,
             waiters: HashMap::new(),
             routes: HashMap::new(),
+            addresses: HashMap::new(),
             shared: Arc::new(ClusterState::empty(ClusterId([0; 16]))),
             refused: None,
             told: None,
@@ -288,14 +291,12 @@ impl Thread {
         if effects.state_changed {
             self.shared = Arc::new(node.state().clone());
         }
-        let addresses: HashMap<RaftId, PeerId> = node
-            .state()
-            .members
-            .values()
-            .filter_map(|m| Some((m.raft_id, m.device.0.parse().ok()?)))
-            .collect();
+        if effects.state_changed || self.addresses.is_empty() {
+            let members = node.state().members.values();
+            self.addresses = members.filter_map(|m| Some((m.raft_id, m.device.0.parse().ok()?))).collect();
+        }
         for message in effects.messages {
-            let Some(peer) = addresses.get(&message.to).or_else(|| self.routes.get(&message.to)) else {
+            let Some(peer) = self.addresses.get(&message.to).or_else(|| self.routes.get(&message.to)) else {
                 continue;
             };
             if self.net.send(*peer, Topic::Raft, message.frame.into()).is_err() {

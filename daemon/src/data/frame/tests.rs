@@ -11,6 +11,7 @@ fn header(kind: HeaderKind, tensors: Vec<WireTensor>, devices: usize) -> Header 
             deployment: "resnet50".into(),
             epoch: 7,
             devices: (0..devices).map(|_| PeerId::random()).collect(),
+            backlog: (0..devices as u32).collect(),
         },
         kind,
         tensors,

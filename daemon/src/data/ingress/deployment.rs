@@ -10,7 +10,7 @@ use libp2p::PeerId;
 
 use super::MEASURED_MIN;
 use crate::data::{
-    balance::Balancer,
+    balance::{Balancer, Here},
     latency::{Rate, Recent},
     limits::DataLimits,
     metrics::DeploymentMetrics,
@@ -62,9 +62,7 @@ impl Deployment {
             return;
         }
         if let Some(route) = &route {
-            // Every replica runs one request and has the next at hand.
-            let replicas: usize = route.stages.iter().map(|stage| stage.replicas.len()).sum();
-            self.window = (2 * replicas).max(WINDOW_MIN).min(limits.window_max).max(1);
+            self.window = route.window().max(WINDOW_MIN).min(limits.window_max).max(1);
         }
         self.balancer = route.as_deref().map(Balancer::new);
         // Another plan has other latencies.
@@ -75,15 +73,23 @@ impl Deployment {
     /// A device per stage. `Err` names the stage that has no live device; `Err(None)`: there is no active plan.
     pub(super) fn pick(
         &mut self,
-        me: PeerId,
+        now: Instant,
+        here: Here,
         up: &BTreeSet<PeerId>,
         avoid: &[PeerId],
     ) -> Result<Vec<PeerId>, Option<usize>> {
         match (&self.route, &mut self.balancer) {
             (Some(route), Some(balancer)) if !route.stages.is_empty() => {
-                balancer.pick(me, up, avoid).map_err(Some)
+                balancer.pick(now, here, up, avoid).map_err(Some)
             }
             (Some(_) | None, Some(_) | None) => Err(None),
+        }
+    }
+
+    /// A device has told how many jobs wait or run there.
+    pub(super) fn heard(&mut self, now: Instant, device: PeerId, jobs: u32) {
+        if let Some(balancer) = &mut self.balancer {
+            balancer.heard(now, device, jobs);
         }
     }
 

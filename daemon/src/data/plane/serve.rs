@@ -78,8 +78,12 @@ impl Shared {
             Done::Failed(address, kind, message) => {
                 self.fail(address, Failure { kind, stage: key.stage, blame: self.me, message });
             }
-            Done::Outputs(address, deadline, tensors) => {
+            Done::Outputs(mut address, deadline, tensors) => {
                 let next = key.stage + 1;
+                // Only where every stage before has said so too does the place in the list tell the stage.
+                if address.backlog.len() == key.stage {
+                    address.backlog.push(self.busy.jobs());
+                }
                 match address.devices.get(next).copied() {
                     Some(device) => {
                         let body = Body::Activation { stage: next, deadline, tensors };

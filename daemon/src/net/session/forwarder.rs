@@ -22,12 +22,25 @@ pub(super) struct Queued {
     pub(super) budget: Option<OwnedSemaphorePermit>,
 }
 
+/// What the heartbeats of the peer have told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    /// The newest report.
+    pub(super) report: Bytes,
+    /// Counts reports.
+    pub(super) number: u64,
+    /// Round trip, smoothed.
+    pub(super) rtt: Duration,
+    /// Jobs that wait or run there.
+    pub(super) jobs: u32,
+}
+
 /// Hands the events of one session to their owner, in order, and as slowly as the owner likes.
 pub(super) struct Forwarder {
     pub(super) peer: PeerId,
     pub(super) inbox: mpsc::Receiver<Queued>,
     pub(super) streams: mpsc::Receiver<(Channel, Stream)>,
-    pub(super) reports: watch::Receiver<(Bytes, Duration)>,
+    pub(super) beats: watch::Receiver<Told>,
     pub(super) events: mpsc::Sender<NetEvent>,
     pub(super) silent: Arc<AtomicBool>,
 }
@@ -38,6 +51,7 @@ impl Forwarder {
             return;
         };
         let mut next = up;
+        let mut reported = 0;
         // Fails only when the owner is gone.
         while self.events.send(next).await.is_ok() {
             next = tokio::select! {
@@ -50,9 +64,14 @@ impl Forwarder {
                     channel,
                     stream: NetStream::new(stream),
                 },
-                Ok(()) = self.reports.changed() => {
-                    let (body, rtt) = self.reports.borrow_and_update().clone();
-                    NetEvent::Report { peer: self.peer, body, rtt }
+                Ok(()) = self.beats.changed() => {
+                    let Told { report: body, number, rtt, jobs } = self.beats.borrow_and_update().clone();
+                    if number == reported {
+                        NetEvent::Jobs { peer: self.peer, jobs }
+                    } else {
+                        reported = number;
+                        NetEvent::Report { peer: self.peer, body, rtt }
+                    }
                 }
             };
         }
