@@ -21,6 +21,7 @@ mod measure;
 mod memory;
 
 pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
+pub use cgroup::cores;
 
 #[cfg(test)]
 pub(crate) use build::GraphBuilder;

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::{
     consensus::{Consensus, Input, Phase},
     facts::Facts,
+    planning::BYTES_PER_S_UNMEASURED,
     problems::Problems,
     propose::{ProposeFailure, Proposer},
     report::{LinkReport, NodeReport},
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     data::DataPlane,
-    net::{Channel, Net, NetEvent, NetEvents, PeerId, Topic},
+    net::{Channel, Net, NetEvent, NetEvents, PeerId, Probe, Topic},
 };
 
 /// Blob streams served at a time.
@@ -33,6 +34,13 @@ const CALLS: usize = 64;
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
 /// A link is measured this long after the peer came up, spread over the following second.
 const PROBE_AFTER: Duration = Duration::from_millis(300);
+
+/// A link is probed so often: of the costs that this shows, the smallest count...
+const PROBES: usize = 3;
+/// ...after pauses of this.
+const PROBE_AGAIN: Duration = Duration::from_millis(2200);
+/// Small calls that show what a message costs.
+const COST_CALLS: u32 = 24;
 
 /// Hands network events to their owners.
 #[derive(Debug, Clone)]
@@ -145,19 +153,44 @@ impl Events {
         tokio::spawn(async move { this.measure(peer).await });
     }
 
-    /// Measures the link to a peer and puts it into this device's report.
+    /// Measures the link to a peer, and what moving data costs, and puts both into this device's report.
     async fn measure(&self, peer: PeerId) {
         let spread = Duration::from_millis(rand::random::<u64>() % 1000);
         tokio::time::sleep(PROBE_AFTER + spread).await;
-        let Ok(bytes_per_s) = self.net.probe(peer).await else { return };
-        let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
-        if bytes_per_s > 0.0 {
-            tracing::debug!(%peer, bytes_per_s, latency_s, "link measured");
-            self.data.set_link_rate(peer, bytes_per_s);
-            self.facts.update_own(&self.net, |own| {
-                own.links.insert(peer.to_string(), LinkReport { bytes_per_s, latency_s });
-            });
+        for again in 0..PROBES {
+            if again > 0 {
+                tokio::time::sleep(PROBE_AGAIN).await;
+            }
+            let Ok(probe) = self.net.probe(peer).await else { return };
+            self.note_link(peer, probe);
+            let body = encode(&HaveCall { hashes: Vec::new() });
+            if let Some(cost) = self.net.message_cost(peer, METHOD_HAVE, body, COST_CALLS).await {
+                let cost = cost / mesh_inference::profile::cores();
+                self.facts.update_own(&self.net, |own| {
+                    let known = own.transfer.request_s;
+                    own.transfer.request_s = if known > 0.0 { known.min(cost) } else { cost };
+                });
+            }
+            // Each device has its own price of a byte, not each link: with many peers one look at each shows it.
+            if self.facts.peers().live().len() > PROBES {
+                return;
+            }
         }
+    }
+
+    fn note_link(&self, peer: PeerId, probe: Probe) {
+        let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
+        if probe.bytes_per_s <= 0.0 {
+            return;
+        }
+        tracing::debug!(%peer, ?probe, latency_s, "link measured");
+        // Where a processor was what took the time, the link has not been seen to be slow.
+        let floor = if probe.processor_bound { BYTES_PER_S_UNMEASURED } else { 0.0 };
+        let bytes_per_s = probe.bytes_per_s.max(floor);
+        self.data.set_link_rate(peer, bytes_per_s);
+        self.facts.update_own(&self.net, |own| {
+            own.links.insert(peer.to_string(), LinkReport { bytes_per_s, latency_s });
+        });
     }
 
     async fn answer(&self, peer: PeerId, method: u16, body: &[u8], reply: oneshot::Sender<bytes::Bytes>) {

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, RwLock};
 
+use mesh_planner::TransferCost;
+
 use super::{
     consensus::ClusterView,
     peers::Peers,
@@ -9,6 +11,20 @@ use super::{
     report::{NodeReport, StageReport},
 };
 use crate::net::{Net, PeerId};
+
+/// No device takes longer than this for a byte, in seconds.
+const COST_PER_BYTE_MAX: f64 = 1e-4;
+
+/// A peer's word on its costs, kept to what can be.
+fn checked(cost: TransferCost) -> TransferCost {
+    let within = |value: f64, most: f64| if value.is_finite() { value.clamp(0.0, most) } else { 0.0 };
+    TransferCost {
+        send_s_per_byte: within(cost.send_s_per_byte, COST_PER_BYTE_MAX),
+        receive_s_per_byte: within(cost.receive_s_per_byte, COST_PER_BYTE_MAX),
+        request_s: within(cost.request_s, 1.0),
+        compute_share: if cost.compute_share.is_finite() { cost.compute_share.clamp(0.01, 1.0) } else { 1.0 },
+    }
+}
 
 /// Facts about this device and all others. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -83,6 +99,7 @@ impl Facts {
                     id,
                     memory_bytes: report.memory_budget_bytes,
                     calibration_s,
+                    transfer: checked(report.transfer),
                     links: report
                         .links
                         .iter()

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use mesh_inference::profile::ModelProfile;
-use mesh_planner::{Block, Device, LinkRate, Links, Objective, PairLink, PinnedStage, Plan, Problem, TransferCost};
+use mesh_planner::{
+    Block, Device, LinkRate, Links, Objective, PairLink, PinnedStage, Plan, Problem, TransferCost,
+};
 use serde::{Deserialize, Serialize};
 
 /// The class that profiles are kept under: times of the device that measured, scaled by calibration for others.
 const CLASS: &str = "profiled";
 /// Assumed for a link that has not been measured yet: 1 Gbit/s.
-const BYTES_PER_S_UNMEASURED: f64 = 125e6;
+pub const BYTES_PER_S_UNMEASURED: f64 = 125e6;
 /// Assumed latency of a link that has not been measured yet, seconds.
 const LATENCY_S_UNMEASURED: f64 = 0.0005;
 
@@ -32,6 +34,8 @@ pub struct DeviceFacts {
     pub memory_bytes: u64,
     /// Seconds of its calibration run.
     pub calibration_s: f64,
+    /// What moving data costs it.
+    pub transfer: TransferCost,
     /// Measured links to other devices, by PeerId: bytes per second and one-way seconds.
     pub links: BTreeMap<String, (f64, f64)>,
 }
@@ -79,7 +83,7 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
                 speed: stored.calibration_s / d.calibration_s,
                 memory_bytes: d.memory_bytes,
                 card_bytes_per_s: None,
-                transfer: TransferCost::default(),
+                transfer: d.transfer,
             })
             .collect(),
         links: links(devices),

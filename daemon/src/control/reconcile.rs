@@ -11,6 +11,7 @@ use std::{
 };
 
 use mesh_consensus::{ClusterState, Deployment, EpochPlan};
+use mesh_planner::TransferCost;
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
@@ -334,6 +335,7 @@ impl Reconciler {
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());
+            own.transfer = costs(own.transfer, &self.net);
         });
     }
 
@@ -347,6 +349,17 @@ impl Reconciler {
             Some(Slot::Failed { reason, .. }) => StageState::Failed { reason: reason.clone() },
             Some(Slot::Ready(_)) | None => StageState::Preparing { done: 0, total: 0 },
         }
+    }
+}
+
+/// What moving data costs, as probes have shown it by now: seconds of the whole device.
+fn costs(known: TransferCost, net: &Net) -> TransferCost {
+    let cores = mesh_inference::profile::cores();
+    let (sent, received) = net.costs_per_byte();
+    TransferCost {
+        send_s_per_byte: sent.map_or(known.send_s_per_byte, |s| s / cores),
+        receive_s_per_byte: received.map_or(known.receive_s_per_byte, |s| s / cores),
+        ..known
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_planner::TransferCost;
 use serde::{Deserialize, Serialize};
 
 /// Largest report that is decoded, in bytes.
@@ -27,6 +28,9 @@ pub struct NodeReport {
     pub kept: BTreeSet<String>,
     /// Measured bandwidth to peers, bytes per second, by PeerId.
     pub links: BTreeMap<String, LinkReport>,
+    /// What moving data costs this device; zeros until measured.
+    #[serde(default)]
+    pub transfer: TransferCost,
 }
 
 /// A measured link from the reporting device to a peer.

@@ -9,6 +9,7 @@ use mesh_inference::{
     profile::calibrate,
     runtime::{Engine, EngineError, SessionOptions},
 };
+use mesh_planner::TransferCost;
 use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{
@@ -212,7 +213,7 @@ fn build(
 ) -> Built {
     let threads = session_threads(config.limits.threads);
     let budget = config.limits.memory.unwrap_or_else(budget::automatic);
-    let facts = Facts::new(net.local_peer(), Peers::default(), first_report(config, budget));
+    let facts = Facts::new(net.local_peer(), Peers::default(), first_report(config, budget, threads));
     facts.update_own(&net, |_| {});
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
     let models = Models::new(transfer.clone());
@@ -284,7 +285,7 @@ fn build(
 }
 
 /// What this device says of itself before it has measured or loaded anything.
-fn first_report(config: &Config, memory_budget_bytes: u64) -> NodeReport {
+fn first_report(config: &Config, memory_budget_bytes: u64, threads: usize) -> NodeReport {
     NodeReport {
         name: config.node.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -294,6 +295,10 @@ fn first_report(config: &Config, memory_budget_bytes: u64) -> NodeReport {
         stages: Vec::new(),
         kept: std::collections::BTreeSet::new(),
         links: std::collections::BTreeMap::new(),
+        transfer: TransferCost {
+            compute_share: (threads as f64 / mesh_inference::profile::cores()).min(1.0),
+            ..TransferCost::default()
+        },
     }
 }
 

@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use frames::{Frame, MAX_CALL, MAX_MESSAGE, MAX_REPORT};
 pub use identity::{Identity, IdentityError};
+pub use probe::Probe;
 use shared::Shared;
 pub use start::{NetConfig, NetStartError};
 pub use stream::NetStream;
@@ -195,6 +196,8 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     /// When each link was last probed.
     probed: Mutex<BTreeMap<PeerId, Instant>>,
+    /// Held while something is measured: two measurements would measure each other.
+    probing: tokio::sync::Mutex<()>,
 }
 
 impl Net {
@@ -292,9 +295,9 @@ impl Net {
         Some(LinkInfo { rtt: link.pulse.rtt(), address: link.address })
     }
 
-    /// Measures the bandwidth towards a peer, in bytes per second, by sending up to 1 MiB for up to 200 ms. A link
-    /// that was probed a moment ago gives [`NetError::Full`].
-    pub async fn probe(&self, peer: PeerId) -> Result<f64, NetError> {
+    /// Measures the way to a peer by sending up to 1 MiB for up to 200 ms, one peer after another. A link that was
+    /// probed a moment ago gives [`NetError::Full`].
+    pub async fn probe(&self, peer: PeerId) -> Result<Probe, NetError> {
         let now = Instant::now();
         {
             let mut probed = self.inner.probed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -304,10 +307,28 @@ impl Net {
             }
             probed.insert(peer, now);
         }
+        let _turn = self.inner.probing.lock().await;
         let stream = self.open_raw(peer, PROBE).await?;
-        probe::measure(stream).await.map_err(|error| {
+        probe::measure(stream, &self.inner.shared).await.map_err(|error| {
             if error.kind() == std::io::ErrorKind::TimedOut { NetError::Timeout } else { NetError::Closed }
         })
+    }
+
+    /// Processor seconds per byte sent and per byte received, as far as probes have shown them.
+    pub fn costs_per_byte(&self) -> (Option<f64>, Option<f64>) {
+        self.inner.shared.costs.per_byte()
+    }
+
+    /// Processor seconds of one message, sent or received, by so many small calls that go there and back.
+    pub async fn message_cost(&self, peer: PeerId, method: u16, body: Bytes, calls: u32) -> Option<f64> {
+        let _turn = self.inner.probing.lock().await;
+        let before = probe::processor_s();
+        for _ in 0..calls {
+            self.call(peer, method, body.clone(), OPEN_TIMEOUT).await.ok()?;
+        }
+        // Each call is a message sent and one received.
+        let idle = self.inner.shared.jobs() == 0;
+        idle.then(|| (probe::processor_s() - before) / f64::from(2 * calls.max(1)))
     }
 
     /// Identities that are refused from now on; their connections are closed.

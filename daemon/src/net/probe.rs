@@ -1,12 +1,17 @@
 //! How fast is the link to a peer? Sends for a short while on a stream of its own; the receiver counts and times.
 
 use std::{
+    collections::VecDeque,
     io,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::Stream;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::shared::Shared;
 
 /// Sends at most this much...
 const MAX_BYTES: usize = 1024 * 1024;
@@ -14,24 +19,90 @@ const MAX_BYTES: usize = 1024 * 1024;
 const MAX_SENDING: Duration = Duration::from_millis(200);
 /// Time for what is under way to arrive on a slow link.
 const SETTLE: Duration = Duration::from_secs(5);
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 64 * 1024;
 /// Probes that are served at a time: more would measure each other.
 pub(super) const MAX_SERVED: usize = 2;
 
-/// Bytes per second towards the peer behind `stream`.
-pub(super) async fn measure(mut stream: Stream) -> io::Result<f64> {
+/// Samples of a cost that are remembered; the smallest counts, for everything else that goes on adds to it.
+const SAMPLES: usize = 8;
+/// Fewer bytes say nothing of what a byte costs.
+const COST_BYTES_MIN: u64 = 256 * 1024;
+/// A probe during which a processor was at work for more than this part of the time shows what the processor can do,
+/// not what the link can.
+const BOUND: f64 = 0.6;
+
+/// What a probe has shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe {
+    /// Bytes per second that arrived.
+    pub bytes_per_s: f64,
+    /// Whether a processor at either end set that rate: the link may carry more.
+    pub processor_bound: bool,
+}
+
+/// Processor seconds per byte as the last probes have shown them.
+#[derive(Debug, Default)]
+pub(super) struct Costs {
+    sent: Mutex<VecDeque<f64>>,
+    received: Mutex<VecDeque<f64>>,
+}
+
+impl Costs {
+    fn note(samples: &Mutex<VecDeque<f64>>, bytes: u64, seconds: f64) {
+        if bytes < COST_BYTES_MIN {
+            return;
+        }
+        let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+        if samples.len() == SAMPLES {
+            samples.pop_front();
+        }
+        samples.push_back(seconds / bytes as f64);
+    }
+
+    /// Nothing is learnt while stages run: their time is in the process's time.
+    fn note_sent(&self, shared: &Shared, bytes: u64, seconds: f64) {
+        if shared.jobs() == 0 {
+            Self::note(&self.sent, bytes, seconds);
+        }
+    }
+
+    fn note_received(&self, shared: &Shared, bytes: u64, seconds: f64) {
+        if shared.jobs() == 0 {
+            Self::note(&self.received, bytes, seconds);
+        }
+    }
+
+    fn smallest(samples: &Mutex<VecDeque<f64>>) -> Option<f64> {
+        let samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.iter().copied().reduce(f64::min)
+    }
+
+    /// Processor seconds per byte sent and per byte received, once a probe each has shown them.
+    pub(super) fn per_byte(&self) -> (Option<f64>, Option<f64>) {
+        (Self::smallest(&self.sent), Self::smallest(&self.received))
+    }
+}
+
+/// Processor time of this process so far, in seconds.
+pub(super) fn processor_s() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// Measures the way to the peer behind `stream`.
+pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<Probe> {
     tokio::time::timeout(MAX_SENDING + SETTLE, async {
         let chunk = vec![0; CHUNK];
-        let start = Instant::now();
+        let (start, processor) = (Instant::now(), processor_s());
         let mut sent = 0;
         while sent < MAX_BYTES && start.elapsed() < MAX_SENDING {
             stream.write_all(&chunk).await?;
             sent += CHUNK;
         }
         stream.close().await?;
-        let mut answer = [0; 16];
+        let mut answer = [0; 24];
         stream.read_exact(&mut answer).await?;
-        let [bytes, micros] = [0, 8].map(|at| {
+        let [bytes, micros, busy] = [0, 8, 16].map(|at| {
             let mut number = [0; 8];
             number.copy_from_slice(&answer[at..at + 8]);
             u64::from_le_bytes(number)
@@ -41,18 +112,22 @@ pub(super) async fn measure(mut stream: Stream) -> io::Result<f64> {
             return Err(io::ErrorKind::InvalidData.into());
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
-        let rate = bytes as f64 / (micros as f64 / 1e6);
-        Ok(rate)
+        let seconds = micros as f64 / 1e6;
+        let spent = processor_s() - processor;
+        shared.costs.note_sent(shared, sent as u64, spent);
+        let busiest = (spent / shared.cores).max(busy as f64 / 1e6);
+        Ok(Probe { bytes_per_s: bytes as f64 / seconds, processor_bound: busiest > BOUND * seconds })
     })
     .await
     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// The receiving side. Counts from the end of the first read, which starts the clock.
-pub(super) async fn serve(mut stream: Stream) {
+pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
     let serving = async {
         let mut buffer = vec![0; CHUNK];
         let mut limit = 2 * MAX_BYTES;
+        let processor = processor_s();
         limit -= stream.read(&mut buffer).await?;
         let start = Instant::now();
         let mut counted: u64 = 0;
@@ -67,8 +142,11 @@ pub(super) async fn serve(mut stream: Stream) {
             last = Instant::now();
         }
         let micros = u64::try_from((last - start).as_micros()).unwrap_or(u64::MAX).max(1);
-        stream.write_all(&counted.to_le_bytes()).await?;
-        stream.write_all(&micros.to_le_bytes()).await?;
+        let spent = processor_s() - processor;
+        shared.costs.note_received(&shared, counted, spent);
+        let busy = (spent / shared.cores * 1e6) as u64;
+        let answer = [counted, micros, busy].map(u64::to_le_bytes);
+        stream.write_all(answer.as_flattened()).await?;
         stream.close().await
     };
     let outcome: Result<io::Result<()>, _> = tokio::time::timeout(MAX_SENDING + SETTLE, serving).await;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use libp2p::PeerId;
 use tokio::{sync::watch, time::Instant};
 
-use super::link::PeerLink;
+use super::{link::PeerLink, probe::Costs};
 
 /// Peers that are up, and our report.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub(super) struct Shared {
     jobs: OnceLock<Arc<AtomicU32>>,
     /// Heartbeats to all peers go out together, counted from here: one waking for all of them.
     started: Instant,
+    /// What moving bytes costs the processors.
+    pub(super) costs: Costs,
+    /// Processors that this device may use.
+    pub(super) cores: f64,
 }
 
 impl Shared {
@@ -35,6 +39,8 @@ impl Shared {
             report: watch::channel(Bytes::new()).0,
             jobs: OnceLock::new(),
             started: Instant::now(),
+            costs: Costs::default(),
+            cores: mesh_inference::profile::cores(),
         }
     }
 

@@ -119,7 +119,14 @@ pub(super) async fn start(config: NetConfig) -> Result<(Net, NetEvents), NetStar
     let task = NetworkTask::new(swarm, shared.clone(), door, reach, &config.peers, channels);
     tokio::spawn(task.run());
     tracing::info!(peer = %local, address = %listen, "listening");
-    let inner = Inner { local, listen, shared, commands, probed: Mutex::new(BTreeMap::new()) };
+    let inner = Inner {
+        local,
+        listen,
+        shared,
+        commands,
+        probed: Mutex::new(BTreeMap::new()),
+        probing: tokio::sync::Mutex::new(()),
+    };
     Ok((Net { inner: Arc::new(inner) }, event_reader))
 }
 

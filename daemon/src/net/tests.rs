@@ -514,8 +514,10 @@ async fn a_full_queue_says_so_at_once() {
 async fn bandwidth_is_probed_with_a_limit() {
     let (_a, b) = pair().await;
     let a_id = *b.net.peers().borrow().first().unwrap();
-    let rate = b.net.probe(a_id).await.unwrap();
+    let rate = b.net.probe(a_id).await.unwrap().bytes_per_s;
     println!("probe: {:.0} MB/s", rate / 1e6);
     assert!(rate > 1e5, "{rate}");
-    assert_eq!(b.net.probe(a_id).await, Err(NetError::Full));
+    assert_eq!(b.net.probe(a_id).await.unwrap_err(), NetError::Full);
+    let sent = b.net.costs_per_byte().0.expect("a probe shows what sending costs");
+    assert!(sent > 0.0 && sent < 1e-3, "{sent} s per byte");
 }

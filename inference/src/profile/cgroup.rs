@@ -17,6 +17,12 @@ pub(super) fn slowdown(threads: usize) -> f64 {
     }
 }
 
+/// Processors that this process may use: those of the machine, or what its control group's quota comes to.
+pub fn cores() -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+    processors(Path::new(ROOT), &own_groups()).map_or(cores, |allowed| allowed.min(cores))
+}
+
 /// Bytes of memory that this process can still take, by the machine and by its groups.
 pub(super) fn spare_memory() -> u64 {
     let machine =
@@ -125,6 +131,7 @@ mod tests {
         assert_eq!(processors(root, "4:cpu:/open\n"), None);
         assert_eq!(processors(root, "nonsense\n::\n"), None);
         assert!(slowdown(1) >= 1.0);
+        assert!(cores() > 0.0);
     }
 
     #[test]

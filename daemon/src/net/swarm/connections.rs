@@ -159,8 +159,9 @@ impl NetworkTask {
             }
         } else if protocol == PROBE {
             if let Ok(permit) = self.probes.clone().try_acquire_owned() {
+                let shared = self.shared.clone();
                 tokio::spawn(async move {
-                    probe::serve(stream).await;
+                    probe::serve(stream, shared).await;
                     drop(permit);
                 });
             }
