@@ -15,6 +15,8 @@ mod restart;
 mod shares;
 mod shift;
 mod spread;
+mod subsets;
+mod windows;
 
 use chain::{Goal, Steps};
 
@@ -72,7 +74,7 @@ fn solved(instance: &Instance<'_>, steps: u64) -> Result<(Solution, Vec<Consider
         return Ok((pinned(instance)?, Vec::new()));
     }
     infeasible::rule_out(instance)?;
-    match choose(instance, consider(instance, steps)) {
+    match choose(instance, consider(instance, steps), steps) {
         Some(found) => Ok(found),
         None => more_stages_than_devices(instance, steps),
     }
@@ -129,7 +131,7 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     best.1.is_served().then_some(best)
 }
 
-fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Considered>)> {
+fn choose(instance: &Instance<'_>, tried: Tried, steps: u64) -> Option<(Solution, Vec<Considered>)> {
     let latency = instance.problem.objective == Objective::Latency;
     let value =
         |evaluation: &Evaluation| if latency { evaluation.latency_s } else { evaluation.bottleneck_s };
@@ -149,6 +151,11 @@ fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Consid
     }
     let (draft, evaluation) = best?.clone();
     let mut bound = lower_bound(instance);
+    let proven = tried.proven_chain.unwrap_or(0.0).max(bound);
+    let is_open = proven < evaluation.bottleneck_s * (1.0 - 1e-9);
+    if is_open && !instance.problem.replication && !latency {
+        bound = bound.max(windows::bound(instance, evaluation.bottleneck_s, &mut Steps::new(steps)));
+    }
     let mut optimal = !latency && evaluation.bottleneck_s <= bound * (1.0 + 1e-9);
     if let Some(proven) = tried.proven_chain {
         // With one ingress, replicas can raise the rate, but never shorten the way of one request.
@@ -244,14 +251,28 @@ fn chain(
         return (chain, Some(exact.value.min(limit_of(goal))));
     }
     let mut budget = Steps::new(steps.left() / 2);
-    let fit = if latency { None } else { fit::search(instance, limit_of(goal), &mut budget) };
+    if latency {
+        let found = order::search(instance, goal, None, &mut budget);
+        *steps = Steps::new(steps.left() / 2 + budget.left());
+        return (found.and_then(|(draft, _)| costed(instance, draft)), None);
+    }
+    let fit = fit::search(instance, limit_of(goal), &mut budget);
+    let known = fit.as_ref().map_or(limit_of(goal), |(_, value)| *value);
+    let sets = if instance.problem.replication { None } else { subsets::search(instance, known, steps) };
+    let (bound, chain) = sets.map_or((None, None), |sets| (Some(sets.bound), sets.chain));
+    let fit = chain.map(|(draft, evaluation)| (draft, evaluation.bottleneck_s)).or(fit);
+    if let (Some(bound), Some((draft, value))) = (bound, &fit)
+        && *value <= bound * (1.0 + 1e-9)
+    {
+        return (costed(instance, draft.clone()), Some(bound));
+    }
     let goal = match &fit {
         Some((_, value)) => Goal { cap_s: goal.cap_s.min(value * (1.0 + 1e-9)), ..goal },
         None => goal,
     };
     let found = order::search(instance, goal, fit, &mut budget);
     *steps = Steps::new(steps.left() / 2 + budget.left());
-    (found.and_then(|(draft, _)| costed(instance, draft)), None)
+    (found.and_then(|(draft, _)| costed(instance, draft)), bound)
 }
 
 /// The goal with what a likely order of devices reaches as its limit.
@@ -322,7 +343,7 @@ fn more_stages_than_devices(
     let relaxed_instance = Instance::new(&relaxed);
     let tried = consider(&relaxed_instance, steps);
     let (mut solution, considered) =
-        choose(&relaxed_instance, tried).ok_or_else(|| Infeasible::no_arrangement(instance))?;
+        choose(&relaxed_instance, tried, steps).ok_or_else(|| Infeasible::no_arrangement(instance))?;
     while solution.draft.stages.len() < wanted {
         solution.draft =
             divide(instance, &solution.draft).ok_or_else(|| Infeasible::no_arrangement(instance))?;

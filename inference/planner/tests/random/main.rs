@@ -73,6 +73,16 @@ proptest! {
         }
     }
 
+    /// Few steps leave no room for the exact tables, so other bounds have to do.
+    #[test]
+    fn bounds_hold_when_steps_run_out(problem in problem(6, 4), steps in 1u64..40_000) {
+        let problem = Problem { replication: false, ..problem };
+        if let (Some((best, _)), Ok(plan)) = (best_of_all_chains(&problem), solve(&problem, steps)) {
+            prop_assert!(plan.lower_bound_s <= best * (1.0 + 1e-9), "{best} below {}", plan.lower_bound_s);
+            prop_assert!(!plan.optimal || is_close(plan.bottleneck_s, best), "{best} is better than {plan:?}");
+        }
+    }
+
     #[test]
     fn few_steps_still_give_a_sound_plan(problem in problem(8, 5), steps in 1u64..20_000) {
         if let Ok(plan) = solve(&problem, steps) {
