@@ -3,6 +3,7 @@
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
+pub mod bound;
 pub mod wifi;
 
 /// Side of the square that the devices are in, in metres.
