@@ -3,11 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use mesh_inference::{
-    runtime::{Dim, Engine, ModelSource, Port, Session, SessionOptions},
+    runtime::{Dim, Engine, EngineError, ModelSource, Port, Session, SessionOptions},
     tensor::{DType, Tensor},
 };
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+
+/// ONNX Runtime: the one that `MESH_INFERENCE_ONNXRUNTIME` names, or one from the usual places.
+///
+/// # Errors
+/// When there is none.
+pub fn engine() -> Result<Engine, EngineError> {
+    let named = std::env::var_os("MESH_INFERENCE_ONNXRUNTIME").filter(|value| !value.is_empty());
+    Engine::load(named.map(PathBuf::from).as_deref())
+}
 
 /// Tensors by name.
 pub type Named = Vec<(String, Tensor)>;
@@ -27,8 +36,7 @@ impl Whole {
 
     /// The same, with what went wrong.
     pub fn open(file: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let named = std::env::var_os("MESH_INFERENCE_ONNXRUNTIME").filter(|value| !value.is_empty());
-        let engine = Engine::load(named.map(PathBuf::from).as_deref())?;
+        let engine = engine()?;
         Ok(Self { session: engine.session(ModelSource::File(file), &SessionOptions::default())? })
     }
 

@@ -61,7 +61,8 @@ impl Rack {
             let address = format!("10.77.0.{}", self.count);
             self.switch.plug(&namespace, &format!("p{}", self.count), &format!("{address}/24"));
             let home = self.folder.path().join(format!("device-{}", self.count));
-            let mut device = Device::new(namespace, &address, &home, &self.cluster, self.count);
+            let mut device =
+                Device::new(namespace, &format!("device-{}", self.count), &address, &home, &self.cluster);
             device.env.extend(self.settings.iter().cloned());
             self.devices.push(device);
         }
@@ -107,7 +108,7 @@ impl Rack {
 }
 
 /// One cluster, one leader, every running device up and a member, nobody down.
-fn agree(statuses: &[Option<mesh_daemon::status::Status>]) -> bool {
+pub(crate) fn agree(statuses: &[Option<mesh_daemon::status::Status>]) -> bool {
     let Some(statuses) = statuses.iter().cloned().collect::<Option<Vec<_>>>() else { return false };
     let Some(first) = statuses.first() else { return false };
     !first.cluster.id.is_empty()
@@ -125,9 +126,11 @@ pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("MESH_BIN") {
         return path.into();
     }
-    let test = std::env::current_exe().expect("the test knows its own path");
-    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
-    let path = folder.join("mesh");
+    let own = std::env::current_exe().expect("the program knows its own path");
+    // Programs lie beside it in target/<profile>, tests a folder deeper.
+    let beside = own.with_file_name("mesh");
+    let above = own.parent().and_then(Path::parent).map(|folder| folder.join("mesh"));
+    let path = if beside.exists() { beside } else { above.expect("tests lie in target/<profile>/deps") };
     assert!(path.exists(), "{} is missing: run `cargo build -p mesh` first", path.display());
     path
 }

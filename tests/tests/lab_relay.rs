@@ -4,15 +4,14 @@
 
 use std::{
     collections::HashSet,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::net::UnixStream,
     process::Command,
     time::{Duration, Instant},
 };
 
 use mesh_tests::{
-    lab::relay::{Counts, Impairment, Relay, RelayHandle, RelaySpec, netem_available, run},
+    lab::relay::{Impairment, Relay, RelayHandle, RelaySpec, netem_available},
     rack::{Namespace, is_root},
 };
 
@@ -245,38 +244,6 @@ fn tcp_passes_and_tbf_limits_both_directions() {
     eprintln!("with tbf of 20 Mbit/s on both ends: {up:.1} and {down:.1} Mbit/s");
     assert!(up < 21.0 && down < 21.0, "the rate is kept");
     assert!(up > 0.0 && down > 0.0);
-}
-
-#[test]
-fn a_relay_told_by_lines_starts_changes_and_ends_with_its_input() {
-    let Some(link) = Link::without_relay("a relay told by lines") else { return };
-    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    let input = BufReader::new(theirs.try_clone().expect("a second handle"));
-    let relay = std::thread::Builder::new().spawn(move || run(input, theirs)).expect("a thread");
-    let mut answers = BufReader::new(ours.try_clone().expect("a second handle")).lines();
-    let mut tell = |line: String| {
-        writeln!(&ours, "{line}").expect("it is told");
-        answers.next().expect("an answer").expect("text")
-    };
-    let json = |what: &Impairment| serde_json::to_string(what).expect("JSON");
-    let spec = RelaySpec { impairment: delayed(10.0), ..link.spec() };
-    assert_eq!(tell(serde_json::to_string(&spec).expect("JSON")), "\"ready\"");
-    link.set_up();
-    let echo = link.echo();
-    let least = |link: &Link| {
-        link.ask(|socket| {
-            ping(socket, 0);
-            (1..20).map(|n| ping(socket, 1000 * n)).min().expect("some")
-        })
-    };
-    assert!(least(&link) >= Duration::from_millis(10));
-    let counts: Counts = serde_json::from_str(&tell(json(&delayed(30.0)))).expect("counts");
-    assert!(counts.sent > 0 && counts.received > 0, "{counts:?}");
-    assert!(least(&link) >= Duration::from_millis(30));
-    ours.shutdown(std::net::Shutdown::Write).expect("the end of its input");
-    relay.join().expect("it ends").expect("without an error");
-    drop(link);
-    drop(echo);
 }
 
 #[test]

@@ -9,7 +9,6 @@
 mod card;
 mod delay_line;
 mod netem;
-mod process;
 
 use std::{
     sync::{
@@ -23,7 +22,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use netem::netem_available;
-pub use process::{RelayProcess, run};
 
 use card::Card;
 use delay_line::{DelayLine, Fate};

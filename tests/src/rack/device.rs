@@ -32,6 +32,8 @@ pub struct Device {
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
+    /// What the daemon is started by: a program and its first arguments, such as one that joins a control group.
+    launcher: Vec<String>,
 }
 
 /// Talks to a device's API, from inside its namespace where it has one.
@@ -58,9 +60,10 @@ pub enum NoAnswer {
 }
 
 impl Device {
-    pub(super) fn new(namespace: Namespace, address: &str, home: &Path, cluster: &Path, number: u32) -> Self {
+    /// A device named `name` with its files in `home`; the shared config lies in `cluster`.
+    pub fn new(namespace: Namespace, name: &str, address: &str, home: &Path, cluster: &Path) -> Self {
         std::fs::create_dir_all(home).expect("the device's folder");
-        let name = format!("device-{number}");
+        let name = name.to_owned();
         let data_dir = home.join("data");
         let env = vec![
             ("MESH_NODE_NAME".to_owned(), name.clone()),
@@ -75,7 +78,13 @@ impl Device {
             config: cluster.join("mesh.toml"),
             log: home.join("log"),
             child: None,
+            launcher: Vec::new(),
         }
+    }
+
+    /// Has the daemon started by a program, which gets the daemon's command line as its last arguments.
+    pub fn set_launcher(&mut self, launcher: Vec<String>) {
+        self.launcher = launcher;
     }
 
     /// Starts the daemon. Its log is appended to.
@@ -83,14 +92,21 @@ impl Device {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log");
         let err: File = log.try_clone().expect("the log twice");
-        let mut command = self.command();
+        let mut command = self.command_by(&self.launcher);
         command.arg("run").stdin(Stdio::null()).stdout(log).stderr(err);
         self.child = Some(command.spawn().expect("the daemon starts"));
     }
 
     /// The `mesh` binary with this device's config, inside its namespace.
     pub fn command(&self) -> Command {
-        let mut command = self.inside(binary());
+        self.command_by(&[])
+    }
+
+    fn command_by(&self, launcher: &[String]) -> Command {
+        let enter = self.enter();
+        let mut words = launcher.iter().chain(&enter);
+        let mut command = Command::new(words.next().map_or("nsenter", String::as_str));
+        command.args(words).arg(binary());
         command.env("MESH_CONFIG", &self.config).env("NO_COLOR", "1");
         command.envs(self.env.iter().cloned());
         command
@@ -98,14 +114,20 @@ impl Device {
 
     /// Any program, inside the device's namespace.
     pub fn inside(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", self.namespace.name()]).arg(program);
+        let enter = self.enter();
+        let mut command = Command::new(&enter[0]);
+        command.args(&enter[1..]).arg(program);
         command
     }
 
     /// Name of its network namespace.
     pub fn namespace(&self) -> &str {
         self.namespace.name()
+    }
+
+    /// Not `ip netns exec`: that puts an empty `/sys` in front of the control groups, which the daemon reads.
+    fn enter(&self) -> Vec<String> {
+        vec!["nsenter".into(), format!("--net=/run/netns/{}", self.namespace.name()), "--".into()]
     }
 
     /// Runs a `mesh` command on this device and waits for it.

@@ -7,19 +7,25 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A network namespace that goes away on drop.
+/// A network namespace; one that was made here goes away on drop.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
+    is_made_here: bool,
 }
 
 impl Namespace {
     /// Makes one, with its loopback up.
     pub fn create(name: &str) -> Self {
         run("ip", &["netns", "add", name]);
-        let namespace = Self { name: name.to_owned() };
+        let namespace = Self { name: name.to_owned(), is_made_here: true };
         namespace.ip(&["link", "set", "lo", "up"]);
         namespace
+    }
+
+    /// One that somebody else has made and will remove.
+    pub fn existing(name: &str) -> Self {
+        Self { name: name.to_owned(), is_made_here: false }
     }
 
     /// Its name, as `ip netns` knows it.
@@ -64,7 +70,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        if self.is_made_here {
+            let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        }
     }
 }
 

@@ -1,0 +1,76 @@
+//! A stretch of steady load: rates, latencies, processor time and bytes, beside what the plan had predicted.
+
+use std::time::{Duration, Instant};
+
+use mesh_daemon::status::{DeploymentStatus, Status};
+
+use super::{PlayError, Player};
+use crate::lab::{
+    load::{Window, measure_steady},
+    machine::Usage,
+    report::{DeviceUse, Measurement},
+};
+
+/// Most time for the warm-up, and for the measurement.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+impl Player {
+    pub(super) fn measure(&mut self, label: &str, seconds: f64, warmup: u64) -> Result<(), PlayError> {
+        let Some((deployment, load)) = self.loads.iter().next() else {
+            return Err(PlayError::Script(format!("{label}: there is no load to measure")));
+        };
+        let deployment = deployment.clone();
+        load.wait_for(warmup, PATIENCE)?;
+        let status = self.status();
+        let before: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
+        let window = Window { warmup_answers: 0, answers: 2, seconds, bound: PATIENCE };
+        let steady = measure_steady(load, &window)?;
+        let length = steady.to_s - steady.from_s;
+        let after: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
+        let deployed = status.as_ref().and_then(|s| s.deployments.iter().find(|d| d.name == deployment));
+        let devices = self.hall.devices.iter().zip(before.iter().zip(&after));
+        self.report.measurements.push(Measurement {
+            label: label.to_owned(),
+            seconds: length,
+            answers: steady.answers,
+            faults: steady.errors,
+            rate: steady.rate_rps,
+            p50_ms: steady.latency.p50_ms,
+            p99_ms: steady.latency.p99_ms,
+            predicted: deployed.map_or(0.0, |deployed| deployed.predicted_rps),
+            plan: deployed
+                .zip(status.as_ref())
+                .map_or(String::new(), |(deployed, status)| plan(deployed, status)),
+            devices: devices
+                .map(|(device, (before, after))| {
+                    DeviceUse::between(device.name(), *before, *after, length, steady.answers)
+                })
+                .collect(),
+            deployment,
+        });
+        Ok(())
+    }
+
+    /// As the first running device sees it.
+    pub(super) fn status(&self) -> Option<Status> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let status = self.hall.running().next()?.daemon.status();
+            if status.is_some() || Instant::now() > deadline {
+                return status;
+            }
+        }
+    }
+}
+
+/// A plan in a line.
+fn plan(deployed: &DeploymentStatus, status: &Status) -> String {
+    let name = |id: &str| {
+        status.nodes.iter().find(|node| node.id == id).map_or("?", |node| node.name.as_str()).to_owned()
+    };
+    let stages = deployed.stages.iter().map(|stage| {
+        let devices: Vec<String> = stage.replicas.iter().map(|replica| name(&replica.node)).collect();
+        format!("{}-{} on {}", stage.first_block, stage.last_block, devices.join("+"))
+    });
+    stages.collect::<Vec<_>>().join(" | ")
+}

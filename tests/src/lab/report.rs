@@ -1,0 +1,163 @@
+//! What a run of a scenario found.
+
+use serde::Serialize;
+
+use super::{load::LoadReport, machine::Usage};
+
+/// Joules per second of a busy core above an idle one: a Raspberry Pi 4 takes 2.7 W idle and 6.4 W with four busy
+/// cores.
+pub const JOULES_PER_CORE_S: f64 = 0.93;
+/// Joules per byte sent or received: 0.6 W of a gigabit card at full rate.
+pub const JOULES_PER_BYTE: f64 = 5e-9;
+
+/// A whole run.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// The scenario.
+    pub scenario: String,
+    /// Processors of the host.
+    pub host_cores: usize,
+    /// What happened, in order.
+    pub events: Vec<Happened>,
+    /// What was measured, in order.
+    pub measurements: Vec<Measurement>,
+    /// Loads that have ended, by name.
+    pub loads: Vec<(String, LoadReport)>,
+}
+
+/// One event of the script.
+#[derive(Debug, Clone, Serialize)]
+pub struct Happened {
+    /// Seconds after the start of the script.
+    pub at_s: f64,
+    /// Seconds until it was done.
+    pub took_s: f64,
+    /// What.
+    pub what: String,
+}
+
+/// A stretch of steady load.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measurement {
+    /// From the scenario.
+    pub label: String,
+    /// The deployment.
+    pub deployment: String,
+    /// Length, seconds.
+    pub seconds: f64,
+    /// Right answers in it.
+    pub answers: u64,
+    /// Wrong answers and requests without an answer in it.
+    pub faults: u64,
+    /// Answers per second.
+    pub rate: f64,
+    /// Median and 99th percentile of latency, milliseconds.
+    pub p50_ms: f64,
+    /// See `p50_ms`.
+    pub p99_ms: f64,
+    /// What the plan had predicted, requests per second.
+    pub predicted: f64,
+    /// The plan in a line: blocks and devices by stage.
+    pub plan: String,
+    /// What each device used in it.
+    pub devices: Vec<DeviceUse>,
+}
+
+/// What a device used during a measurement.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceUse {
+    /// Its name.
+    pub name: String,
+    /// Processor seconds per second.
+    pub cores: f64,
+    /// Bytes sent per answer of the whole mesh.
+    pub sent_per_answer: f64,
+    /// Bytes received per answer.
+    pub received_per_answer: f64,
+    /// Modelled energy per answer, joules: processor time and bytes at the constants of this module.
+    pub joules_per_answer: f64,
+    /// Largest memory use so far, bytes.
+    pub memory_peak: u64,
+}
+
+impl DeviceUse {
+    /// From the usage before and after.
+    pub fn between(name: &str, before: Usage, after: Usage, seconds: f64, answers: u64) -> Self {
+        let each = |total: f64| total / answers.max(1) as f64;
+        let cpu_s = after.cpu_s - before.cpu_s;
+        let sent = after.sent.saturating_sub(before.sent) as f64;
+        let received = after.received.saturating_sub(before.received) as f64;
+        Self {
+            name: name.to_owned(),
+            cores: cpu_s / seconds,
+            sent_per_answer: each(sent),
+            received_per_answer: each(received),
+            joules_per_answer: each(cpu_s * JOULES_PER_CORE_S + (sent + received) * JOULES_PER_BYTE),
+            memory_peak: after.memory_peak,
+        }
+    }
+}
+
+impl Report {
+    /// A measurement by its label.
+    pub fn measurement(&self, label: &str) -> Option<&Measurement> {
+        self.measurements.iter().find(|measurement| measurement.label == label)
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = format!("{}\n", self.scenario);
+        if !self.measurements.is_empty() {
+            let width = self.measurements.iter().map(|m| m.label.len()).max().unwrap_or(0).max(5);
+            let _ = writeln!(
+                text,
+                "\n{:width$}  {:>9}  {:>9}  {:>6}  {:>9}  {:>9}  {:>7}  {:>6}",
+                "LABEL", "RATE", "PREDICTED", "OFF BY", "P50", "P99", "ANSWERS", "FAULTS"
+            );
+            for m in &self.measurements {
+                let off = if m.predicted > 0.0 { m.rate / m.predicted * 100.0 - 100.0 } else { f64::NAN };
+                let _ = writeln!(
+                    text,
+                    "{:width$}  {:>7.3}/s  {:>7.3}/s  {:>5.1}%  {:>6.0} ms  {:>6.0} ms  {:>7}  {:>6}",
+                    m.label, m.rate, m.predicted, off, m.p50_ms, m.p99_ms, m.answers, m.faults
+                );
+            }
+            for m in &self.measurements {
+                let _ = writeln!(text, "\n{}: {}", m.label, m.plan);
+                for device in m.devices.iter().filter(|device| device.cores > 0.0) {
+                    let _ = writeln!(
+                        text,
+                        "  {:12} {:5.1} % of a core, {:9.0} B sent and {:9.0} B received and {:.3} J per answer, {} MiB",
+                        device.name,
+                        device.cores * 100.0,
+                        device.sent_per_answer,
+                        device.received_per_answer,
+                        device.joules_per_answer,
+                        device.memory_peak >> 20
+                    );
+                }
+            }
+        }
+        for (name, load) in &self.loads {
+            let _ = writeln!(
+                text,
+                "\nload {name}: {} right, {} wrong, {} refused, {} failed, {} dropped in {:.1} s; {:.0} ms median, \
+                 {:.0} ms p99, {:.2} s longest without an answer",
+                load.right,
+                load.wrong,
+                load.refused,
+                load.failed,
+                load.dropped,
+                load.seconds,
+                load.latency.p50_ms,
+                load.latency.p99_ms,
+                load.longest_gap_s
+            );
+            for failure in load.failures.iter().take(5) {
+                let _ = writeln!(text, "  {failure}");
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,217 @@
+//! A scenario: the devices of a rack and a script of what happens to them. TOML; `docs/lab.md` has the reference.
+
+mod check;
+mod event;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::units::{Rate, Size, Span};
+pub(crate) use check::matches;
+pub use event::{Condition, Deploy, Event, Load, Step};
+
+/// A scenario file.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Names the namespaces and control groups: short, letters, digits and dashes.
+    pub name: String,
+    /// What it is for, for people.
+    #[serde(default)]
+    pub about: String,
+    /// Seeds the load's arrivals and inputs.
+    #[serde(default)]
+    pub seed: u64,
+    /// `cluster.devices` of the config; the number of devices when absent.
+    #[serde(default)]
+    pub founders: Option<usize>,
+    /// Environment of every daemon, such as `MESH_NETWORK_MDNS`.
+    #[serde(default)]
+    pub env: std::collections::BTreeMap<String, String>,
+    /// What devices have unless they say otherwise.
+    #[serde(default)]
+    pub defaults: Hardware,
+    /// The devices.
+    pub device: Vec<DeviceSpec>,
+    /// Links that differ from the cards at their ends.
+    #[serde(default)]
+    pub link: Vec<LinkSpec>,
+    /// The script.
+    #[serde(default)]
+    pub event: Vec<Event>,
+}
+
+/// One device, or several equal ones.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceSpec {
+    /// Its name; `name-1` and so on when `count` is given.
+    pub name: String,
+    /// How many of them.
+    #[serde(default)]
+    pub count: Option<usize>,
+    /// IPv4 address on the rack's network; chosen when absent.
+    #[serde(default)]
+    pub address: Option<std::net::Ipv4Addr>,
+    /// What differs from the defaults.
+    #[serde(flatten)]
+    pub hardware: Hardware,
+}
+
+/// What a device is made of. Absent: not limited.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+pub struct Hardware {
+    /// Part of one core, or several: 0.15 is 15 % of a core.
+    pub cpu: Option<f64>,
+    /// Threads of inference.
+    pub threads: Option<usize>,
+    /// Memory cap of the control group.
+    pub memory: Option<Size>,
+    /// What stages may use (`limits.memory`).
+    pub budget: Option<Size>,
+    /// Rate of its network card, each direction.
+    pub rate: Option<Rate>,
+    /// Added to everything that it sends.
+    pub delay: Option<Span>,
+    /// Spread of the delay.
+    pub jitter: Option<Span>,
+    /// Part of the frames that it sends which is lost, 0 to 1.
+    pub loss: Option<f64>,
+    /// Size of the disk that its data lies on; a folder of the host when absent.
+    pub disk: Option<Size>,
+}
+
+impl Hardware {
+    /// What is not said here is taken from `defaults`.
+    fn over(&self, defaults: &Self) -> Self {
+        Self {
+            cpu: self.cpu.or(defaults.cpu),
+            threads: self.threads.or(defaults.threads),
+            memory: self.memory.or(defaults.memory),
+            budget: self.budget.or(defaults.budget),
+            rate: self.rate.or(defaults.rate),
+            delay: self.delay.or(defaults.delay),
+            jitter: self.jitter.or(defaults.jitter),
+            loss: self.loss.or(defaults.loss),
+            disk: self.disk.or(defaults.disk),
+        }
+    }
+
+    /// Whether frames must be delayed or lost on the way out.
+    pub fn is_impaired(&self) -> bool {
+        let some = |span: Option<Span>| span.is_some_and(|span| !span.0.is_zero());
+        some(self.delay) || some(self.jitter) || self.loss.is_some_and(|loss| loss > 0.0)
+    }
+}
+
+/// The rate from one device to another, where it is less than the cards'.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkSpec {
+    /// Sender.
+    pub from: String,
+    /// Receiver.
+    pub to: String,
+    /// Rate in this direction; in both when `both` is set.
+    pub rate: Rate,
+    /// Also the other way.
+    #[serde(default)]
+    pub both: bool,
+}
+
+/// A device with everything said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: std::net::Ipv4Addr,
+    /// What it is made of.
+    pub hardware: Hardware,
+}
+
+/// Why a scenario cannot be played.
+#[derive(Debug, thiserror::Error)]
+pub enum ScenarioError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no TOML, or not of this form.
+    #[error("{path}: {message}")]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// It makes no sense: all that is wrong.
+    #[error("{path}:\n  {}", problems.join("\n  "))]
+    Sense {
+        /// The file.
+        path: PathBuf,
+        /// A line each.
+        problems: Vec<String>,
+    },
+}
+
+impl Scenario {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// What is wrong, all of it where that can be told.
+    pub fn load(path: &Path) -> Result<Self, ScenarioError> {
+        let read = |source| ScenarioError::Read { path: path.into(), source };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::parse(&text, path)
+    }
+
+    /// The same from text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Scenario::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ScenarioError> {
+        let form =
+            |error: toml::de::Error| ScenarioError::Form { path: path.into(), message: error.to_string() };
+        let scenario: Self = toml::from_str(text).map_err(form)?;
+        scenario.check(path)?;
+        Ok(scenario)
+    }
+
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn check(&self, path: &Path) -> Result<(), ScenarioError> {
+        let problems = check::problems(self);
+        if problems.is_empty() { Ok(()) } else { Err(ScenarioError::Sense { path: path.into(), problems }) }
+    }
+
+    /// The devices, each with its name, address and hardware.
+    pub fn machines(&self) -> Vec<Machine> {
+        let mut machines = Vec::new();
+        let taken: Vec<_> = self.device.iter().filter_map(|spec| spec.address).collect();
+        let mut free = (1u32..).map(address).filter(|address| !taken.contains(address));
+        for spec in &self.device {
+            let names = match spec.count {
+                None => vec![spec.name.clone()],
+                Some(count) => (1..=count).map(|n| format!("{}-{n}", spec.name)).collect(),
+            };
+            for name in names {
+                let address = spec.address.or_else(|| free.next()).unwrap_or(std::net::Ipv4Addr::UNSPECIFIED);
+                machines.push(Machine { name, address, hardware: spec.hardware.over(&self.defaults) });
+            }
+        }
+        machines
+    }
+}
+
+/// The rack's network is 10.77.0.0/16.
+fn address(number: u32) -> std::net::Ipv4Addr {
+    std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(10, 77, 0, 0)) + number)
+}

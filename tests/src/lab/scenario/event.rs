@@ -1,0 +1,190 @@
+//! What can happen in a scenario.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lab::units::{Rate, Size, Span};
+
+/// One line of the script.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Event {
+    /// Not before this time after the start of the script; right after the event before when absent.
+    #[serde(default)]
+    pub at: Option<Span>,
+    /// What happens.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+#[allow(missing_docs, reason = "fields of one meaning, told once: devices are names or patterns")]
+/// What happens. `devices` are names, or patterns with `*`; all devices when absent where that makes sense.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// Starts daemons.
+    Start {
+        #[serde(default = "all")]
+        devices: Vec<String>,
+    },
+    /// Asks daemons to stop, and waits.
+    Stop { devices: Vec<String> },
+    /// `kill -9`.
+    Kill { devices: Vec<String> },
+    /// Stops daemons and starts them again.
+    Restart { devices: Vec<String> },
+    /// Freezes everything on a device.
+    Freeze { devices: Vec<String> },
+    /// Ends a freeze.
+    Thaw { devices: Vec<String> },
+    /// Pulls the network cable.
+    Cut { devices: Vec<String> },
+    /// All cables in, one network.
+    Heal {
+        #[serde(default = "all")]
+        devices: Vec<String>,
+    },
+    /// Only devices of one group reach each other; who is in none is alone.
+    Partition { groups: Vec<Vec<String>> },
+    /// Changes a card: what is absent stays.
+    Link {
+        devices: Vec<String>,
+        #[serde(default)]
+        rate: Option<Rate>,
+        #[serde(default)]
+        delay: Option<Span>,
+        #[serde(default)]
+        jitter: Option<Span>,
+        #[serde(default)]
+        loss: Option<f64>,
+    },
+    /// Changes the processor's share.
+    Cpu { devices: Vec<String>, cpu: f64 },
+    /// Keeps the processor share of devices busy with a program that is not Mesh.
+    Burn { devices: Vec<String> },
+    /// Ends that.
+    Cool {
+        #[serde(default = "all")]
+        devices: Vec<String>,
+    },
+    /// Fills the disk up to `leave` bytes.
+    FillDisk {
+        devices: Vec<String>,
+        #[serde(default)]
+        leave: Option<Size>,
+    },
+    /// Takes away what filled it.
+    FreeDisk { devices: Vec<String> },
+    /// Removes all data of devices whose daemons do not run.
+    WipeDisk { devices: Vec<String> },
+    /// Runs a `mesh` command on a device; it must succeed.
+    Mesh { device: String, args: Vec<String> },
+    /// `mesh deploy` on a device.
+    Deploy(Deploy),
+    /// Starts clients that check every answer.
+    Load(Load),
+    /// Ends the load and keeps its report.
+    StopLoad {
+        /// Which; the only one when absent.
+        #[serde(default)]
+        name: Option<String>,
+    },
+    /// Watches the load for a while: rates, processor time, bytes, what was predicted.
+    Measure {
+        /// Heads the row of the report.
+        label: String,
+        seconds: f64,
+        /// Answers to let pass before.
+        #[serde(default)]
+        warmup: u64,
+    },
+    /// Waits until something is so, and fails after `within` (2 minutes when absent).
+    Wait {
+        until: Condition,
+        #[serde(default)]
+        within: Option<Span>,
+    },
+}
+
+impl Step {
+    /// Whether this starts clients.
+    pub fn is_load(&self) -> bool {
+        matches!(self, Self::Load(_))
+    }
+}
+
+/// A deployment.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// `digits`, the name of a model in the folder of models, or a file.
+    pub model: PathBuf,
+    /// What to serve it as.
+    pub name: String,
+    /// Where the command runs; the first device that runs when absent.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// `throughput` or `latency`.
+    #[serde(default)]
+    pub objective: Option<String>,
+    /// Exact number of stages, without replicas.
+    #[serde(default)]
+    pub stages: Option<usize>,
+    /// Only these devices take part; the others are drained.
+    #[serde(default)]
+    pub on: Option<Vec<String>>,
+    /// Whose planning: `mesh`, or one of the baselines, whose plan is pinned.
+    #[serde(default)]
+    pub policy: Option<String>,
+}
+
+/// Checked load.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// The deployment.
+    pub name: String,
+    /// The devices that requests enter by; those that run when absent.
+    #[serde(default)]
+    pub devices: Option<Vec<String>>,
+    /// Closed loop: so many clients per device, each sends when it has its answer.
+    #[serde(default)]
+    pub clients: Option<usize>,
+    /// Open loop: requests per second over all devices, a Poisson process, whatever comes back.
+    #[serde(default)]
+    pub rate_per_s: Option<f64>,
+    /// Open loop: arrivals beyond so many unanswered ones are dropped.
+    #[serde(default = "in_flight")]
+    pub max_in_flight: usize,
+}
+
+/// What a script waits for: `"cluster"`, `{ serving = "digits" }` and so on.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Condition {
+    /// All running devices see one cluster of all of them, with a leader.
+    Cluster,
+    /// Every running device answers requests for the deployment.
+    Serving(String),
+    /// The deployment's plan is another than at the last `deploy` or `new-plan`.
+    NewPlan(String),
+    /// So many right answers since the wait began.
+    Answers(u64),
+    /// A device is seen in this state by all others that run.
+    State {
+        /// The device.
+        device: String,
+        /// `up`, `down`, `draining` or `joining`.
+        state: String,
+    },
+    /// Time passes.
+    Time(Span),
+}
+
+fn all() -> Vec<String> {
+    vec!["*".into()]
+}
+
+fn in_flight() -> usize {
+    256
+}
