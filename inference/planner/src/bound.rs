@@ -5,6 +5,9 @@ use crate::instance::Instance;
 /// Rounds of improving the prices in `compute_bound`.
 const ROUNDS: usize = 40;
 
+/// Runs of blocks times devices that `path_bound` looks at.
+const MAX_PATHS: usize = 20_000_000;
+
 /// What the bounds say about an instance.
 #[derive(Debug)]
 pub(crate) struct Bound {
@@ -17,7 +20,8 @@ pub(crate) struct Bound {
 impl Bound {
     pub(crate) fn new(instance: &Instance<'_>) -> Self {
         let (bound, prices) = compute_bound(instance);
-        Self { value: bound.max(other_bounds(instance)), prices }
+        let value = bound.max(other_bounds(instance)).max(path_bound(instance, &prices));
+        Self { value, prices }
     }
 }
 
@@ -103,6 +107,55 @@ fn priced(instance: &Instance<'_>, devices: &[usize], prices: &[f64]) -> (f64, V
         }
     }
     (bound, busy)
+}
+
+/// The same prices with what data costs the processors: every request takes some path through the devices, in runs of
+/// blocks that its device can hold, and pays for compute and for both ends of every hop. The cheapest path is a bound.
+/// Hops from and to the ingress are left out, as requests may stay where they enter.
+fn path_bound(instance: &Instance<'_>, prices: &[f64]) -> f64 {
+    let priced = priced_kinds(instance, prices);
+    if !instance.moves_cost() || priced.len() * instance.blocks * instance.blocks > MAX_PATHS {
+        return 0.0;
+    }
+    let mut cheapest = vec![f64::INFINITY; instance.blocks + 1];
+    cheapest[0] = 0.0;
+    for end in 1..=instance.blocks {
+        for &(device, price) in &priced {
+            let leaves = if end < instance.blocks { instance.send_s(device, instance.cut(end)) } else { 0.0 };
+            for start in (0..end).rev() {
+                let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
+                if held > instance.memory(device) {
+                    break;
+                }
+                let arrives = if start > 0 { instance.receive_s(device, instance.cut(start)) } else { 0.0 };
+                let compute = instance.compute_share(device) * instance.seconds(device, start, end);
+                let cost = cheapest[start] + price * (compute + arrives + leaves);
+                cheapest[end] = cheapest[end].min(cost);
+            }
+        }
+    }
+    let bound = cheapest[instance.blocks] * (1.0 - 1e-12);
+    if bound.is_finite() { bound } else { 0.0 }
+}
+
+/// Usable devices with their prices; of devices that are alike in both only one.
+fn priced_kinds(instance: &Instance<'_>, prices: &[f64]) -> Vec<(usize, f64)> {
+    let mut kinds: Vec<(usize, f64)> = Vec::new();
+    let devices = &instance.problem.devices;
+    for (device, &price) in instance.usable().into_iter().zip(prices) {
+        let is_known = kinds.iter().any(|&(other, known)| {
+            let (one, other) = (&devices[device], &devices[other]);
+            (price - known).abs() <= 0.0
+                && one.class == other.class
+                && one.speed == other.speed
+                && one.memory_bytes == other.memory_bytes
+                && one.transfer == other.transfer
+        });
+        if !is_known {
+            kinds.push((device, price));
+        }
+    }
+    kinds
 }
 
 /// Without replication one device runs the whole of every block.

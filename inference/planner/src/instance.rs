@@ -196,6 +196,11 @@ impl<'a> Instance<'a> {
         }
     }
 
+    /// Moving data costs some device's processors something.
+    pub(crate) fn moves_cost(&self) -> bool {
+        self.moves.iter().any(Option::is_some)
+    }
+
     /// Processor seconds that a device without a stage spends as an ingress.
     pub(crate) fn ingress_s(&self, device: usize) -> f64 {
         let work = self.send_s(device, self.cut(0)) + self.receive_s(device, self.cut(self.blocks));

@@ -110,6 +110,41 @@ fn a_hundred_devices_end_near_the_bound() {
     }
 }
 
+/// Equal devices, each with memory for a bit more than a third of the model, requests entering evenly, and data that
+/// costs processor time to move.
+#[test]
+fn a_third_of_the_model_each() {
+    for devices in [3, 4, 5, 6, 8, 9, 12, 16, 24] {
+        for costly in [false, true] {
+            let mut problem = Problem { replication: true, ..problem(devices, 90, false, 3) };
+            let whole: u64 = problem.blocks.iter().map(|block| block.weight_bytes).sum();
+            let transfer = TransferCost {
+                send_s_per_byte: 1e-8,
+                receive_s_per_byte: 1e-8,
+                request_s: 2e-4,
+                compute_share: 1.0,
+            };
+            for device in &mut problem.devices {
+                (device.speed, device.memory_bytes) = (1.0, whole * 2 / 5);
+                device.transfer = if costly { transfer } else { TransferCost::default() };
+            }
+            let share = |device: &Device| (device.id.clone(), 1.0 / devices as f64);
+            problem.ingress = Some(problem.devices.iter().map(share).collect());
+            let start = Instant::now();
+            let plan = solve(&problem, DEFAULT_STEPS).unwrap();
+            let took = start.elapsed();
+            check(&problem, &plan).unwrap();
+            let gap = (plan.bottleneck_s / plan.lower_bound_s - 1.0) * 100.0;
+            println!(
+                "a third each, {devices} devices, costly {costly}: {took:?}, {} stages, gap {gap:.2} %",
+                plan.stages.len()
+            );
+            // Where moving costs something, the bound does not know who can take requests where they enter.
+            assert!(gap < if costly { 8.0 } else { 5.0 }, "{devices} devices: {}", plan.why);
+        }
+    }
+}
+
 /// A chain of as many stages as devices has to move much; groups move a few devices.
 #[test]
 fn one_of_a_hundred_devices_is_lost() {
