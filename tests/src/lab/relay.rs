@@ -241,7 +241,12 @@ impl Relay {
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), RelayError> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Before the devices that keep this host busy, or delays grow with the load. On Linux this is the
+            // calling thread's alone; refused without root, where there is no relay either.
+            let _ = rustix::process::setpriority_process(None, FIRST);
+            work();
+        });
         self.threads.push(thread.map_err(RelayError::Thread)?);
         Ok(())
     }
@@ -261,6 +266,8 @@ impl Drop for Relay {
     }
 }
 
+/// The best `nice` value.
+const FIRST: i32 = -20;
 /// A thread looks so often whether it should end.
 const LOOK_UP: Duration = Duration::from_millis(50);
 /// Frames read in a row before those due are sent.
