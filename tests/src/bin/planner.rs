@@ -76,22 +76,12 @@ fn main() -> ExitCode {
     };
     let answered = match arguments.command {
         Command::Solve(solve) => solve.run(),
-        Command::Vit { json } => {
-            let rows = vit::run();
-            Ok((
-                if json { json!({ "rows": rows }).to_string() } else { vit::table(&rows) },
-                ExitCode::SUCCESS,
-            ))
-        }
-        Command::Wifi { trials, json } => {
-            let (rows, not_run) = wifi::run(trials);
-            let as_json = || json!({ "rows": rows, "not_run": not_run }).to_string();
-            Ok((if json { as_json() } else { wifi::table(&rows, &not_run) }, ExitCode::SUCCESS))
-        }
+        Command::Vit { json } => study_of_vit(json),
+        Command::Wifi { trials, json } => Ok(study_of_wifi(trials, json)),
     };
     match answered {
         Ok((text, code)) => {
-            println!("{text}");
+            println!("{}", text.trim_end());
             code
         }
         Err(problem) => {
@@ -99,6 +89,26 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn study_of_vit(as_json: bool) -> Result<(String, ExitCode), String> {
+    let (rows, sixteen) = (vit::run(), vit::sixteen()?);
+    let text = if as_json {
+        json!({ "rows": rows, "sixteen_types": sixteen }).to_string()
+    } else {
+        format!("{}\n{}", vit::table(&rows), sixteen.sentence())
+    };
+    Ok((text, ExitCode::SUCCESS))
+}
+
+fn study_of_wifi(trials: usize, as_json: bool) -> (String, ExitCode) {
+    let (rows, not_run) = wifi::run(trials);
+    let text = if as_json {
+        json!({ "rows": rows, "not_run": not_run }).to_string()
+    } else {
+        wifi::table(&rows, &not_run)
+    };
+    (text, ExitCode::SUCCESS)
 }
 
 impl Solve {

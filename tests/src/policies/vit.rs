@@ -9,7 +9,7 @@ use mesh_planner::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Choices, Policy, cost, plan};
+use super::{Choices, Policy, cost, edgepipe, plan};
 
 /// Times are per micro-batch of so many images.
 const MICRO_BATCH: u64 = 8;
@@ -154,6 +154,50 @@ pub fn run() -> Vec<Row> {
     cases().iter().map(|case| row(&profiles, case)).collect()
 }
 
+/// Sixteen boards that all differ, where EdgePipe's programme has 16 device types.
+#[derive(Debug, Serialize)]
+pub struct Sixteen {
+    /// Seconds per micro-batch of Mesh's plan.
+    pub mesh_s: f64,
+    /// What Mesh says no plan can be below.
+    pub bound_s: f64,
+    /// Milliseconds that Mesh's planner took.
+    pub mesh_ms: f64,
+    /// Why EdgePipe's programme has no answer, if it has none.
+    pub edgepipe: Option<String>,
+}
+
+/// ViT-Base on eight boards of each kind at speeds of 1, 0.97, 0.94 and so on.
+///
+/// # Errors
+/// When there is no plan.
+pub fn sixteen() -> Result<Sixteen, String> {
+    let boards = BTreeMap::from([("mb".to_owned(), 8), ("rcc".to_owned(), 8)]);
+    let mut problem = problem(&profiles(), "google/vit-base-patch16-224", &boards, 1000.0);
+    for (index, device) in problem.devices.iter_mut().enumerate() {
+        device.speed = 1.0 - 0.03 * index as f64;
+    }
+    let start = Instant::now();
+    let plan = solve(&problem, DEFAULT_STEPS).map_err(|error| error.to_string())?;
+    let mesh_ms = start.elapsed().as_secs_f64() * 1e3;
+    check(&problem, &plan).map_err(|error| error.to_string())?;
+    let edgepipe = edgepipe(&problem).err();
+    Ok(Sixteen { mesh_s: plan.bottleneck_s, bound_s: plan.lower_bound_s, mesh_ms, edgepipe })
+}
+
+impl Sixteen {
+    /// In a sentence or two.
+    pub fn sentence(&self) -> String {
+        let Self { mesh_s, bound_s, mesh_ms, edgepipe } = self;
+        let gap = if *bound_s > 0.0 { 100.0 * (mesh_s / bound_s - 1.0) } else { 0.0 };
+        let theirs = edgepipe.as_deref().unwrap_or("EdgePipe's programme has an answer, too");
+        format!(
+            "Sixteen boards that all differ: Mesh plans {mesh_s:.4} s in {mesh_ms:.0} ms, {gap:.1} % above its bound. \
+             {theirs}."
+        )
+    }
+}
+
 fn row(profiles: &Profiles, case: &Case) -> Row {
     let problem = problem(profiles, &case.model, &case.devices, case.mbps);
     let start = Instant::now();
@@ -219,7 +263,7 @@ pub fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policies::{edgepipe, edgepipe::own_cost};
+    use crate::policies::edgepipe::own_cost;
 
     #[test]
     fn edgepipe_finds_the_known_optimum_of_every_case() {
