@@ -1,11 +1,19 @@
 //! Chains for a given order of devices, each used or skipped, and a local search over orders.
 
 use super::chain::{Chains, From, Goal, Row, Steps, draft_of};
+use crate::bound::lower_bound;
 use crate::evaluate::Draft;
 use crate::instance::Instance;
 
 /// Orders longer than this cost more than they bring.
 const MAX_ORDER: usize = 48;
+
+/// Devices that orders along links begin with.
+const MAX_STARTS: usize = 128;
+/// Length of the orders along links while nobody knows how many stages a good chain has.
+const SHORT_ORDER: usize = 16;
+/// A chain that is so near to the bound is not limited by links.
+const NEAR: f64 = 1.02;
 
 /// A chain and its value: largest load, or latency.
 pub(super) type Found = (Draft, f64);
@@ -25,7 +33,17 @@ pub(super) fn search(
         keep(&mut best, order.clone(), Some((draft, value)));
         keep(&mut best, order, found);
     }
-    for order in first_orders(instance).into_iter().filter(|_| !is_known) {
+    let near = lower_bound(instance) * NEAR;
+    let orders = match &best {
+        Some((_, (_, value))) if *value <= near => Vec::new(),
+        Some((order, _)) => link_orders(instance, 2 * order.len() + 2),
+        None => {
+            let mut orders = link_orders(instance, SHORT_ORDER);
+            orders.extend(first_orders(instance));
+            orders
+        }
+    };
+    for order in orders {
         let found = best_in_order(instance, &order, goal, steps);
         keep(&mut best, order, found);
         if steps.left() == 0 {
@@ -76,6 +94,18 @@ pub(super) fn first_orders(instance: &Instance<'_>) -> Vec<Vec<usize>> {
     orders.sort();
     orders.dedup();
     orders
+}
+
+/// Orders of so many devices along the fastest links from every device: where links set the rate, the start matters
+/// most.
+fn link_orders(instance: &Instance<'_>, length: usize) -> Vec<Vec<usize>> {
+    let usable = instance.usable();
+    let order = |&start: &usize| {
+        let mut order = along_links(instance, &usable, start);
+        order.truncate(length);
+        order
+    };
+    usable.iter().take(MAX_STARTS).map(order).collect()
 }
 
 fn along_links(instance: &Instance<'_>, devices: &[usize], start: usize) -> Vec<usize> {
