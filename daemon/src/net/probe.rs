@@ -92,12 +92,14 @@ pub(super) fn processor_s() -> f64 {
 /// Measures the way to the peer behind `stream`.
 pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<Probe> {
     tokio::time::timeout(MAX_SENDING + SETTLE, async {
-        let chunk = vec![0; CHUNK];
+        // As large as what it stands for: a tensor does not lie in the processor's cache.
+        let data = vec![1; MAX_BYTES];
         let (start, processor) = (Instant::now(), processor_s());
         let mut sent = 0;
         while sent < MAX_BYTES && start.elapsed() < MAX_SENDING {
-            stream.write_all(&chunk).await?;
-            sent += CHUNK;
+            let end = MAX_BYTES.min(sent + CHUNK);
+            stream.write_all(&data[sent..end]).await?;
+            sent = end;
         }
         stream.close().await?;
         let mut answer = [0; 24];
@@ -125,22 +127,25 @@ pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<P
 /// The receiving side. Counts from the end of the first read, which starts the clock.
 pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
     let serving = async {
+        // Fresh memory for what comes, as a tensor would have it: that is part of the price.
         let mut buffer = vec![0; CHUNK];
-        let mut limit = 2 * MAX_BYTES;
         let processor = processor_s();
-        limit -= stream.read(&mut buffer).await?;
+        let first = stream.read(&mut buffer).await?;
         let start = Instant::now();
-        let mut counted: u64 = 0;
+        let mut counted = 0;
         let mut last = start;
-        while limit > 0 {
-            let read = stream.read(&mut buffer).await?;
+        while first + counted < 2 * MAX_BYTES {
+            if buffer.len() < counted + CHUNK {
+                buffer.resize(counted + CHUNK, 0);
+            }
+            let read = stream.read(&mut buffer[counted..counted + CHUNK]).await?;
             if read == 0 {
                 break;
             }
-            limit = limit.saturating_sub(read);
-            counted += u64::try_from(read).unwrap_or(0);
+            counted += read;
             last = Instant::now();
         }
+        let counted = counted as u64;
         let micros = u64::try_from((last - start).as_micros()).unwrap_or(u64::MAX).max(1);
         let spent = processor_s() - processor;
         shared.costs.note_received(&shared, counted, spent);
