@@ -126,6 +126,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     .await?;
     let (consensus, failed) = start_consensus(&config, &net)?;
     let parts = build(&config, net.clone(), consensus.clone(), engine.clone(), store, uploads);
+    net.count_jobs(parts.app.data.jobs());
     let mut tasks = JoinSet::new();
     tasks.spawn(parts.events.run(events));
     tasks.spawn(parts.reconciler.run());
@@ -218,7 +219,6 @@ fn build(
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
     let models = Models::new(transfer.clone());
     let data = DataPlane::start(net.local_peer(), net.clone(), DataLimits::for_memory(budget));
-    net.count_jobs(data.jobs());
     let proposer = Proposer::new(net.clone(), consensus.clone());
     let options = SessionOptions {
         threads,
