@@ -16,7 +16,7 @@ use super::{
     load::{Arrivals, Entrance, Expected, Load, LoadError, LoadSpec},
     machine::{LabDevice, MachineError},
     report::{Happened, Report},
-    scenario::{Event, Scenario, Step},
+    scenario::{Deploy, Event, Scenario, Step, Try},
 };
 
 /// Different inputs that a load sends in turn.
@@ -192,6 +192,7 @@ impl Player {
             Step::Load(load) => self.load(load),
             Step::StopLoad { name } => self.stop_load(name.as_deref()),
             Step::Measure { label, seconds, warmup } => self.measure(label, *seconds, *warmup),
+            Step::Try(cell) => self.try_it(cell),
             Step::Wait { until, within } => {
                 self.wait(until, within.map_or(Duration::from_secs(120), |span| span.0))
             }
@@ -256,6 +257,31 @@ impl Player {
         let running = Load::start(&spec, expected, &entrances)?;
         self.loads.insert(load.name.clone(), running);
         Ok(())
+    }
+
+    /// A cell of a table.
+    fn try_it(&mut self, cell: &Try) -> Result<(), PlayError> {
+        self.deploy(&Deploy {
+            model: cell.model.clone(),
+            name: cell.name.clone(),
+            device: None,
+            objective: cell.objective.clone(),
+            stages: cell.stages,
+            on: Some(cell.on.clone()),
+            policy: cell.policy.clone(),
+        })?;
+        let load = super::scenario::Load {
+            name: cell.name.clone(),
+            devices: Some(cell.on.clone()),
+            clients: Some(cell.clients),
+            rate_per_s: None,
+            max_in_flight: 1,
+        };
+        self.load(&load)?;
+        // Every client has had two answers: the pipeline is full.
+        let warmup = 2 * cell.clients * self.hall.named(&cell.on).len();
+        self.measure(&cell.label, cell.seconds, warmup as u64)?;
+        self.stop_load(Some(&cell.name))
     }
 
     fn stop_load(&mut self, name: Option<&str>) -> Result<(), PlayError> {

@@ -115,14 +115,19 @@ fn patterns(step: &Step) -> Vec<&String> {
         Step::Partition { groups } => groups.iter().flatten().collect(),
         Step::Mesh { device, .. } => vec![device],
         Step::Deploy(deploy) => deploy.device.iter().chain(deploy.on.iter().flatten()).collect(),
+        Step::Try(cell) => cell.on.iter().collect(),
         Step::Load(load) => load.devices.iter().flatten().collect(),
         Step::Wait { until: Condition::State { device, .. }, .. } => vec![device],
         Step::StopLoad { .. } | Step::Measure { .. } | Step::Wait { .. } => Vec::new(),
     }
 }
 
-/// Whether a name is meant by a pattern: `*` stands for any run of characters.
+/// Whether a name is meant by a pattern: `*` stands for any run of characters, `1..4` at the end for 1, 2, 3 and 4.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    if let Some((start, first, last)) = range(pattern) {
+        let number = name.strip_prefix(start).and_then(|rest| rest.parse::<u32>().ok());
+        return number.is_some_and(|number| (first..=last).contains(&number));
+    }
     match pattern.split_once('*') {
         None => pattern == name,
         Some((start, rest)) => {
@@ -130,6 +135,13 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
             (0..=tail.len()).filter(|&at| tail.is_char_boundary(at)).any(|at| matches(rest, &tail[at..]))
         }
     }
+}
+
+/// What is before a range at the end, its first and its last number.
+fn range(pattern: &str) -> Option<(&str, u32, u32)> {
+    let (head, last) = pattern.rsplit_once("..")?;
+    let start = head.trim_end_matches(|c: char| c.is_ascii_digit());
+    Some((start, head[start.len()..].parse().ok()?, last.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -146,6 +158,9 @@ mod tests {
             ("*", "x-1", true),
             ("pi-*", "pi-12", true),
             ("pi-*", "nuc-1", false),
+            ("pi-1..4", "pi-4", true),
+            ("pi-1..4", "pi-5", false),
+            ("pi-1..4", "pi-x", false),
         ] {
             assert_eq!(matches(pattern, name), is, "{pattern} {name}");
         }

@@ -18,7 +18,7 @@ pub struct Event {
 }
 
 #[allow(missing_docs, reason = "fields of one meaning, told once: devices are names or patterns")]
-/// What happens. `devices` are names, or patterns with `*`; all devices when absent where that makes sense.
+/// What happens. `devices` are names, patterns with `*`, or ranges such as `pi-1..4`; all devices when absent where that makes sense.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Step {
@@ -98,6 +98,8 @@ pub enum Step {
         #[serde(default)]
         warmup: u64,
     },
+    /// One cell of a table: deploy, load, measure, end of load.
+    Try(Try),
     /// Waits until something is so, and fails after `within` (2 minutes when absent).
     Wait {
         until: Condition,
@@ -156,6 +158,33 @@ pub struct Load {
     /// Open loop: arrivals beyond so many unanswered ones are dropped.
     #[serde(default = "in_flight")]
     pub max_in_flight: usize,
+}
+
+/// A deployment, a closed loop of clients on it, and a measurement.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Try {
+    /// Heads the row of the report.
+    pub label: String,
+    /// As in [`Deploy`].
+    pub model: PathBuf,
+    /// As in [`Deploy`]; also as in [`Load`].
+    pub name: String,
+    /// As in [`Deploy`]; the requests enter by these devices.
+    pub on: Vec<String>,
+    /// As in [`Deploy`].
+    #[serde(default)]
+    pub policy: Option<String>,
+    /// As in [`Deploy`].
+    #[serde(default)]
+    pub objective: Option<String>,
+    /// As in [`Deploy`].
+    #[serde(default)]
+    pub stages: Option<usize>,
+    /// Clients per device.
+    pub clients: usize,
+    /// Length of the measurement.
+    pub seconds: f64,
 }
 
 /// What a script waits for: `"cluster"`, `{ serving = "digits" }` and so on.
