@@ -23,7 +23,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub(super) fn run(global: &Global, args: &Run) -> Result<(), CliError> {
     let config = settings::load(global)?;
     log_to_stderr(args.log_format);
+    // No more than the device may use at a time: on a part of a core, a second thread only adds hand-overs.
+    let cores = mesh_inference::profile::cores().ceil().clamp(1.0, 64.0) as usize;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
         .enable_all()
         .build()
         .map_err(|error| CliError::because("the daemon's threads could not be started", &error))?;

@@ -9,10 +9,18 @@ use super::cgroup;
 /// A piece of work is repeated for at least this many seconds.
 const SHORTEST: f64 = 0.015;
 
+/// What is touched between two runs: more than a small computer's caches hold, and than a server core's own do.
+const OTHER_BYTES: usize = 16 << 20;
+/// Touching one byte of each line brings the line in.
+const LINE_BYTES: usize = 64;
+
 /// Repeating ends here however short the work is.
 const MOST_RUNS: usize = 500;
 
 /// Seconds that one run takes when this process has its processors to itself: the fastest of `runs` or more.
+///
+/// Each run starts without its weights in the caches, as a stage's runs do: it waits for inputs in between, while
+/// the device receives and sends.
 ///
 /// With one thread its processor time counts, which other programs on the device do not lengthen. A quota of processor
 /// time (a control group's) does not show in single short runs, which fit into one period's share; it is known from
@@ -24,7 +32,10 @@ pub(super) fn seconds_per_run<E>(
 ) -> Result<f64, E> {
     let start = Instant::now();
     let mut best = f64::INFINITY;
+    let mut other = vec![1_u8; OTHER_BYTES];
     for done in 1.. {
+        other.iter_mut().step_by(LINE_BYTES).for_each(|byte| *byte = byte.wrapping_add(1));
+        std::hint::black_box(&mut other);
         let (wall_start, cpu_start) = (Instant::now(), thread_seconds());
         run()?;
         let (wall, cpu) = (wall_start.elapsed().as_secs_f64(), thread_seconds() - cpu_start);
