@@ -45,6 +45,10 @@ pub struct ModelProfile {
     pub block_weight_bytes: Vec<u64>,
     /// Bytes that cross each cut; the first are the model's inputs, the last its outputs.
     pub cut_bytes: Vec<u64>,
+    /// What [`crate::codec::Codec::Sparse`] leaves of each cut's bytes: what crosses where processors are short. The
+    /// model's inputs are made up for profiling and count whole. Empty in profiles from before this was measured.
+    #[serde(default)]
+    pub cut_sparse_bytes: Vec<u64>,
     /// Seconds that each session costs beside its blocks.
     pub session_seconds: f64,
     /// Seconds of the whole model in one session, when that fits in the memory that the profiling was allowed.
@@ -216,6 +220,7 @@ pub fn profile(
         block_peak_bytes: measured.peaks,
         block_weight_bytes: weights(model),
         cut_bytes: measured.cuts,
+        cut_sparse_bytes: measured.sparse_cuts,
         session_seconds,
         whole_seconds: measured
             .windows

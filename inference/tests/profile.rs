@@ -42,6 +42,13 @@ fn every_block_is_measured_and_the_sum_is_the_whole() {
     let cuts = &measured.cut_bytes;
     assert_eq!(cuts.len(), blocks.len() + 1);
     assert_eq!((cuts[0], cuts[blocks.len()]), (8 * 8 * 4, 10 * 4), "an image goes in, ten numbers come out");
+    let sparse = &measured.cut_sparse_bytes;
+    assert_eq!(sparse.len(), cuts.len());
+    assert!(
+        sparse.iter().zip(cuts).all(|(sparse, whole)| sparse <= whole && *sparse > 0),
+        "{sparse:?} {cuts:?}"
+    );
+    assert_eq!(sparse[0], cuts[0], "inputs are made up");
     for (block, peak) in measured.block_peak_bytes.iter().enumerate() {
         let handed_through: u64 = cuts[block].min(cuts[block + 1]);
         assert!(

@@ -65,6 +65,19 @@ impl Facts {
         net.set_report(encoded.into());
     }
 
+    /// What moving a byte to each live peer costs the processors of both ends together, in seconds of the whole device:
+    /// this device's and the peer's word; as long as a peer has not measured itself, it is taken to be like this one.
+    pub fn moving_costs(&self) -> Vec<(PeerId, f64)> {
+        let own = self.own().transfer;
+        let cost = |peer: PeerId| {
+            let told =
+                self.peers.get(&peer)?.report.map(|report| checked(report.transfer).receive_s_per_byte);
+            let receiving = told.filter(|cost| *cost > 0.0).unwrap_or(own.receive_s_per_byte);
+            Some((peer, own.send_s_per_byte + receiving))
+        };
+        self.peers.live().into_iter().filter_map(cost).collect()
+    }
+
     /// Whether a device is this one, or connected and not silent.
     pub fn is_live(&self, device: &str) -> bool {
         let Ok(peer) = device.parse::<PeerId>() else { return false };

@@ -54,10 +54,11 @@ pub struct Wishes {
 /// The planner's problem for one model on these devices.
 pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes) -> Problem {
     let profile = &stored.profile;
+    let cuts = crossing(profile);
     let blocks = (0..profile.block_seconds.len())
         .map(|b| Block {
             weight_bytes: profile.block_weight_bytes[b],
-            peak_bytes: profile.block_peak_bytes[b],
+            peak_bytes: peak(profile, &cuts, b),
             seconds: BTreeMap::from([(CLASS.to_owned(), profile.block_seconds[b])]),
         })
         .collect();
@@ -74,7 +75,7 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
     let share = 1.0 / devices.len().max(1) as f64;
     Problem {
         blocks,
-        cuts: profile.cut_bytes.clone(),
+        cuts,
         devices: devices
             .iter()
             .map(|d| Device {
@@ -96,6 +97,23 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
     }
 }
 
+/// Bytes that really cross each cut: tensors with many zeros are sent without them.
+fn crossing(profile: &ModelProfile) -> Vec<u64> {
+    let sparse = profile.cut_sparse_bytes.iter().copied().chain(std::iter::repeat(u64::MAX));
+    profile.cut_bytes.iter().zip(sparse).map(|(whole, sparse)| sparse.min(*whole)).collect()
+}
+
+/// Bytes that a block needs while it runs. The planner adds what crosses a stage's two cuts as buffers; in memory the
+/// tensors are whole, so the blocks on both sides of a cut get the difference.
+fn peak(profile: &ModelProfile, crossing: &[u64], block: usize) -> u64 {
+    let left_out = |cut: usize| {
+        let both = profile.cut_bytes.get(cut).zip(crossing.get(cut));
+        both.map_or(0, |(whole, crossing)| whole.saturating_sub(*crossing))
+    };
+    let peak = profile.block_peak_bytes[block];
+    peak.saturating_add(left_out(block)).saturating_add(left_out(block + 1))
+}
+
 fn links(devices: &[DeviceFacts]) -> Links {
     let mut pairs = Vec::new();
     for from in devices {
@@ -112,3 +130,6 @@ fn links(devices: &[DeviceFacts]) -> Links {
         pairs,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -337,6 +337,10 @@ impl Reconciler {
             own.kept.clone_from(self.spread.kept());
             own.transfer = costs(own.transfer, &self.net);
         });
+        let cores = mesh_inference::profile::cores();
+        for (peer, cost) in self.facts.moving_costs() {
+            self.data.set_moving_cost(peer, cost * cores);
+        }
     }
 
     fn state(&self, key: &StageKey, session: &SessionKey) -> StageState {

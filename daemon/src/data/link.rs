@@ -53,6 +53,8 @@ struct Shared {
     queue_bytes_max: usize,
     /// Bytes per second that the link is known to carry at most, as the bits of an `f64`; 0: not known.
     rate_hint: AtomicU64,
+    /// Processor seconds of moving a byte, on both ends together, as the bits of an `f64`; 0: not known.
+    moving: AtomicU64,
     numbers: Mutex<Numbers>,
 }
 
@@ -87,6 +89,7 @@ impl Link {
             queued_bytes: AtomicUsize::new(0),
             queue_bytes_max: limits.link_queue_bytes,
             rate_hint: AtomicU64::new(0),
+            moving: AtomicU64::new(0),
             numbers: Mutex::new(Numbers { codec: "raw", ..Numbers::default() }),
         });
         let stop = CancellationToken::new();
@@ -130,6 +133,12 @@ impl Link {
     pub(super) fn set_rate_hint(&self, bytes_per_s: f64) {
         let hint = if bytes_per_s.is_finite() { bytes_per_s.max(0.0) } else { 0.0 };
         self.shared.rate_hint.store(hint.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What a byte costs the processors of both ends together, in seconds.
+    pub(super) fn set_moving(&self, seconds: f64) {
+        let seconds = if seconds.is_finite() { seconds.max(0.0) } else { 0.0 };
+        self.shared.moving.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     pub(super) fn metrics(&self) -> LinkMetrics {
@@ -232,7 +241,8 @@ impl Writer {
 }
 
 async fn pack(packer: &mut Packer, shared: &Shared, frame: Frame) -> Packed {
-    let (tensors, codec) = packer.pack(&frame, shared.rate()).await;
+    let moving = f64::from_bits(shared.moving.load(Ordering::Relaxed));
+    let (tensors, codec) = packer.pack(&frame, shared.rate(), moving).await;
     if let Some(codec) = codec {
         shared.numbers().codec = codec;
     }

@@ -1,13 +1,17 @@
 //! Packing the tensors of a frame for one hop.
 
-use std::{sync::Arc, time::Instant};
+use std::{sync::Arc, time::Duration};
 
-use mesh_inference::codec::{Codec, Encoded, HopPolicy, Observation, Scratch, encode};
+use mesh_inference::{
+    codec::{Codec, Encoded, Hop, HopPolicy, Observation, Scratch, encode, sparse_ratio},
+    profile::cores,
+};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     busy::Busy,
     frame::{Frame, Named},
-    wire::{OFF_THREAD, now},
+    wire::{OFF_THREAD, now, work},
 };
 
 /// Chooses codecs for one hop and applies them.
@@ -16,29 +20,31 @@ pub(super) struct Packer {
     policy: HopPolicy,
     scratch: Scratch,
     busy: Arc<Busy>,
+    cores: f64,
 }
 
 impl Packer {
     pub(super) fn new(busy: Arc<Busy>) -> Self {
-        Self { policy: HopPolicy::new(), scratch: Scratch::new(), busy }
+        Self { policy: HopPolicy::new(), scratch: Scratch::new(), busy, cores: cores() }
     }
 
-    /// Packs the tensors of a frame for a link that carries `rate` bytes per second (0: not known), and names the
-    /// codec of the largest, if there is one worth a choice.
-    pub(super) async fn pack(&mut self, frame: &Frame, rate: f64) -> (Vec<Encoded>, Option<&'static str>) {
-        let busy = self.busy.share(now());
+    /// Packs the tensors of a frame for a link that carries `rate` bytes per second (0: not known), where a byte costs
+    /// `moving` processor seconds on both ends together, and names the codec of the largest, if there is one worth a
+    /// choice.
+    pub(super) async fn pack(
+        &mut self,
+        frame: &Frame,
+        rate: f64,
+        moving: f64,
+    ) -> (Vec<Encoded>, Option<&'static str>) {
+        let hop = Hop { bandwidth: rate, busy: self.busy.share(now()), moving, cores: self.cores };
         let tensors = frame.tensors();
         let codecs: Vec<Codec> =
-            tensors.iter().map(|(_, t)| self.policy.choose(rate, busy, t.bytes().len())).collect();
+            tensors.iter().map(|(_, t)| self.policy.choose(&hop, t.bytes().len(), sparse_ratio(t))).collect();
         let largest = tensors.iter().zip(&codecs).max_by_key(|((_, tensor), _)| tensor.bytes().len());
         let shown =
             largest.filter(|((_, t), _)| t.bytes().len() >= OFF_THREAD).map(|(_, codec)| name(*codec));
-        let work: usize = tensors
-            .iter()
-            .zip(&codecs)
-            .filter(|(_, c)| **c != Codec::Raw)
-            .map(|((_, t), _)| t.bytes().len())
-            .sum();
+        let work: usize = tensors.iter().zip(&codecs).map(|((_, t), c)| work(*c, t.bytes().len())).sum();
         let mut scratch = std::mem::take(&mut self.scratch);
         let (packed, seen) = if work < OFF_THREAD {
             let result = pack_all(tensors, &codecs, &mut scratch);
@@ -70,14 +76,14 @@ fn pack_all(tensors: &[Named], codecs: &[Codec], scratch: &mut Scratch) -> (Vec<
     let mut packed = Vec::with_capacity(tensors.len());
     let mut seen = Vec::new();
     for ((_, tensor), codec) in tensors.iter().zip(codecs) {
-        let start = Instant::now();
+        let start = processor_time();
         let encoded = encode(tensor, *codec, scratch);
         if *codec != Codec::Raw {
             seen.push(Observation {
                 codec: *codec,
                 raw_bytes: tensor.bytes().len(),
                 sent_bytes: encoded.bytes.len(),
-                encode: start.elapsed(),
+                encode: processor_time().saturating_sub(start),
                 decode: None,
             });
         }
@@ -86,10 +92,17 @@ fn pack_all(tensors: &[Named], codecs: &[Codec], scratch: &mut Scratch) -> (Vec<
     (packed, seen)
 }
 
+/// Processor time of this thread so far. A device that may use a part of a processor only spends much of the other time
+/// waiting for its turn, which says nothing of the work.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
+}
+
 fn name(codec: Codec) -> &'static str {
     match codec {
         Codec::Raw => "raw",
         Codec::Zstd => "zstd",
         Codec::PlanesZstd => "planes-zstd",
+        Codec::Sparse => "sparse",
     }
 }

@@ -56,6 +56,8 @@ struct Shared {
     busy: Arc<Busy>,
     /// What probes have shown that links carry, in bytes per second.
     rates: Mutex<BTreeMap<PeerId, f64>>,
+    /// Processor seconds of moving a byte to a peer, on both ends together.
+    moving: Mutex<BTreeMap<PeerId, f64>>,
     stop: CancellationToken,
 }
 
@@ -111,6 +113,7 @@ impl DataPlane {
                 on_done,
                 busy: Arc::new(Busy::new(now())),
                 rates: Mutex::new(BTreeMap::new()),
+                moving: Mutex::new(BTreeMap::new()),
                 stop: stop.clone(),
                 limits,
             }
@@ -161,6 +164,7 @@ impl DataPlane {
     pub fn peer_down(&self, peer: PeerId) {
         let link = lock(&self.shared.links).remove(&peer);
         lock(&self.shared.rates).remove(&peer);
+        lock(&self.shared.moving).remove(&peer);
         drop(link);
         for reader in lock(&self.shared.readers).remove(&peer).unwrap_or_default() {
             reader.abort();
@@ -175,6 +179,16 @@ impl DataPlane {
         let link = lock(&self.shared.links).get(&peer).cloned().flatten();
         if let Some(link) = link {
             link.set_rate_hint(bytes_per_s);
+        }
+    }
+
+    /// What moving a byte to a peer costs the processors of both ends together, in processor seconds: the codec is
+    /// chosen by it too.
+    pub fn set_moving_cost(&self, peer: PeerId, s_per_byte: f64) {
+        lock(&self.shared.moving).insert(peer, s_per_byte);
+        let link = lock(&self.shared.links).get(&peer).cloned().flatten();
+        if let Some(link) = link {
+            link.set_moving(s_per_byte);
         }
     }
 
@@ -326,6 +340,7 @@ impl Shared {
         let transport = self.transport.clone();
         let link = Link::start(&self.runtime, peer, transport, &self.limits, self.busy.clone(), on_lost);
         link.set_rate_hint(lock(&self.rates).get(&peer).copied().unwrap_or(0.0));
+        link.set_moving(lock(&self.moving).get(&peer).copied().unwrap_or(0.0));
         link
     }
 

@@ -16,6 +16,34 @@ const LOOK_AGAIN: u32 = 256;
 /// What is believed of a codec before it was tried: more than it will hold, so that it is tried where it could pay.
 const HOPE: Estimate = Estimate { ratio: 0.3, cost: 1.0 / 600e6 };
 
+/// The same for [`Codec::Sparse`], processor seconds per raw byte; its ratio is known from a look at the tensor.
+const HOPE_SPARSE: f64 = 0.25e-9;
+
+/// What a hop is like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hop {
+    /// Bytes per second that the link carries; 0 where that is not known.
+    pub bandwidth: f64,
+    /// Share of the time (0 to 1) that the busier of the two devices computes.
+    pub busy: f64,
+    /// Processor seconds that a byte costs on its way, on both ends together: encryption, the network stack, copies.
+    pub moving: f64,
+    /// Processors that a device has. With less than one a processor second takes longer than a second.
+    pub cores: f64,
+}
+
+impl Hop {
+    /// Seconds that the link takes for a byte.
+    fn link(&self) -> f64 {
+        if self.bandwidth > 0.0 { 1.0 / self.bandwidth } else { 0.0 }
+    }
+
+    /// What a processor second counts against a second on the link.
+    fn weight(&self) -> f64 {
+        1.0 / (1.0 - self.busy.clamp(0.0, 0.9)) / self.cores.clamp(0.01, 1.0)
+    }
+}
+
 /// What was seen when a tensor was sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observation {
@@ -25,9 +53,10 @@ pub struct Observation {
     pub raw_bytes: usize,
     /// Bytes that were sent.
     pub sent_bytes: usize,
-    /// Time to pack it.
+    /// Processor time to pack it.
     pub encode: Duration,
-    /// Time to unpack it at the other end, if that is known; else it is taken to be half of packing.
+    /// Processor time to unpack it at the other end, if that is known; else it is taken to be half of packing, and as
+    /// much as packing with [`Codec::Sparse`].
     pub decode: Option<Duration>,
 }
 
@@ -45,14 +74,22 @@ struct Candidate {
     idle: u32,
 }
 
+impl Candidate {
+    fn used(&mut self, now: bool) {
+        self.idle = if now { 0 } else { self.idle.saturating_add(1) };
+    }
+}
+
 /// Chooses the codec of one hop, tensor by tensor.
 ///
-/// Packing pays where the time that it saves on the link is more than the processor time that it takes. Processor
-/// time counts for more the busier the processor is with the stage itself, up to ten times.
+/// A codec takes processor time for packing and unpacking. It saves time on the link, and the processor time of moving
+/// the bytes that are not sent. Processor time counts for more the busier the processor is with the stage itself, up
+/// to ten times, and where the device has only a part of a processor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HopPolicy {
     zstd: Candidate,
     planes: Candidate,
+    sparse: Candidate,
 }
 
 impl HopPolicy {
@@ -61,31 +98,39 @@ impl HopPolicy {
         Self::default()
     }
 
-    /// The codec for a tensor of `bytes` over a link of `bandwidth` bytes per second, while the busier of the two
-    /// devices computes for the share `busy` (0 to 1) of the time.
-    pub fn choose(&mut self, bandwidth: f64, busy: f64, bytes: usize) -> Codec {
-        if bytes < SMALLEST || bandwidth.is_nan() || bandwidth <= 0.0 {
+    /// The codec for a tensor of `bytes`, of which [`Codec::Sparse`] would leave the part `sparse`
+    /// ([`super::sparse_ratio`]).
+    pub fn choose(&mut self, hop: &Hop, bytes: usize, sparse: Option<f64>) -> Codec {
+        if bytes < SMALLEST || hop.bandwidth.is_nan() || hop.moving.is_nan() {
             return Codec::Raw;
         }
-        let weight = 1.0 / (1.0 - busy.clamp(0.0, 0.9));
-        let seconds = |candidate: &Candidate| {
+        let weight = hop.weight();
+        // What a byte costs that is sent.
+        let sent = hop.link() + weight * hop.moving.max(0.0);
+        let believed = |candidate: &Candidate| {
             let again = candidate.idle >= LOOK_AGAIN;
-            let believed = candidate.seen.filter(|_| !again).unwrap_or(HOPE);
-            believed.ratio / bandwidth + believed.cost * weight
+            candidate.seen.filter(|_| !again)
         };
-        let options = [
-            (Codec::Raw, 1.0 / bandwidth),
-            (Codec::PlanesZstd, seconds(&self.planes)),
-            (Codec::Zstd, seconds(&self.zstd)),
-        ];
-        let mut best = options[0];
-        for option in &options[1..] {
-            if option.1 < best.1 {
-                best = *option;
+        let seconds = |candidate: &Candidate| {
+            let Estimate { ratio, cost } = believed(candidate).unwrap_or(HOPE);
+            ratio * sent + cost * weight
+        };
+        let mut best = (Codec::Raw, sent);
+        let mut offer = |codec, seconds: f64| {
+            if seconds < best.1 {
+                best = (codec, seconds);
             }
+        };
+        if let Some(ratio) = sparse {
+            let cost = believed(&self.sparse).map_or(HOPE_SPARSE, |seen| seen.cost);
+            offer(Codec::Sparse, ratio * sent + cost * weight);
         }
-        for (codec, candidate) in [(Codec::Zstd, &mut self.zstd), (Codec::PlanesZstd, &mut self.planes)] {
-            candidate.idle = if codec == best.0 { 0 } else { candidate.idle.saturating_add(1) };
+        offer(Codec::PlanesZstd, seconds(&self.planes));
+        offer(Codec::Zstd, seconds(&self.zstd));
+        self.zstd.used(best.0 == Codec::Zstd);
+        self.planes.used(best.0 == Codec::PlanesZstd);
+        if sparse.is_some() {
+            self.sparse.used(best.0 == Codec::Sparse);
         }
         best.0
     }
@@ -96,12 +141,14 @@ impl HopPolicy {
             Codec::Raw => return,
             Codec::Zstd => &mut self.zstd,
             Codec::PlanesZstd => &mut self.planes,
+            Codec::Sparse => &mut self.sparse,
         };
         if seen.raw_bytes == 0 {
             return;
         }
         let raw = seen.raw_bytes as f64;
-        let decode = seen.decode.unwrap_or(seen.encode / 2);
+        let usual = if seen.codec == Codec::Sparse { seen.encode } else { seen.encode / 2 };
+        let decode = seen.decode.unwrap_or(usual);
         let now = Estimate {
             ratio: seen.sent_bytes as f64 / raw,
             cost: (seen.encode + decode).as_secs_f64() / raw,
@@ -114,82 +161,4 @@ impl HopPolicy {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: usize = 1 << 20;
-
-    /// Sends tensors of 1 MiB, with codecs that behave as given (ratio, seconds for both ends), and counts them.
-    fn send(
-        policy: &mut HopPolicy,
-        count: usize,
-        bandwidth: f64,
-        busy: f64,
-        zstd: (f64, f64),
-        planes: (f64, f64),
-    ) -> [usize; 3] {
-        let mut used = [0; 3];
-        for _ in 0..count {
-            let codec = policy.choose(bandwidth, busy, MIB);
-            let (slot, (ratio, seconds)) = match codec {
-                Codec::Raw => (0, (1.0, 0.0)),
-                Codec::Zstd => (1, zstd),
-                Codec::PlanesZstd => (2, planes),
-            };
-            used[slot] += 1;
-            policy.observe(&Observation {
-                codec,
-                raw_bytes: MIB,
-                sent_bytes: (MIB as f64 * ratio) as usize,
-                encode: Duration::from_secs_f64(seconds / 2.0),
-                decode: Some(Duration::from_secs_f64(seconds / 2.0)),
-            });
-        }
-        used
-    }
-
-    #[test]
-    fn a_slow_link_gets_the_codec_that_saves_most() {
-        // 1.2 MB/s: 1 MiB takes 0.87 s raw, 0.5 s at a ratio of 0.55.
-        let used = send(&mut HopPolicy::new(), 1000, 1.2e6, 0.5, (0.9, 0.01), (0.55, 0.02));
-        assert!(used[2] > 980 && used[0] == 0, "{used:?}");
-    }
-
-    #[test]
-    fn a_fast_link_is_left_raw() {
-        assert_eq!(send(&mut HopPolicy::new(), 1000, 2e9, 0.0, (0.1, 0.001), (0.1, 0.001)), [1000, 0, 0]);
-        // 110 MB/s with slow processors: each is tried now and then, and loses.
-        let used = send(&mut HopPolicy::new(), 1000, 110e6, 0.0, (0.9, 0.008), (0.7, 0.012));
-        assert!(used[0] > 980, "{used:?}");
-    }
-
-    #[test]
-    fn data_that_does_not_shrink_is_left_raw() {
-        let used = send(&mut HopPolicy::new(), 1000, 1.2e6, 0.0, (1.0, 0.003), (1.0, 0.003));
-        assert!(used[0] > 980, "{used:?}");
-    }
-
-    #[test]
-    fn a_busy_processor_is_left_alone() {
-        // Saves 3.3 ms of 11 on the link and costs 2 ms: pays on an idle processor only.
-        let mut policy = HopPolicy::new();
-        let idle = send(&mut policy, 1000, 95e6, 0.0, (1.0, 0.002), (0.7, 0.002));
-        let busy = send(&mut policy, 1000, 95e6, 0.9, (1.0, 0.002), (0.7, 0.002));
-        assert!(idle[2] > 980 && busy[0] > 980, "{idle:?} {busy:?}");
-    }
-
-    #[test]
-    fn a_change_of_the_data_is_noticed() {
-        let mut policy = HopPolicy::new();
-        send(&mut policy, 300, 5e6, 0.0, (1.0, 0.002), (1.0, 0.002));
-        let used = send(&mut policy, 1000, 5e6, 0.0, (0.2, 0.002), (1.0, 0.002));
-        assert!(used[1] > 600, "{used:?}");
-    }
-
-    #[test]
-    fn small_tensors_and_unknown_links_are_raw() {
-        assert_eq!(HopPolicy::new().choose(1e3, 0.0, 4000), Codec::Raw);
-        assert_eq!(HopPolicy::new().choose(f64::NAN, 0.0, MIB), Codec::Raw);
-        assert_eq!(HopPolicy::new().choose(0.0, 0.0, MIB), Codec::Raw);
-    }
-}
+mod tests;

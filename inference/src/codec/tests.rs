@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-const PACKED: [Codec; 2] = [Codec::Zstd, Codec::PlanesZstd];
+const PACKED: [Codec; 3] = [Codec::Zstd, Codec::PlanesZstd, Codec::Sparse];
 
 fn round_trip(tensor: &Tensor, codec: Codec) -> Codec {
     let encoded = encode(tensor, codec, &mut Scratch::new());

@@ -12,6 +12,7 @@ use super::measure::seconds_per_run;
 use super::memory::Watch;
 use super::{ProfileError, ProfileOptions};
 use crate::blobs::BlobStore;
+use crate::codec::{Codec, Scratch, encode};
 use crate::model::{Model, StageModel};
 use crate::runtime::{Engine, ModelSource, RunError, Session};
 use crate::tensor::Tensor;
@@ -34,6 +35,7 @@ pub(super) struct Measured {
     pub(super) seconds: Vec<f64>,
     pub(super) peaks: Vec<u64>,
     pub(super) cuts: Vec<u64>,
+    pub(super) sparse_cuts: Vec<u64>,
     pub(super) windows: Vec<Window>,
 }
 
@@ -61,6 +63,7 @@ impl Prober<'_> {
         let cuts = self.model.cuts();
         let mut crossing: Tensors = inputs.iter().cloned().collect();
         measured.cuts.push(bytes_of(crossing.values()));
+        measured.sparse_cuts.push(bytes_of(crossing.values()));
         for block in 0..self.model.blocks().len() {
             if starts.contains(&block) {
                 kept.insert(block, crossing.clone());
@@ -71,6 +74,7 @@ impl Prober<'_> {
             measured.seconds.push(probe.seconds);
             measured.peaks.push(probe.peak);
             measured.cuts.push(bytes_of(crossing.values()));
+            measured.sparse_cuts.push(sparse_bytes(&crossing, inputs));
             step();
         }
         for window in windows {
@@ -129,6 +133,17 @@ impl Prober<'_> {
 
 fn bytes_of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> u64 {
     tensors.into_iter().map(|tensor| tensor.bytes().len() as u64).sum()
+}
+
+/// Bytes of a cut's tensors without their zeros. What is handed through from the model's inputs is made up and counts
+/// whole.
+fn sparse_bytes(crossing: &Tensors, inputs: &[(String, Tensor)]) -> u64 {
+    let mut scratch = Scratch::new();
+    let packed = |(name, tensor): (&String, &Tensor)| {
+        let codec = if inputs.iter().any(|(input, _)| input == name) { Codec::Raw } else { Codec::Sparse };
+        encode(tensor, codec, &mut scratch).bytes.len() as u64
+    };
+    crossing.iter().map(packed).sum()
 }
 
 /// A stage's model beside its blobs, for as long as a session is being made from it.

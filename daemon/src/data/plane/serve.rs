@@ -103,8 +103,9 @@ pub(super) async fn read_stream(
     mut stream: impl DataStream,
     limits: DataLimits,
 ) {
+    let mut buffer = Vec::new();
     loop {
-        match read_frame(&mut stream, &limits).await {
+        match read_frame(&mut stream, &mut buffer, &limits).await {
             Ok(Some(frame)) => match shared.upgrade() {
                 Some(shared) => shared.receive(peer, frame),
                 None => return,

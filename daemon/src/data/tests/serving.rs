@@ -100,6 +100,22 @@ async fn compressed_tensors_arrive_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zeros_are_left_out_where_moving_them_costs() {
+    let (_rack, peers, planes) = Rack::new(2);
+    let placement = vec![vec![peers[1]]];
+    host_all(1, &placement, &peers, &planes);
+    planes[0].set_routes(route(1, &placement));
+    planes[0].set_moving_cost(peers[1], 3e-9);
+    for elements in [10, 5000, 200_000, 1_000_000, 3000] {
+        let response = planes[0].infer(request(0.0, elements, LONG)).await.unwrap();
+        check(&response, 1.0, elements);
+    }
+    let link = &planes[0].metrics().links[0];
+    assert_eq!(link.codec, "sparse");
+    assert!(link.bytes_sent < link.bytes_raw / 10, "{link:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_switch_of_epochs_under_load_loses_nothing() {
     let (_rack, peers, planes) = Rack::new(3);
     let placement =
