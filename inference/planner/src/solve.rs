@@ -242,7 +242,14 @@ fn chain(
     } else {
         Goal { latency, cap_s: limit(|known| known.bottleneck_s), longest_s: f64::INFINITY }
     };
-    let goal = narrowed(instance, goal, steps);
+    let (goal, likely) = narrowed(instance, goal, steps);
+    let (chain, proven) = chain_within(instance, goal, steps);
+    // What narrowed the search is a chain too: the one to take when nothing better was found in the steps.
+    (chain.or(likely), proven)
+}
+
+fn chain_within(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
+    let latency = goal.latency;
     let mut budget = Steps::new(steps.left() / 2);
     if let Some(exact) = exact::best_chain(instance, goal, &mut budget) {
         *steps = Steps::new(steps.left() / 2 + budget.left());
@@ -275,21 +282,23 @@ fn chain(
     (found.and_then(|(draft, _)| costed(instance, draft)), bound)
 }
 
-/// The goal with what a likely order of devices reaches as its limit.
-fn narrowed(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Goal {
+/// The goal with what a likely order of devices reaches as its limit, and the chain that reaches it.
+fn narrowed(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Goal, Option<Costed>) {
     let mut budget = Steps::new(steps.left() / 8);
     let found = order::quick(instance, goal, &mut budget);
     *steps = Steps::new(steps.left() - steps.left() / 8 + budget.left());
     // The draft's own cost: the search leaves some loads of ingress devices out, which only matters here.
-    let cost = found.and_then(|(draft, _)| costed(instance, draft)).map(|(_, evaluation)| evaluation);
-    let value =
-        cost.map_or(f64::INFINITY, |cost| if goal.latency { cost.latency_s } else { cost.bottleneck_s });
+    let chain = found.and_then(|(draft, _)| costed(instance, draft));
+    let value = chain
+        .as_ref()
+        .map_or(f64::INFINITY, |(_, cost)| if goal.latency { cost.latency_s } else { cost.bottleneck_s });
     let limit = value * (1.0 + 1e-9);
-    if goal.latency {
+    let goal = if goal.latency {
         Goal { longest_s: goal.longest_s.min(limit), ..goal }
     } else {
         Goal { cap_s: goal.cap_s.min(limit), ..goal }
-    }
+    };
+    (goal, chain)
 }
 
 /// Chains beyond this value were not looked for.

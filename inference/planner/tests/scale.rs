@@ -101,6 +101,39 @@ fn sixteen_devices_end_near_the_bound() {
     }
 }
 
+/// A chain over every device of a rack whose devices differ by what measurements do: there is always one.
+#[test]
+fn as_many_stages_as_devices() {
+    for seed in 1..=12 {
+        let mut random = Random(seed);
+        let mut problem = problem(16, 220, true, seed);
+        for device in &mut problem.devices {
+            device.speed = random.between(0.97, 1.03);
+            device.memory_bytes = 15 << 30;
+            device.transfer = TransferCost {
+                send_s_per_byte: random.between(8e-9, 10e-9),
+                receive_s_per_byte: random.between(11e-9, 13e-9),
+                request_s: 1e-4,
+                compute_share: 1.0,
+            };
+        }
+        for pair in &mut problem.links.pairs {
+            (pair.bytes_per_s, pair.latency_s) = (random.between(112e6, 125e6), random.between(2e-4, 5e-3));
+        }
+        problem.ingress =
+            Some(problem.devices.iter().map(|device| (device.id.clone(), 1.0 / 16.0)).collect());
+        for cut in &mut problem.cuts {
+            *cut = [605_184, 1_210_368, 3_025_920][(random.next() * 3.0) as usize];
+        }
+        (problem.min_stages, problem.max_stages) = (Some(16), Some(16));
+        let plan = solve(&problem, DEFAULT_STEPS).unwrap();
+        check(&problem, &plan).unwrap();
+        let gap = (plan.bottleneck_s / plan.lower_bound_s - 1.0) * 100.0;
+        println!("16 stages on 16 devices, seed {seed}: gap {gap:.2} %");
+        assert_eq!(plan.stages.len(), 16);
+    }
+}
+
 #[test]
 fn a_hundred_devices_end_near_the_bound() {
     for (replication, random_links) in [(false, false), (false, true), (true, false), (true, true)] {
