@@ -1,6 +1,6 @@
 # make demo   build, fetch ONNX Runtime if none is found, show a mesh of four devices survive a loss
 # make test   everything that CI checks
-# make bench  measure, and write docs/benchmarks.md
+# make bench  measure, and write docs/benchmarks.md (SECTIONS="defer-100 unequal": only those); needs root
 # make test-models   real models from ../shared/models (MODELS=FOLDER: others) over four devices; needs root
 # make lint   formatting, clippy, dependency rules
 
@@ -53,5 +53,8 @@ test-models: runtime $(MODEL_PYTHON)/done $(MODEL_NAMES:%=$(MODEL_DIR)/%/model.o
 	MESH_MODELS=$(MODEL_DIR) MESH_PYTHON=$(MODEL_PYTHON)/bin/python \
 		cargo test -p mesh -p mesh-tests --test rack_models -- --nocapture --test-threads 1
 
-bench: build
-	MESH_BIN=$(CURDIR)/target/release/mesh cargo run --release -p mesh-tests --bin bench
+BENCH_MODELS := resnet50 vit_b_16 vit_l_16
+
+bench: build $(MODEL_PYTHON)/done $(BENCH_MODELS:%=$(MODEL_DIR)/%/model.onnx)
+	cargo build --release -p mesh-tests --bins
+	MESH_MODELS=$(MODEL_DIR) ./target/release/bench $(SECTIONS)

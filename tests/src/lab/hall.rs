@@ -179,14 +179,10 @@ impl Hall {
     }
 
     fn limit_links(&mut self) -> Result<(), HallError> {
-        let address = |name: &str, hall: &Self| hall.device(name).map(|device| device.port.address);
         let mut rates: Vec<(String, _)> = Vec::new();
-        for link in &self.scenario.link {
-            if let (Some(from), Some(to)) = (address(&link.from, self), address(&link.to, self)) {
-                rates.push((link.from.clone(), (to, link.rate)));
-                if link.both {
-                    rates.push((link.to.clone(), (from, link.rate)));
-                }
+        for (from, to, rate) in self.scenario.links() {
+            if let Some(to) = self.device(&to) {
+                rates.push((from, (to.port.address, rate)));
             }
         }
         for device in &mut self.devices {

@@ -37,6 +37,9 @@ pub struct Scenario {
     /// Links that differ from the cards at their ends.
     #[serde(default)]
     pub link: Vec<LinkSpec>,
+    /// Rates of all links drawn from SEIFER's radio model.
+    #[serde(default)]
+    pub radio: Option<Radio>,
     /// The script.
     #[serde(default)]
     pub event: Vec<Event>,
@@ -120,6 +123,21 @@ pub struct LinkSpec {
     pub both: bool,
 }
 
+/// SEIFER's radio model ([`crate::radio`]): devices at random places, rates by distance.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Radio {
+    /// Of the places.
+    pub seed: u64,
+    /// All rates times this.
+    #[serde(default = "one")]
+    pub times: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
 /// A device with everything said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Machine {
@@ -190,6 +208,28 @@ impl Scenario {
     pub fn check(&self, path: &Path) -> Result<(), ScenarioError> {
         let problems = check::problems(self);
         if problems.is_empty() { Ok(()) } else { Err(ScenarioError::Sense { path: path.into(), problems }) }
+    }
+
+    /// All links that are slower than the cards at their ends, each for one direction: sender, receiver, rate.
+    pub fn links(&self) -> Vec<(String, String, Rate)> {
+        let mut links = Vec::new();
+        if let Some(radio) = self.radio {
+            let machines = self.machines();
+            let rates = crate::radio::links(machines.len(), radio.seed);
+            for (from, row) in machines.iter().zip(&rates) {
+                for (to, bytes_per_s) in machines.iter().zip(row).filter(|(to, _)| to.name != from.name) {
+                    let rate = Rate((bytes_per_s * 8.0 * radio.times) as u64);
+                    links.push((from.name.clone(), to.name.clone(), rate));
+                }
+            }
+        }
+        for link in &self.link {
+            links.push((link.from.clone(), link.to.clone(), link.rate));
+            if link.both {
+                links.push((link.to.clone(), link.from.clone(), link.rate));
+            }
+        }
+        links
     }
 
     /// The devices, each with its name, address and hardware.

@@ -1,19 +1,11 @@
-//! `make bench`: measures the mesh in network namespaces on this host and writes `docs/benchmarks.md`. Needs root.
-
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
+//! Founding, the cost of the mesh itself, and losses: measured on racks of devices without limits.
 
 use std::{
     fmt::Write as _,
-    path::Path,
-    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use mesh_tests::{
-    digits,
-    load::DigitsLoad,
-    rack::{Rack, is_root},
-};
+use mesh_tests::{digits, load::DigitsLoad, rack::Rack};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const FOUNDINGS: usize = 10;
@@ -24,40 +16,7 @@ const PAIRS: usize = 3;
 const SMALL: (&str, &str) = ("MESH_LIMITS_MEMORY", "448KiB");
 const ONE_THREAD: (&str, &str) = ("MESH_LIMITS_THREADS", "1");
 
-fn main() -> ExitCode {
-    if !is_root() {
-        eprintln!("bench makes network namespaces: run it as root");
-        return ExitCode::FAILURE;
-    }
-    let mut page = String::from(
-        "# Benchmarks\n\nWritten by `make bench`. Every figure is from one run on one host with all devices in network\n\
-         namespaces of it: compare ratios, not times.\n\n",
-    );
-    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let _ = writeln!(page, "Host: {cores} processors, {}.\n", processor());
-    founding(&mut page);
-    pipeline(&mut page);
-    kills(&mut page);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
-    match std::fs::File::create(&path).and_then(|mut f| std::io::Write::write_all(&mut f, page.as_bytes())) {
-        Ok(()) => {
-            println!("{page}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("docs/benchmarks.md cannot be written: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn processor() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split(':').nth(1));
-    name.unwrap_or("unknown processor").trim().to_owned()
-}
-
-fn founding(page: &mut String) {
+pub(super) fn founding(page: &mut String) {
     let mut times: Vec<Duration> = (0..FOUNDINGS)
         .map(|_| {
             let mut rack = Rack::new(4, &[]);
@@ -96,7 +55,7 @@ fn load(rack: &Rack, concurrency: &str) -> (f64, f64) {
     (number("throughput_rps"), number("p50_ms"))
 }
 
-fn pipeline(page: &mut String) {
+pub(super) fn pipeline(page: &mut String) {
     let _ = writeln!(
         page,
         "## What the mesh costs\n\nThe digits model (0.2 ms of compute) on one device, and cut in stages over four \
@@ -128,7 +87,7 @@ fn median(mut runs: Vec<(f64, f64)>) -> (f64, f64) {
     runs[runs.len() / 2]
 }
 
-fn kills(page: &mut String) {
+pub(super) fn kills(page: &mut String) {
     let _ = writeln!(
         page,
         "## Losing a device\n\nDigits in stages on four devices, four closed-loop clients at one of them, every answer \

@@ -1,0 +1,121 @@
+//! Experiments in the device lab: a scenario each, a table and a plot.
+
+use std::{error::Error, fmt::Write as _, path::Path};
+
+use mesh_tests::lab::{
+    play::Player,
+    plot::{Curve, Group, Labels, Line, bars, lines, timeline},
+    report::{JOULES_PER_BYTE, JOULES_PER_CORE_S, Measurement, Report},
+    scenario::Scenario,
+};
+
+/// Plays a scenario and writes its section.
+pub(super) fn section(name: &str, models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("lab/scenarios/{name}.toml"));
+    let scenario = Scenario::load(&path)?;
+    let about = scenario.about.clone();
+    let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
+    player.play()?;
+    let report = player.report.clone();
+    drop(player);
+    let _ = writeln!(text, "## {about}\n\nScenario: `tests/lab/scenarios/{name}.toml`.\n");
+    table(&report, text);
+    let svg = plot(&about, &report)?;
+    super::write(&super::docs().join(format!("benchmarks/{name}.svg")), &svg)?;
+    let _ = writeln!(text, "\n![{about}](benchmarks/{name}.svg)\n");
+    for measured in &report.measurements {
+        let _ = writeln!(text, "- {}: {}", measured.label, measured.plan);
+    }
+    losses(name, &report, text)
+}
+
+/// Loads in which devices were lost: what clients saw.
+fn losses(name: &str, report: &Report, text: &mut String) -> Result<(), Box<dyn Error>> {
+    for (number, (deployment, load)) in report.loads.iter().enumerate() {
+        let killed = load.marks.iter().filter(|mark| mark.label.starts_with("kill"));
+        let marks: Vec<(f64, String)> =
+            killed.map(|mark| (mark.at_s, mark.label.replace("devices=", ""))).collect();
+        if marks.is_empty() {
+            continue;
+        }
+        let bins = load.timeline.iter().map(|bin| (bin.at_s, bin.answers as f64)).collect();
+        let curves = [Curve { name: deployment.clone(), bins }];
+        let title = format!("{deployment}: devices killed under load");
+        let svg =
+            timeline(&Labels { title: &title, x: "seconds", y: "answers per second" }, &curves, &marks)?;
+        super::write(&super::docs().join(format!("benchmarks/{name}-{number}.svg")), &svg)?;
+        let _ = writeln!(
+            text,
+            "\nDevices killed under load ({}): {} answers, {} wrong, {} refused, {} lost; longest time without an answer \
+             {:.2} s.\n\n![{title}](benchmarks/{name}-{number}.svg)",
+            marks.iter().map(|(at, what)| format!("{what} at {at:.0} s")).collect::<Vec<_>>().join(", "),
+            load.right,
+            load.wrong,
+            load.refused,
+            load.failed,
+            load.longest_gap_s
+        );
+    }
+    Ok(())
+}
+
+fn table(report: &Report, text: &mut String) {
+    let Some(first) = report.measurements.first() else { return };
+    let _ = writeln!(
+        text,
+        "| | answers/s | times the first row | predicted | off by | median latency | kB sent per answer | J per answer, busiest device | answers | wrong or lost |\n\
+         |---|---|---|---|---|---|---|---|---|---|"
+    );
+    for m in &report.measurements {
+        let sent: f64 = m.devices.iter().map(|device| device.sent_per_answer).sum();
+        let joules = m.devices.iter().map(|device| device.joules_per_answer).fold(0.0, f64::max);
+        let _ = writeln!(
+            text,
+            "| {} | {:.2} | {:.2} | {:.2} | {:+.1} % | {:.0} ms | {:.0} | {joules:.4} | {} | {} |",
+            m.label,
+            m.rate,
+            m.rate / first.rate,
+            m.predicted,
+            (m.rate / m.predicted - 1.0) * 100.0,
+            m.p50_ms,
+            sent / 1e3,
+            m.answers,
+            m.faults
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nEvery answer was compared with the whole model's. Energy is a model: {JOULES_PER_CORE_S} J per second of a \
+         busy core and {:.0} nJ per byte sent or received.",
+        JOULES_PER_BYTE * 1e9
+    );
+}
+
+/// Lines over the number of devices where labels begin with one, else bars.
+fn plot(title: &str, report: &Report) -> Result<String, Box<dyn Error>> {
+    let first = report.measurements.first().ok_or("nothing was measured")?.rate;
+    let mut series: Vec<Line> = Vec::new();
+    for m in &report.measurements {
+        let Some((devices, kind)) = counted(m) else { continue };
+        let point = (devices, m.rate / first);
+        match series.iter_mut().find(|line| line.name == kind) {
+            Some(line) => line.points.push(point),
+            None => series.push(Line { name: kind.to_owned(), points: vec![(1.0, 1.0), point] }),
+        }
+    }
+    if !series.is_empty() {
+        let labels = Labels { title, x: "devices", y: "times one device" };
+        return Ok(lines(&labels, &series, Some(1.0))?);
+    }
+    let names: Vec<String> = report.measurements.iter().map(|m| m.label.clone()).collect();
+    let values = report.measurements.iter().map(|m| Some(m.rate)).collect();
+    let groups = [Group { name: String::new(), values }];
+    Ok(bars(&Labels { title, x: "planning", y: "answers per second" }, &names, &groups)?)
+}
+
+/// "8 devices, chain" is 8 and "chain"; one device is where all lines start.
+fn counted(m: &Measurement) -> Option<(f64, &str)> {
+    let (count, rest) = m.label.split_once(' ')?;
+    let (_, kind) = rest.split_once(", ")?;
+    Some((count.parse().ok()?, kind))
+}

@@ -1,0 +1,123 @@
+//! `make bench`: measures the mesh on this host and writes `docs/benchmarks.md`. Needs root.
+//!
+//! Every section is measured by itself, kept as a file in `docs/benchmarks/`, and the page is put together from all
+//! that are there: `bench defer-100` measures one again.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
+
+mod lab;
+mod mesh;
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use mesh_tests::rack::is_root;
+
+/// Measures the mesh and writes docs/benchmarks.md. Needs root.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Args {
+    /// Sections to measure; all when none is named.
+    sections: Vec<String>,
+    /// Folder with a folder for each model.
+    #[arg(long, env = "MESH_MODELS", default_value = "target/models")]
+    models: PathBuf,
+}
+
+/// The sections in the order of the page. Those of the lab are scenarios of the same name.
+const SECTIONS: [&str; 11] = [
+    "founding",
+    "cost",
+    "losses",
+    "defer-1000",
+    "defer-100",
+    "edgepipe-base",
+    "edgepipe-base-delay",
+    "edgepipe-large",
+    "edgepipe-large-delay",
+    "unequal",
+    "seifer",
+];
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if !is_root() {
+        eprintln!("bench makes network namespaces: run it as root");
+        return ExitCode::FAILURE;
+    }
+    let chosen: Vec<&str> = if args.sections.is_empty() {
+        SECTIONS.to_vec()
+    } else {
+        SECTIONS.iter().copied().filter(|name| args.sections.iter().any(|wanted| wanted == name)).collect()
+    };
+    if chosen.len() < args.sections.len() {
+        eprintln!("there is no such section; there are {}", SECTIONS.join(", "));
+        return ExitCode::from(64);
+    }
+    for name in chosen {
+        if let Err(error) = measure(name, &args.models) {
+            eprintln!("bench: {name}: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    match page() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("docs/benchmarks.md cannot be written: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut text = String::new();
+    match name {
+        "founding" => mesh::founding(&mut text),
+        "cost" => mesh::pipeline(&mut text),
+        "losses" => mesh::kills(&mut text),
+        scenario => lab::section(scenario, models, &mut text)?,
+    }
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let _ = writeln!(
+        text,
+        "\nHost: {cores} processors, {}. Command: `make bench SECTIONS={name}`.\n",
+        processor()
+    );
+    println!("{text}");
+    Ok(write(&docs().join("benchmarks").join(format!("{name}.md")), &text)?)
+}
+
+/// Puts the page together from the sections that were measured, now or before.
+fn page() -> io::Result<()> {
+    let mut text = String::from(
+        "# Benchmarks\n\nWritten by `make bench`. Every section is from one run on one host with all devices in network\n\
+         namespaces of it: compare ratios within a section, not times.\n\n",
+    );
+    for name in SECTIONS {
+        if let Ok(section) = fs::read_to_string(docs().join("benchmarks").join(format!("{name}.md"))) {
+            text.push_str(&section);
+        }
+    }
+    write(&docs().join("benchmarks.md"), &text)
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let mut file = fs::File::create(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
+}
+
+fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split(':').nth(1));
+    name.unwrap_or("unknown processor").trim().to_owned()
+}
