@@ -12,9 +12,6 @@ const GROUP: usize = 64;
 /// Elements of one bitmap: what is kept of them stays in the fastest cache while it is moved together.
 const CHUNK: usize = 1024;
 
-/// With more than this in a group, moving every element without asking is faster than finding the kept ones.
-const MANY: u32 = 40;
-
 /// Places that a sample looks at, and elements at each.
 const PLACES: usize = 64;
 const AT_PLACE: usize = 16;
@@ -102,12 +99,6 @@ fn keep<const N: usize>(group: &[[u8; N]; GROUP], kept: &mut [[u8; N]; CHUNK], c
         u64::MAX => {
             kept[at..at + GROUP].copy_from_slice(group);
             at += GROUP;
-        }
-        _ if map.count_ones() > MANY => {
-            for (bit, element) in group.iter().enumerate() {
-                kept[at % CHUNK] = *element;
-                at += (map >> bit & 1) as usize;
-            }
         }
         _ => {
             let mut left = map;
