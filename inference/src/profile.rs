@@ -22,6 +22,7 @@ mod memory;
 
 pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
 pub use cgroup::cores;
+pub(crate) use measure::{Costing, Stopwatch};
 
 #[cfg(test)]
 pub(crate) use build::GraphBuilder;

@@ -8,15 +8,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::profile::{Costing, Stopwatch};
 use crate::runtime::{CancelToken, Port, RunError, Session};
 use crate::tensor::Tensor;
 
 mod stats;
 
 use stats::Counters;
-pub use stats::StageStats;
+pub use stats::{StageStats, Typical};
 
 /// What comes back from a run.
 #[derive(Debug)]
@@ -25,6 +26,9 @@ pub struct StageOutput {
     pub tensors: Vec<Tensor>,
     /// Time in the session.
     pub compute: Duration,
+    /// What the run cost the device: the time that counts for how many runs it can do. With one thread, processor
+    /// time lengthened by the quota of its control group; else the time in the session.
+    pub cost: Duration,
 }
 
 /// Cheap handle on a stage thread; the thread ends when the last handle is dropped.
@@ -147,7 +151,8 @@ impl StageRunner {
             engine: session.engine().clone(),
         });
         let (sender, receiver) = sync_channel(queue.max(1));
-        let worker = Worker { session, selected, shared: Arc::clone(&shared) };
+        let costing = Costing::new(session.threads());
+        let worker = Worker { session, selected, costing, shared: Arc::clone(&shared) };
         std::thread::Builder::new()
             .name(thread_name(name))
             .spawn(move || worker.serve(&receiver))
@@ -248,6 +253,7 @@ fn thread_name(name: &str) -> String {
 struct Worker {
     session: Session,
     selected: Vec<usize>,
+    costing: Costing,
     shared: Arc<Shared>,
 }
 
@@ -283,13 +289,13 @@ impl Worker {
             self.shared.counters.expired.fetch_add(1, Ordering::Relaxed);
             return Err(StageError::Expired);
         }
-        let started = Instant::now();
+        let watch = Stopwatch::start();
         let result = catch_unwind(AssertUnwindSafe(|| self.run(inputs, token))).unwrap_or_else(|panic| {
             Err(StageError::Run(format!("the run panicked: {}", panic_text(&*panic))))
         });
-        let compute = started.elapsed();
-        self.shared.counters.ran(compute, result.is_ok());
-        result.map(|tensors| StageOutput { tensors, compute })
+        let (compute, cost) = (watch.wall(), self.costing.of(&watch));
+        self.shared.counters.ran(compute, cost, result.is_ok());
+        result.map(|tensors| StageOutput { tensors, compute, cost })
     }
 
     fn run(&mut self, inputs: Vec<Tensor>, token: &CancelToken) -> Result<Vec<Tensor>, StageError> {

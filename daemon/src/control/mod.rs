@@ -3,6 +3,7 @@
 pub mod app;
 pub mod budget;
 pub mod consensus;
+pub mod correction;
 pub mod deploy;
 pub mod document;
 pub mod events;

@@ -16,6 +16,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
     consensus::Consensus,
+    correction::RUNS_TRUSTED,
     facts::Facts,
     models::Models,
     prepare::{Prepared, Preparer, SessionKey},
@@ -33,6 +34,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const LOOK_IDLE: Duration = Duration::from_secs(1);
 /// A stage's measured time is told again when it has changed by more than this part: every report goes to all devices.
 const NEWS: f64 = 0.05;
+/// The number of a stage's runs is told again after this long, while it grows.
+const RUNS_NEWS: Duration = Duration::from_secs(10);
 /// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
 const RETIRE: Duration = Duration::from_secs(2);
 /// A stage that could not be prepared is tried again after this long, while it is still wanted.
@@ -55,6 +58,7 @@ pub struct Reconciler {
     prepared: mpsc::Receiver<(SessionKey, Result<Prepared, String>)>,
     routes: BTreeMap<String, (u64, Arc<Route>)>,
     wanted_models: HashMap<String, AbortHandle>,
+    told: HashMap<StageKey, Told>,
 }
 
 impl std::fmt::Debug for Reconciler {
@@ -68,6 +72,26 @@ enum Slot {
     Preparing { done: Arc<AtomicU64>, total: Arc<AtomicU64>, task: AbortHandle },
     Ready(Prepared),
     Failed { reason: String, at: Instant },
+}
+
+/// The cost of a stage and the number of its runs, as the report has them.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    compute_s: f64,
+    runs: u64,
+    at: Instant,
+}
+
+impl Told {
+    /// What to tell now: the same again, unless there is news.
+    fn next(before: Option<Self>, compute_s: f64, runs: u64, at: Instant) -> Self {
+        let now = Self { compute_s, runs, at };
+        let Some(told) = before else { return now };
+        let moved = (compute_s - told.compute_s).abs() > NEWS * told.compute_s;
+        let enough = told.runs < RUNS_TRUSTED && runs >= RUNS_TRUSTED;
+        let later = runs != told.runs && at.saturating_duration_since(told.at) >= RUNS_NEWS;
+        if moved || enough || later { now } else { told }
+    }
 }
 
 /// A stage that frames can reach.
@@ -113,6 +137,7 @@ impl Reconciler {
             prepared,
             routes: BTreeMap::new(),
             wanted_models: HashMap::new(),
+            told: HashMap::new(),
         }
     }
 
@@ -308,14 +333,17 @@ impl Reconciler {
     }
 
     /// Puts what is held and prepared here into this device's report.
-    fn report(&self, wanted: &BTreeMap<StageKey, SessionKey>) {
+    fn report(&mut self, wanted: &BTreeMap<StageKey, SessionKey>) {
         let metrics = self.data.metrics();
-        let before = self.facts.own();
-        let compute_s = |key: &StageKey| {
-            let now = metrics.stages.iter().find(|s| s.key == *key).map_or(0.0, |s| s.compute_s);
-            let told = before.stage(&key.deployment, key.epoch, key.stage).map_or(0.0, |s| s.compute_s);
-            if (now - told).abs() > NEWS * told { now } else { told }
-        };
+        let now = Instant::now();
+        self.told.retain(|key, _| wanted.contains_key(key));
+        for key in wanted.keys() {
+            let stage = metrics.stages.iter().find(|s| s.key == *key);
+            let (compute_s, runs) = stage.map_or((0.0, 0), |s| (s.compute_s, s.runs));
+            let told = Told::next(self.told.get(key).copied(), compute_s, runs, now);
+            self.told.insert(key.clone(), told);
+        }
+        let told = |key: &StageKey| self.told.get(key).map_or((0.0, 0), |told| (told.compute_s, told.runs));
         let stages: Vec<StageReport> = wanted
             .iter()
             .map(|(key, session)| StageReport {
@@ -323,7 +351,8 @@ impl Reconciler {
                 epoch: key.epoch,
                 stage: key.stage,
                 state: self.state(key, session),
-                compute_s: compute_s(key),
+                compute_s: told(key).0,
+                runs: told(key).1,
             })
             .collect();
         let used = self.sessions.values().map(|s| match s {

@@ -53,8 +53,11 @@ pub struct StageReport {
     pub stage: usize,
     /// How far it is.
     pub state: StageState,
-    /// Measured compute seconds per request; 0 until measured.
+    /// What a run costs the device, measured, in seconds; 0 until measured.
     pub compute_s: f64,
+    /// Runs since the stage started, as of some seconds ago.
+    #[serde(default)]
+    pub runs: u64,
 }
 
 /// How far a device is with a stage.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_inference::{
-    stage::{StageError, StageOutput, StageRunner},
+    stage::{StageError, StageOutput, StageRunner, Typical},
     tensor::Tensor,
 };
 
@@ -107,9 +107,8 @@ struct State {
     waiting: VecDeque<Job>,
     waiting_bytes: usize,
     at_runner: usize,
-    runs: u64,
     errors: u64,
-    compute_s: f64,
+    cost: Typical,
     output_bytes: f64,
 }
 
@@ -220,9 +219,9 @@ impl Hosted {
                 tensors.extend(names.zip(output.tensors));
                 let mut state = self.lock();
                 state.at_runner -= 1;
-                state.runs += 1;
-                self.busy.record(now(), output.compute);
-                state.compute_s = smooth(state.compute_s, output.compute.as_secs_f64());
+                let now = now();
+                self.busy.record(now, output.compute);
+                state.cost.add(output.cost, now);
                 state.output_bytes = smooth(state.output_bytes, bytes_of(&tensors) as f64);
                 Done::Outputs(address, deadline, tensors)
             }
@@ -254,9 +253,9 @@ impl Hosted {
         let state = self.lock();
         StageMetrics {
             key: self.key.clone(),
-            runs: state.runs,
+            runs: state.cost.runs(),
             errors: state.errors,
-            compute_s: state.compute_s,
+            compute_s: state.cost.seconds(),
             output_bytes: state.output_bytes,
             queue: state.waiting.len() + state.at_runner,
         }

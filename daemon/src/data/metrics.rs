@@ -47,7 +47,7 @@ pub struct StageMetrics {
     pub runs: u64,
     /// Runs that failed.
     pub errors: u64,
-    /// Time in the session per run, smoothed, in seconds; 0 before the first.
+    /// What a run costs the device, smoothed, in seconds (see `StageOutput::cost`); 0 before the first.
     pub compute_s: f64,
     /// Bytes handed on per run, smoothed; 0 before the first.
     pub output_bytes: f64,

@@ -140,7 +140,11 @@ impl FakeStage {
                 }
                 counter.fetch_add(1, Ordering::SeqCst);
                 let compute = Duration::from_micros(100);
-                done(run(&inputs[0]).map(|tensor| StageOutput { tensors: vec![tensor], compute }));
+                done(run(&inputs[0]).map(|tensor| StageOutput {
+                    tensors: vec![tensor],
+                    compute,
+                    cost: compute,
+                }));
             }
         };
         std::thread::Builder::new().name("fake-stage".into()).spawn(work).unwrap();

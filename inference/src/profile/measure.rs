@@ -1,6 +1,6 @@
 //! Timing a repeated piece of work fairly on a device that may be throttled or shared.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -16,6 +16,9 @@ const LINE_BYTES: usize = 64;
 
 /// Repeating ends here however short the work is.
 const MOST_RUNS: usize = 500;
+
+/// A group's quota is looked up again after this long: it can be changed while stages run.
+const QUOTA_FRESH: Duration = Duration::from_secs(2);
 
 /// Seconds that one run takes when this process has its processors to itself: the fastest of `runs` or more.
 ///
@@ -36,16 +39,68 @@ pub(super) fn seconds_per_run<E>(
     for done in 1.. {
         other.iter_mut().step_by(LINE_BYTES).for_each(|byte| *byte = byte.wrapping_add(1));
         std::hint::black_box(&mut other);
-        let (wall_start, cpu_start) = (Instant::now(), thread_seconds());
+        let watch = Stopwatch::start();
         run()?;
-        let (wall, cpu) = (wall_start.elapsed().as_secs_f64(), thread_seconds() - cpu_start);
-        best = best.min(if threads == 1 { cpu } else { wall });
+        best = best.min(watch.seconds(threads));
         let long_enough = done >= runs && start.elapsed().as_secs_f64() >= SHORTEST;
         if long_enough || done >= MOST_RUNS.max(runs) {
             break;
         }
     }
     Ok(best * cgroup::slowdown(threads))
+}
+
+/// One run under way on this thread.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    wall: Instant,
+    processor: f64,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self { wall: Instant::now(), processor: thread_seconds() }
+    }
+
+    pub(crate) fn wall(&self) -> Duration {
+        self.wall.elapsed()
+    }
+
+    /// Processor time where one thread does the work, which must be this one; else wall time.
+    fn seconds(&self, threads: usize) -> f64 {
+        if threads == 1 { thread_seconds() - self.processor } else { self.wall().as_secs_f64() }
+    }
+}
+
+/// What runs cost a device that serves: the time that counts for how many it can do in a row.
+///
+/// With one thread that is its processor time, longer by the quota of its control group as in a profile: short runs
+/// fit into one period's share, and waiting for the processors is no part of the work. With more threads it is wall
+/// time.
+#[derive(Debug)]
+pub(crate) struct Costing {
+    threads: usize,
+    slowdown: f64,
+    read: Instant,
+}
+
+impl Costing {
+    /// For sessions of so many threads; 0 stands for all cores.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { threads, slowdown: cgroup::slowdown(threads), read: Instant::now() }
+    }
+
+    /// The cost of a run that this thread has just ended.
+    pub(crate) fn of(&mut self, run: &Stopwatch) -> Duration {
+        let seconds = run.seconds(self.threads);
+        if self.threads != 1 {
+            return Duration::from_secs_f64(seconds.max(0.0));
+        }
+        if self.read.elapsed() > QUOTA_FRESH {
+            (self.slowdown, self.read) = (cgroup::slowdown(self.threads), Instant::now());
+        }
+        Duration::from_secs_f64((seconds * self.slowdown).max(0.0))
+    }
 }
 
 /// Processor time of this thread.
@@ -59,6 +114,20 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
+
+    #[test]
+    fn waiting_costs_one_thread_nothing_and_several_their_time() {
+        let wait = || {
+            let watch = Stopwatch::start();
+            std::thread::sleep(Duration::from_millis(20));
+            watch
+        };
+        let run = wait();
+        assert!(Costing::new(4).of(&run) >= Duration::from_millis(20));
+        let mut one = Costing::new(1);
+        one.slowdown = 1.0;
+        assert!(one.of(&wait()) < Duration::from_millis(20));
+    }
 
     #[test]
     fn short_work_is_repeated_and_errors_end_it() {

@@ -174,9 +174,16 @@ pub struct Session {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     engine: Engine,
+    threads: usize,
 }
 
 impl Session {
+    /// Threads that do its work, the caller's among them; 0 for as many as there are cores, or for work that other
+    /// hardware does.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// Inputs, in the order of the graph.
     pub fn inputs(&self) -> &[Port] {
         &self.inputs
@@ -283,7 +290,9 @@ pub(super) fn create(
     .map_err(|error| EngineError::of_model(error.message()))?;
     let inputs = session.inputs().iter().map(Port::of).collect();
     let outputs = session.outputs().iter().map(Port::of).collect();
-    Ok(Session { session, inputs, outputs, engine: engine.clone() })
+    let on_cpu = options.providers.iter().all(|name| name == "cpu");
+    let threads = if on_cpu { options.threads } else { 0 };
+    Ok(Session { session, inputs, outputs, engine: engine.clone(), threads })
 }
 
 fn configure(engine: &Engine, options: &SessionOptions) -> Result<SessionBuilder, ort::Error> {

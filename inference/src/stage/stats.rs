@@ -1,9 +1,46 @@
 //! A stage's counters, written on the run path and read from anywhere, without locks.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Weight of the newest run in the moving average: a change shows within some ten runs, one odd run hardly.
+/// Seconds: a run counts for the time since the one before, as a part of this.
+const MEMORY: f64 = 5.0;
+
+/// One run counts for at least and at most this part of the average.
+const LEAST: f64 = 0.02;
+const MOST: f64 = 0.5;
+
+/// A typical value of what runs cost: the mean at first, then an average that follows changes within some five seconds
+/// however often runs come, and that one odd run hardly moves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Typical {
+    seconds: f64,
+    runs: u64,
+    last: Option<Instant>,
+}
+
+impl Typical {
+    /// A run that ended at `now`. Runs come in the order of time.
+    pub fn add(&mut self, cost: Duration, now: Instant) {
+        self.runs += 1;
+        let since = self.last.map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
+        self.last = Some(now);
+        let weight = (since / MEMORY).clamp(LEAST, MOST).max(1.0 / self.runs as f64);
+        self.seconds += weight * (cost.as_secs_f64() - self.seconds);
+    }
+
+    /// Seconds; 0 before the first run.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// Runs so far.
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+}
+
+/// Weight of the newest run in the counters' moving average.
 const NEWEST: f64 = 0.1;
 
 #[derive(Debug, Default)]
@@ -13,7 +50,7 @@ pub(super) struct Counters {
     failures: AtomicU64,
     pub(super) expired: AtomicU64,
     busy_nanos: AtomicU64,
-    /// Moving average of the compute time in seconds, as bits.
+    /// Moving average of the cost in seconds, as bits.
     average: AtomicU64,
     pub(super) closing: AtomicBool,
 }
@@ -31,8 +68,8 @@ pub struct StageStats {
     pub queued: usize,
     /// Time spent in the session, over all runs.
     pub busy: Duration,
-    /// Moving average of the time of a successful run; zero before the first.
-    pub compute: Duration,
+    /// Moving average of what a successful run costs; zero before the first.
+    pub cost: Duration,
 }
 
 impl Counters {
@@ -45,14 +82,14 @@ impl Counters {
     }
 
     /// Called by the stage's thread alone.
-    pub(super) fn ran(&self, time: Duration, ok: bool) {
+    pub(super) fn ran(&self, time: Duration, cost: Duration, ok: bool) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
         if !ok {
             self.failures.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let seconds = time.as_secs_f64();
+        let seconds = cost.as_secs_f64();
         let before = f64::from_bits(self.average.load(Ordering::Relaxed));
         let first = self.runs.fetch_add(1, Ordering::Relaxed) == 0;
         let average = if first { seconds } else { before + NEWEST * (seconds - before) };
@@ -66,7 +103,7 @@ impl Counters {
             expired: self.expired.load(Ordering::Relaxed),
             queued: self.queued.load(Ordering::Relaxed),
             busy: Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed)),
-            compute: Duration::from_secs_f64(f64::from_bits(self.average.load(Ordering::Relaxed))),
+            cost: Duration::from_secs_f64(f64::from_bits(self.average.load(Ordering::Relaxed))),
         }
     }
 }
@@ -78,15 +115,51 @@ mod tests {
     #[test]
     fn the_average_follows_the_runs() {
         let counters = Counters::default();
-        counters.ran(Duration::from_millis(10), true);
-        assert_eq!(counters.read().compute, Duration::from_millis(10));
-        counters.ran(Duration::from_secs(1), false);
+        let ms = Duration::from_millis;
+        counters.ran(ms(5), ms(10), true);
+        assert_eq!(counters.read().cost, ms(10));
+        counters.ran(ms(1000), ms(1000), false);
         for _ in 0..100 {
-            counters.ran(Duration::from_millis(20), true);
+            counters.ran(ms(10), ms(20), true);
         }
         let stats = counters.read();
-        assert!((19.9..=20.0).contains(&(stats.compute.as_secs_f64() * 1e3)), "{stats:?}");
+        assert!((19.9..=20.0).contains(&(stats.cost.as_secs_f64() * 1e3)), "{stats:?}");
         assert_eq!((stats.runs, stats.failures), (101, 1));
-        assert_eq!(stats.busy, Duration::from_millis(3010));
+        assert_eq!(stats.busy, ms(2005));
+    }
+
+    /// Seconds of runs until a doubled cost shows by three quarters, with a run every `pause`.
+    fn seconds_to_follow(pause: Duration) -> f64 {
+        let (start, mut typical) = (Instant::now(), Typical::default());
+        let mut now = start;
+        while now.duration_since(start) < Duration::from_secs(60) {
+            typical.add(Duration::from_millis(10), now);
+            now += pause;
+        }
+        let slower = now;
+        while typical.seconds() < 0.0175 {
+            typical.add(Duration::from_millis(20), now);
+            now += pause;
+        }
+        now.duration_since(slower).as_secs_f64()
+    }
+
+    #[test]
+    fn a_change_shows_in_seconds_at_any_rate() {
+        for millis in [5, 50, 200, 1000, 3000] {
+            let seconds = seconds_to_follow(Duration::from_millis(millis));
+            assert!(seconds < 11.0, "{millis} ms: {seconds}");
+        }
+    }
+
+    #[test]
+    fn the_first_runs_count_alike() {
+        let (now, mut typical) = (Instant::now(), Typical::default());
+        assert_eq!((typical.seconds(), typical.runs()), (0.0, 0));
+        for cost in [10, 20, 30] {
+            typical.add(Duration::from_millis(cost), now);
+        }
+        assert!((typical.seconds() - 0.02).abs() < 1e-9);
+        assert_eq!(typical.runs(), 3);
     }
 }

@@ -55,7 +55,7 @@ fn inputs_and_outputs_are_in_the_callers_order() {
     assert!(output.compute > Duration::ZERO);
     let stats = stage.stats();
     assert_eq!((stats.runs, stats.failures, stats.queued), (1, 0, 0));
-    assert!(stats.busy >= output.compute && stats.compute > Duration::ZERO);
+    assert!(stats.busy >= output.compute && stats.cost > Duration::ZERO);
 }
 
 #[test]
