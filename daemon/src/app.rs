@@ -85,7 +85,7 @@ pub struct PlanDocument {
 }
 
 /// What a plan was made from, as `/api/plan/{name}?problem=1` and `mesh plan --problem` give it: the planner's problem
-/// with three keys more.
+/// with four keys more.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProblemDocument {
     /// Deployment name.
@@ -94,6 +94,9 @@ pub struct ProblemDocument {
     pub epoch: u64,
     /// Nobody remembers what the plan was made from: this is what a plan would be made from now.
     pub rebuilt: bool,
+    /// The plan serves, and this is the problem as it is known now: with measured times of stages in it.
+    #[serde(default)]
+    pub corrected: bool,
     /// The problem, in the same object.
     #[serde(flatten)]
     pub problem: Problem,

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
-use mesh_consensus::{Command, DeviceId, Member};
+use mesh_consensus::{Command, DeviceId, EpochPlan, Member};
 use mesh_inference::model::ValueType;
 use mesh_planner::Plan;
 use tokio::sync::mpsc;
@@ -14,6 +14,7 @@ use super::{
     document::Sources,
     events::Refusals,
     facts::Facts,
+    forecast::Forecasts,
     metrics::prometheus,
     models::Models,
     problems::{self, Problems},
@@ -57,6 +58,8 @@ pub struct DaemonApp {
     pub deployer: Deployer,
     /// What plans were made from.
     pub problems: Problems,
+    /// What running plans can do by what was measured.
+    pub forecasts: Forecasts,
     /// The network.
     pub net: Net,
     /// Refused at the door.
@@ -132,6 +135,7 @@ impl App for DaemonApp {
             devices: self.devices,
             view: &view,
             facts: &self.facts,
+            forecasts: &self.forecasts,
             metrics: &metrics,
             refusals: &self.refusals,
             address: self.address.clone(),
@@ -147,7 +151,9 @@ impl App for DaemonApp {
         let view = self.view();
         let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
         let plan = deployment.active.as_ref().or(deployment.preparing.as_ref());
-        plan.map(|p| (p.epoch, p.plan.clone())).ok_or_else(|| AppError::Unavailable {
+        let now =
+            |p: &EpochPlan| self.forecasts.restated(name, p.epoch, &p.plan).unwrap_or_else(|| p.plan.clone());
+        plan.map(|p| (p.epoch, now(p))).ok_or_else(|| AppError::Unavailable {
             message: match &deployment.fault {
                 Some(fault) => format!("`{name}` has no plan: {}", self.facts.named(&view, fault)),
                 None => format!("`{name}` has no plan yet"),
@@ -160,13 +166,17 @@ impl App for DaemonApp {
         let (this, name) = (self.clone(), name.to_owned());
         async move {
             let (epoch, _) = this.plan(&name)?;
+            if let Some(forecast) = this.forecasts.get(&name, epoch) {
+                let problem = forecast.problem.clone();
+                return Ok(ProblemDocument { name, epoch, rebuilt: false, corrected: true, problem });
+            }
             let view = this.view();
             if let Some(problem) = this.problems.find(&this.net, &this.facts, &view, &name, epoch).await {
-                return Ok(ProblemDocument { name, epoch, rebuilt: false, problem });
+                return Ok(ProblemDocument { name, epoch, rebuilt: false, corrected: false, problem });
             }
             let rebuilt = problems::rebuild(&this.facts, &this.models, &view, &name).await;
             let problem = rebuilt.map_err(|message| AppError::Unavailable { message, retry_after_s: 5 })?;
-            Ok(ProblemDocument { name, epoch, rebuilt: true, problem })
+            Ok(ProblemDocument { name, epoch, rebuilt: true, corrected: false, problem })
         }
         .boxed()
     }

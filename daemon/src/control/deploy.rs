@@ -26,7 +26,7 @@ use super::{
     facts::Facts,
     leader::solve,
     models::Models,
-    planning::{StoredProfile, Wishes},
+    planning::{self, StoredProfile, Wishes},
     propose::{ProposeFailure, Proposer},
     report::StageState,
     rpc,
@@ -248,12 +248,10 @@ impl Deployer {
         let (devices, _) = self.facts.devices(&view);
         let wishes =
             Wishes { objective: request.objective, stages: request.stages, pin: request.pin.clone() };
-        let profile = Arc::clone(&ready.profile);
-        let solved = tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, None));
+        let problem = planning::problem(&ready.profile, &devices, &wishes);
+        let solved = tokio::task::spawn_blocking(move || solve(problem));
         let plan = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
-        plan.map_err(|e| Failure::invalid(self.facts.named(&view, &e)))?
-            .map(|solved| solved.plan)
-            .ok_or_else(|| Failure::passing("no plan was made"))
+        plan.map(|solved| solved.plan).map_err(|e| Failure::invalid(self.facts.named(&view, &e)))
     }
 
     /// Has the model and the deployment replicated. Returns the first epoch that this deployment can get.

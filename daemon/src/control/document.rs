@@ -1,12 +1,13 @@
 //! The status document from what this device knows.
 
 use mesh_consensus::{Deployment, EpochPlan, Member};
-use mesh_planner::BottleneckKind;
+use mesh_planner::{Bottleneck, BottleneckKind};
 
 use super::{
     consensus::{ClusterView, Phase},
     events::Refusals,
     facts::Facts,
+    forecast::{Forecast, Forecasts},
 };
 use crate::{
     data::{DataMetrics, DeploymentMetrics},
@@ -31,6 +32,8 @@ pub struct Sources<'a> {
     pub view: &'a ClusterView,
     /// Reports.
     pub facts: &'a Facts,
+    /// What running plans can do by what was measured.
+    pub forecasts: &'a Forecasts,
     /// Numbers of the data plane.
     pub metrics: &'a DataMetrics,
     /// Refused at the door lately.
@@ -119,6 +122,7 @@ impl Sources<'_> {
     fn deployment(&self, deployment: &Deployment) -> DeploymentStatus {
         let (state, reason) = self.deployment_state(deployment);
         let active = deployment.active.as_ref();
+        let forecast = active.and_then(|a| self.forecasts.get(&deployment.name, a.epoch));
         let none = DeploymentMetrics::default();
         let metrics = self.metrics.deployments.get(&deployment.name).unwrap_or(&none);
         let ms = |d: Option<std::time::Duration>| d.map_or(0.0, |d| d.as_secs_f64() * 1000.0);
@@ -131,17 +135,13 @@ impl Sources<'_> {
             },
             epoch: active.map_or(0, |a| a.epoch),
             reason,
-            stages: active.map(|a| self.stages(&deployment.name, a)).unwrap_or_default(),
-            bottleneck: active.map(|a| BottleneckStatus {
-                kind: match a.plan.bottleneck.kind {
-                    BottleneckKind::Compute => "compute".into(),
-                    BottleneckKind::Link => "link".into(),
-                    BottleneckKind::Card => "card".into(),
-                },
-                stage: a.plan.bottleneck.stage,
-                node: a.plan.bottleneck.device.clone(),
+            stages: active.map(|a| self.stages(&deployment.name, a, forecast.as_deref())).unwrap_or_default(),
+            bottleneck: active.map(|a| {
+                bottleneck(forecast.as_ref().map_or(&a.plan.bottleneck, |f| &f.evaluation.bottleneck))
             }),
-            predicted_rps: active.map_or(0.0, |a| a.plan.throughput_rps),
+            predicted_rps: active.map_or(0.0, |a| {
+                forecast.as_ref().map_or(a.plan.throughput_rps, |f| f.evaluation.throughput_rps)
+            }),
             measured_rps: metrics.rps,
             p50_ms: ms(metrics.p50),
             p99_ms: ms(metrics.p99),
@@ -152,7 +152,7 @@ impl Sources<'_> {
         }
     }
 
-    fn stages(&self, name: &str, active: &EpochPlan) -> Vec<StageStatus> {
+    fn stages(&self, name: &str, active: &EpochPlan, forecast: Option<&Forecast>) -> Vec<StageStatus> {
         let stages = active.plan.stages.iter().enumerate();
         stages
             .map(|(index, stage)| {
@@ -162,6 +162,7 @@ impl Sources<'_> {
                     .filter_map(|r| self.facts.stage(&r.device, name, active.epoch, index))
                     .map(|s| s.compute_s)
                     .fold(0.0, f64::max);
+                let hop_s = forecast.and_then(|f| f.evaluation.stages.get(index)).map(|cost| cost.hop_s);
                 StageStatus {
                     index,
                     first_block: stage.first_block,
@@ -174,7 +175,7 @@ impl Sources<'_> {
                         .collect(),
                     compute_ms: 1000.0 * if measured > 0.0 { measured } else { stage.compute_s },
                     output_bytes: stage.output_bytes,
-                    hop_ms: stage.hop_s * 1000.0,
+                    hop_ms: hop_s.unwrap_or(stage.hop_s) * 1000.0,
                 }
             })
             .collect()
@@ -264,6 +265,18 @@ impl Sources<'_> {
             warn(format!("{whom} was refused: {why}"), remedy.to_owned());
         }
         warnings
+    }
+}
+
+fn bottleneck(bottleneck: &Bottleneck) -> BottleneckStatus {
+    BottleneckStatus {
+        kind: match bottleneck.kind {
+            BottleneckKind::Compute => "compute".into(),
+            BottleneckKind::Link => "link".into(),
+            BottleneckKind::Card => "card".into(),
+        },
+        stage: bottleneck.stage,
+        node: bottleneck.device.clone(),
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,10 +10,12 @@ use mesh_consensus::{Command, Deployment, EpochPlan};
 use mesh_planner::{Plan, Problem};
 
 use super::{
+    better::{self, Improver},
     consensus::{ClusterView, Consensus},
     facts::Facts,
+    forecast::Forecasts,
     models::Models,
-    planning::{DeviceFacts, StoredProfile, Wishes, problem},
+    planning::{DeviceFacts, Wishes, problem},
     problems::Problems,
     propose::Proposer,
     report::StageState,
@@ -32,14 +33,10 @@ const EXCLUSION: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(5);
 /// A first plan whose weights cannot be spread (a full disk) is activated all the same after this long.
 const SPREAD_PATIENCE: Duration = Duration::from_secs(120);
-/// Pause between voluntary moves.
-const COOL_DOWN: Duration = Duration::from_secs(30);
-/// A voluntary move must promise this much more throughput.
-const GAIN: f64 = 1.10;
 /// Live devices that have not measured themselves are waited for this long before a plan is made without them.
 const UNMEASURED_PATIENCE: Duration = Duration::from_secs(5);
 /// Planner's budget, in steps.
-const PLANNER_STEPS: u64 = 2_000_000;
+pub const PLANNER_STEPS: u64 = 2_000_000;
 
 /// The leader's task. It runs on every device and acts only while that device leads.
 #[derive(Debug)]
@@ -49,6 +46,7 @@ pub struct Leader {
     models: Models,
     proposer: Proposer,
     problems: Problems,
+    forecasts: Forecasts,
     memory: Memory,
 }
 
@@ -60,6 +58,7 @@ struct Memory {
     excluded: HashMap<(String, String), Instant>,
     /// When a deployment was last planned, and for which devices.
     planned: HashMap<String, Planned>,
+    better: Improver,
 }
 
 #[derive(Debug)]
@@ -76,7 +75,7 @@ enum Need {
     None,
     /// A plan, whatever it costs.
     Plan,
-    /// A better plan, if there is one.
+    /// A better plan, if there is one that is worth a move.
     Better,
     /// What was wrong is over: its devices are back.
     Healed,
@@ -94,8 +93,9 @@ impl Leader {
         models: Models,
         proposer: Proposer,
         problems: Problems,
+        forecasts: Forecasts,
     ) -> Self {
-        Self { consensus, facts, models, proposer, problems, memory: Memory::default() }
+        Self { consensus, facts, models, proposer, problems, forecasts, memory: Memory::default() }
     }
 
     /// Runs until the consensus thread ends.
@@ -124,6 +124,7 @@ impl Leader {
 
     async fn look(&mut self, view: &ClusterView) {
         self.memory.planned.retain(|name, _| view.state.deployments.contains_key(name));
+        self.memory.better.retain(|name| view.state.deployments.contains_key(name));
         self.problems.retain(|name| view.state.deployments.contains_key(name));
         let now = Instant::now();
         self.memory.excluded.retain(|_, until| *until > now);
@@ -145,7 +146,7 @@ impl Leader {
         if deployment.fault.is_some() {
             return Need::Healed;
         }
-        self.maybe_better(deployment, view)
+        Need::Better
     }
 
     /// A device serves while it is live, a member, and not draining.
@@ -208,12 +209,6 @@ impl Leader {
         if unchanged && last.at.elapsed() < RETRY { Need::None } else { need }
     }
 
-    fn maybe_better(&self, deployment: &Deployment, view: &ClusterView) -> Need {
-        let Some(last) = self.memory.planned.get(&deployment.name) else { return Need::Better };
-        let changed = last.devices != self.usable(deployment, view);
-        if changed && last.at.elapsed() > COOL_DOWN { Need::Better } else { Need::None }
-    }
-
     fn usable(&self, deployment: &Deployment, view: &ClusterView) -> BTreeSet<String> {
         let (devices, _) = self.facts.devices(view);
         devices.into_iter().map(|d| d.id).filter(|id| !self.excluded(deployment, id)).collect()
@@ -240,35 +235,35 @@ impl Leader {
                 self.memory.planned.remove(&name);
                 self.command(Command::AbandonPlan { deployment: name, epoch, reason }).await;
             }
-            Need::Plan => self.plan(view, deployment, None).await,
+            Need::Plan => self.plan(view, deployment).await,
             Need::Better => {
-                let current = deployment.active.as_ref().map(|a| a.plan.clone());
-                self.plan(view, deployment, current).await;
+                if let Some(active) = &deployment.active {
+                    self.improve(view, deployment, active).await;
+                }
             }
         }
     }
 
-    /// Plans a deployment and has the plan prepared. With `current`, only if it is worth a move.
-    async fn plan(&mut self, view: &ClusterView, deployment: &Deployment, current: Option<Plan>) {
-        let usable = self.usable(deployment, view);
-        let (devices, _) = self.facts.devices(view);
-        let devices: Vec<DeviceFacts> = devices.into_iter().filter(|d| usable.contains(&d.id)).collect();
-        let planned = Planned { at: Instant::now(), devices: usable, asked_epoch: deployment.asked_epoch };
-        let voluntary = current.is_some();
-        let result = self.solve(view, deployment, devices, current).await;
-        self.memory.planned.insert(deployment.name.clone(), planned);
-        let name = deployment.name.clone();
-        match result {
-            Ok(Some(Solved { plan, problem })) => {
-                let epoch = deployment.next_epoch;
-                self.problems.remember(&name, epoch, problem);
-                tracing::info!(deployment = %name, epoch, stages = plan.stages.len(), why = %plan.why, "new plan");
-                self.command(Command::PreparePlan { deployment: name, epoch, plan }).await;
+    /// Plans a deployment and has the plan prepared.
+    async fn plan(&mut self, view: &ClusterView, deployment: &Deployment) {
+        let devices = self.usable(deployment, view);
+        let planned = Planned { at: Instant::now(), devices, asked_epoch: deployment.asked_epoch };
+        let result = match self.problem(view, deployment).await {
+            Ok(problem) => {
+                let solved = tokio::task::spawn_blocking(move || solve(problem)).await;
+                solved.unwrap_or_else(|e| Err(format!("the planner failed: {e}")))
             }
-            Ok(None) => {}
-            Err(reason) if voluntary => tracing::debug!(deployment = %name, %reason, "no better plan"),
+            Err(reason) => Err(reason),
+        };
+        self.memory.planned.insert(deployment.name.clone(), planned);
+        match result {
+            Ok(solved) => {
+                self.memory.better.planned(&deployment.name, &solved.problem, Instant::now());
+                self.prepare(deployment, solved).await;
+            }
             Err(reason) => {
                 if deployment.fault.as_ref() != Some(&reason) {
+                    let name = deployment.name.clone();
                     tracing::warn!(deployment = %name, %reason, "cannot be served as asked");
                     self.command(Command::SetFault { deployment: name, reason: Some(reason) }).await;
                 }
@@ -276,20 +271,48 @@ impl Leader {
         }
     }
 
-    async fn solve(
-        &self,
-        view: &ClusterView,
-        deployment: &Deployment,
-        devices: Vec<DeviceFacts>,
-        current: Option<Plan>,
-    ) -> Result<Option<Solved>, String> {
+    async fn prepare(&self, deployment: &Deployment, Solved { plan, problem }: Solved) {
+        let (name, epoch) = (deployment.name.clone(), deployment.next_epoch);
+        self.problems.remember(&name, epoch, problem);
+        tracing::info!(deployment = %name, epoch, stages = plan.stages.len(), why = %plan.why, "new plan");
+        self.command(Command::PreparePlan { deployment: name, epoch, plan }).await;
+    }
+
+    /// What a plan for a deployment would be made from now, corrected by what was measured.
+    async fn problem(&self, view: &ClusterView, deployment: &Deployment) -> Result<Problem, String> {
         let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
         let profile = self.models.profile(profile).await.map_err(|e| super::chain(&e))?;
-        let wishes = wishes(deployment);
-        let solved =
-            tokio::task::spawn_blocking(move || solve(&profile, &devices, &wishes, current.as_ref()));
-        solved.await.map_err(|e| format!("the planner failed: {e}"))?
+        let usable = self.usable(deployment, view);
+        let (devices, _) = self.facts.devices(view);
+        let devices: Vec<DeviceFacts> = devices.into_iter().filter(|d| usable.contains(&d.id)).collect();
+        let mut problem = problem(&profile, &devices, &wishes(deployment));
+        self.forecasts.correct(&deployment.model, &mut problem);
+        Ok(problem)
+    }
+
+    /// Looks for a plan that is worth a move, and moves to it.
+    async fn improve(&mut self, view: &ClusterView, deployment: &Deployment, active: &EpochPlan) {
+        let (name, now) = (&deployment.name, Instant::now());
+        if let Some(found) = self.memory.better.found(name, active.epoch, now).await {
+            let devices = self.usable(deployment, view);
+            let asked_epoch = deployment.asked_epoch;
+            self.memory.planned.insert(name.clone(), Planned { at: now, devices, asked_epoch });
+            tracing::info!(deployment = %name, gain = found.gain, "a better plan is worth a move");
+            self.prepare(deployment, found.solved).await;
+            return;
+        }
+        if !self.memory.better.is_due(name, now) {
+            return;
+        }
+        if let Some(forecast) = self.forecasts.get(name, active.epoch).filter(|f| f.is_measured) {
+            let speed = better::speed(&forecast.evaluation, deployment.objective);
+            self.memory.better.judge(name, active.epoch, speed, now);
+        }
+        match self.problem(view, deployment).await {
+            Ok(problem) => self.memory.better.look(name, active, problem, now),
+            Err(reason) => tracing::debug!(deployment = %name, %reason, "no better plan"),
+        }
     }
 
     async fn command(&self, command: Command) {
@@ -308,27 +331,20 @@ pub struct Solved {
     pub problem: Problem,
 }
 
-/// A verified plan; `None` when `current` is good enough.
-pub fn solve(
-    profile: &Arc<StoredProfile>,
-    devices: &[DeviceFacts],
-    wishes: &Wishes,
-    current: Option<&Plan>,
-) -> Result<Option<Solved>, String> {
-    if devices.is_empty() {
+/// A verified plan.
+pub fn solve(problem: Problem) -> Result<Solved, String> {
+    if problem.devices.is_empty() {
         return Err("no device is ready to take stages".into());
     }
-    let problem = problem(profile, devices, wishes);
     let plan = mesh_planner::solve(&problem, PLANNER_STEPS).map_err(|e| e.to_string())?;
+    verified(problem, plan)
+}
+
+/// A plan that has passed the independent check.
+pub fn verified(problem: Problem, plan: Plan) -> Result<Solved, String> {
     mesh_planner::check(&problem, &plan)
         .map_err(|e| format!("the planner made a plan that is wrong: {e}"))?;
-    if let Some(current) = current {
-        let now = mesh_planner::evaluate(&problem, current).map_err(|e| e.to_string())?;
-        if plan.throughput_rps < now.throughput_rps * GAIN {
-            return Ok(None);
-        }
-    }
-    Ok(Some(Solved { plan, problem }))
+    Ok(Solved { plan, problem })
 }
 
 /// What a deployment asks of its plan.

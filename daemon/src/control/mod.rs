@@ -1,6 +1,7 @@
 //! The control plane: consensus, the reconcile loop of every device, the leader's duties, and what joins them.
 
 pub mod app;
+pub mod better;
 pub mod budget;
 pub mod consensus;
 pub mod correction;
@@ -8,9 +9,11 @@ pub mod deploy;
 pub mod document;
 pub mod events;
 pub mod facts;
+pub mod forecast;
 pub mod leader;
 pub mod metrics;
 pub mod models;
+pub mod moves;
 pub mod peers;
 pub mod planning;
 pub mod prepare;

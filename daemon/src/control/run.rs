@@ -19,6 +19,7 @@ use super::{
     deploy::{Deployer, Imports},
     events::{Events, Refusals, ask_to_join},
     facts::Facts,
+    forecast::Forecasts,
     leader::Leader,
     models::Models,
     peers::Peers,
@@ -131,6 +132,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     tasks.spawn(parts.events.run(events));
     tasks.spawn(parts.reconciler.run());
     tasks.spawn(parts.leader.run());
+    let (facts, models) = (parts.app.facts.clone(), parts.app.models.clone());
+    tasks.spawn(parts.app.forecasts.clone().run(consensus.clone(), facts, models));
     tasks.spawn(upkeep::run(
         net.clone(),
         consensus.clone(),
@@ -226,7 +229,7 @@ fn build(
         ..SessionOptions::default()
     };
     let preparer = Preparer::new(models.clone(), transfer.clone(), engine.clone(), options.clone());
-    let (refusals, problems) = (Refusals::default(), Problems::default());
+    let (refusals, problems, forecasts) = (Refusals::default(), Problems::default(), Forecasts::default());
     let deployer = Deployer {
         consensus: consensus.clone(),
         facts: facts.clone(),
@@ -264,6 +267,7 @@ fn build(
             models.clone(),
             proposer.clone(),
             problems.clone(),
+            forecasts.clone(),
         ),
         app: DaemonApp {
             cluster_name: config.cluster.name.clone(),
@@ -277,6 +281,7 @@ fn build(
             proposer,
             deployer,
             problems,
+            forecasts,
             net,
             refusals,
         },

@@ -12,6 +12,7 @@ mod instance;
 mod lift;
 mod plan;
 mod problem;
+mod restate;
 mod size;
 mod solve;
 
@@ -22,4 +23,5 @@ pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica
 pub use problem::{
     Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,
 };
+pub use restate::restate;
 pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve};

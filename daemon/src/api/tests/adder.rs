@@ -98,7 +98,8 @@ impl App for Adder {
             "links": {"default": {"bytes_per_s": 1e8, "latency_s": 0.0}},
         });
         let problem = serde_json::from_value(problem).unwrap();
-        let document = ProblemDocument { name: name.into(), epoch: 7, rebuilt: false, problem };
+        let document =
+            ProblemDocument { name: name.into(), epoch: 7, rebuilt: false, corrected: false, problem };
         let answer = if name == "add" { Ok(document) } else { Err(unknown(name)) };
         async move { answer }.boxed()
     }

@@ -1,0 +1,185 @@
+//! The leader's search for better plans beside its other duties: when to search, and what to do with what is found.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::EpochPlan;
+use mesh_planner::{Evaluation, Objective, Plan, Problem, Replan};
+use tokio::task::JoinHandle;
+
+use super::{
+    leader::{PLANNER_STEPS, Solved, verified},
+    moves::Moves,
+};
+
+/// Problems are compared, and plans searched for, no more often than this.
+const PAUSE: Duration = Duration::from_secs(3);
+/// Searching may take one part in so many of the time; but a pause is never longer than `PAUSE_MAX`.
+const RARELY: u32 = 20;
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Compute times, sizes and rates that differ by less than this do not make another problem.
+const COMPUTE_NEWS: f64 = 0.05;
+const LINK_NEWS: f64 = 0.25;
+/// Latencies that differ by less than this many seconds are the same.
+const LATENCY_NEWS_S: f64 = 0.001;
+
+/// Searches for better plans, one at a time per deployment. Lost with the leader, which costs time only.
+#[derive(Debug, Default)]
+pub struct Improver {
+    courses: HashMap<String, Course>,
+}
+
+#[derive(Debug, Default)]
+struct Course {
+    moves: Moves,
+    /// What the last plan or search was made from.
+    last: Option<Problem>,
+    looked: Option<Instant>,
+    pause: Duration,
+    search: Option<Search>,
+}
+
+#[derive(Debug)]
+struct Search {
+    epoch: u64,
+    /// Devices have come or gone since the last plan.
+    changed: bool,
+    task: JoinHandle<(Result<Found, String>, Duration)>,
+}
+
+/// A plan and what it is better by.
+#[derive(Debug)]
+pub struct Found {
+    /// Verified.
+    pub solved: Solved,
+    /// Over the running plan: 0.1 for 10 % faster.
+    pub gain: f64,
+    /// Of the running plan and of the new one: requests, or answers, per second.
+    speeds: (f64, f64),
+}
+
+impl Improver {
+    /// Drops deployments that are not in `keep`.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.courses.retain(|name, _| keep(name));
+    }
+
+    /// A plan was made that had to be made.
+    pub fn planned(&mut self, name: &str, problem: &Problem, now: Instant) {
+        let course = self.courses.entry(name.to_owned()).or_default();
+        course.moves.planned(now);
+        course.last = Some(problem.clone());
+        course.search = None;
+    }
+
+    /// Whether it is time to compare problems again.
+    pub fn is_due(&self, name: &str, now: Instant) -> bool {
+        self.courses.get(name).is_none_or(|course| {
+            let pause = course.pause.max(PAUSE);
+            course.search.is_none()
+                && course.looked.is_none_or(|at| now.saturating_duration_since(at) >= pause)
+        })
+    }
+
+    /// The speed of the running plan, measured.
+    pub fn judge(&mut self, name: &str, epoch: u64, speed: f64, now: Instant) {
+        let Some(course) = self.courses.get_mut(name) else { return };
+        tracing::trace!(deployment = name, epoch, speed, "measured");
+        course.moves.judge(now, speed);
+    }
+
+    /// Starts a search on a thread of its own, if a move is allowed now and there is reason to think that one pays.
+    pub fn look(&mut self, name: &str, active: &EpochPlan, problem: Problem, now: Instant) {
+        let course = self.courses.entry(name.to_owned()).or_default();
+        course.looked = Some(now);
+        let changed = course.last.as_ref().is_some_and(|last| ids(last) != ids(&problem));
+        let news = course.last.as_ref().is_none_or(|last| changed || differs(last, &problem));
+        if !course.moves.may_move(now, changed) || !(news || course.moves.is_confirming()) {
+            return;
+        }
+        course.last = Some(problem.clone());
+        let (running, epoch) = (active.plan.clone(), active.epoch);
+        let task = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            (search(problem, &running), started.elapsed())
+        });
+        course.search = Some(Search { epoch, changed, task });
+    }
+
+    /// A plan to move to, if a search has ended with one that is worth it.
+    pub async fn found(&mut self, name: &str, epoch: u64, now: Instant) -> Option<Found> {
+        let course = self.courses.get_mut(name)?;
+        if !course.search.as_ref().is_some_and(|search| search.task.is_finished()) {
+            return None;
+        }
+        let search = course.search.take()?;
+        let (result, took) = search.task.await.ok()?;
+        course.pause = (took * RARELY).min(PAUSE_MAX);
+        if search.epoch != epoch {
+            return None;
+        }
+        let found = result
+            .inspect_err(|reason| tracing::debug!(deployment = name, %reason, "no better plan"))
+            .ok()?;
+        if !course.moves.weigh(found.gain, search.changed) {
+            return None;
+        }
+        course.moves.moved(now, found.speeds.0, found.speeds.1);
+        Some(found)
+    }
+}
+
+/// Requests, or answers, per second: more is better.
+pub fn speed(evaluation: &Evaluation, objective: Objective) -> f64 {
+    match objective {
+        Objective::Throughput => evaluation.throughput_rps,
+        Objective::Latency => 1.0 / evaluation.latency_s.max(1e-9),
+    }
+}
+
+fn search(problem: Problem, running: &Plan) -> Result<Found, String> {
+    let now = mesh_planner::evaluate(&problem, running).map_err(|e| e.to_string())?;
+    let Replan { plan, gain, .. } =
+        mesh_planner::replan(&problem, running, PLANNER_STEPS).map_err(|e| e.to_string())?;
+    // Without a gain the running plan cannot go on as it is; what that takes is not decided here.
+    let gain = gain.ok_or("the running plan does not fit the devices any more")?;
+    let before = speed(&now, problem.objective);
+    let solved = verified(problem, plan)?;
+    Ok(Found { solved, gain, speeds: (before, before * (1.0 + gain)) })
+}
+
+fn ids(problem: &Problem) -> Vec<&str> {
+    problem.devices.iter().map(|device| device.id.as_str()).collect()
+}
+
+/// Whether two problems for the same devices are so different that another plan may be the best.
+fn differs(a: &Problem, b: &Problem) -> bool {
+    let apart = |a: f64, b: f64, by: f64| (a - b).abs() > by * a.abs().max(b.abs());
+    let seconds = |p: &Problem| -> Vec<f64> {
+        let first = p.devices.first().map_or("", |device| device.class.as_str());
+        p.blocks.iter().map(|block| block.seconds.get(first).copied().unwrap_or(0.0)).collect()
+    };
+    let blocks = seconds(a).into_iter().zip(seconds(b)).any(|(a, b)| apart(a, b, COMPUTE_NEWS));
+    let devices = a.devices.iter().zip(&b.devices).any(|(a, b)| {
+        apart(a.speed, b.speed, COMPUTE_NEWS)
+            || apart(a.memory_bytes as f64, b.memory_bytes as f64, COMPUTE_NEWS)
+            || apart(a.transfer.send_s_per_byte, b.transfer.send_s_per_byte, LINK_NEWS)
+            || apart(a.transfer.receive_s_per_byte, b.transfer.receive_s_per_byte, LINK_NEWS)
+            || apart(a.transfer.request_s, b.transfer.request_s, LINK_NEWS)
+    });
+    let links = |p: &Problem| -> BTreeMap<(String, String), (f64, f64)> {
+        let pairs = p.links.pairs.iter();
+        pairs.map(|l| ((l.from.clone(), l.to.clone()), (l.bytes_per_s, l.latency_s))).collect()
+    };
+    let (links_a, links_b) = (links(a), links(b));
+    let links = links_a.keys().chain(links_b.keys()).any(|pair| {
+        let (Some(a), Some(b)) = (links_a.get(pair), links_b.get(pair)) else { return true };
+        apart(a.0, b.0, LINK_NEWS) || (apart(a.1, b.1, LINK_NEWS) && (a.1 - b.1).abs() > LATENCY_NEWS_S)
+    });
+    a.blocks.len() != b.blocks.len() || blocks || devices || links
+}
+
+#[cfg(test)]
+mod tests;

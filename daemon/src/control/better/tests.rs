@@ -1,0 +1,192 @@
+use super::*;
+use crate::control::correction::{Corrections, Seen};
+
+/// Twelve equal blocks on four equal devices in a chain, by the profile.
+fn problem() -> Problem {
+    let block = r#"{"weight_bytes": 1, "peak_bytes": 0, "seconds": {"x": 0.01}}"#;
+    let blocks = vec![block; 12].join(",");
+    let devices: Vec<String> = ["a", "b", "c", "d"]
+        .iter()
+        .map(|id| format!(r#"{{"id": "{id}", "class": "x", "speed": 1.0, "memory_bytes": 99}}"#))
+        .collect();
+    let text = format!(
+        r#"{{"blocks": [{blocks}], "cuts": [1,1,1,1,1,1,1,1,1,1,1,1,1], "devices": [{}],
+            "links": {{"default": {{"bytes_per_s": 1e9, "latency_s": 0.0001}}}},
+            "replication": false, "min_stages": 4, "max_stages": 4}}"#,
+        devices.join(",")
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A mesh that serves with a plan: what its stages really take, and the leader that watches.
+struct World {
+    true_blocks: [f64; 12],
+    slow: HashMap<&'static str, f64>,
+    noise: f64,
+    seed: u64,
+    now: Instant,
+    runs: u64,
+    running: Plan,
+    learnt: Corrections,
+    course: Course,
+    moves: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let running = mesh_planner::solve(&problem(), 100_000).unwrap();
+        let now = Instant::now();
+        let mut course = Course::default();
+        course.moves.planned(now);
+        course.last = Some(problem());
+        Self {
+            true_blocks: [0.01; 12],
+            slow: HashMap::new(),
+            noise: 0.0,
+            seed: 3,
+            now,
+            runs: 0,
+            running,
+            learnt: Corrections::default(),
+            course,
+            moves: 0,
+        }
+    }
+
+    fn random(&mut self) -> f64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) as f64 / f64::from(1u32 << 30) - 1.0
+    }
+
+    /// True seconds of each stage.
+    fn stages(&self) -> Vec<(String, f64)> {
+        let stages = self.running.stages.iter();
+        let seconds = stages.map(|stage| {
+            let device = stage.replicas[0].device.clone();
+            let blocks: f64 = self.true_blocks[stage.first_block..=stage.last_block].iter().sum();
+            let seconds = blocks * self.slow.get(device.as_str()).copied().unwrap_or(1.0);
+            (device, seconds)
+        });
+        seconds.collect()
+    }
+
+    fn rate(&self) -> f64 {
+        1.0 / self.stages().iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max)
+    }
+
+    /// Four seconds: reports are learnt from, and the leader looks.
+    fn look(&mut self) {
+        (self.now, self.runs) = (self.now + Duration::from_secs(4), self.runs + 40);
+        let measured: Vec<(String, f64)> = self
+            .stages()
+            .into_iter()
+            .map(|(device, seconds)| (device, seconds * (1.0 + self.noise * self.random())))
+            .collect();
+        let seen: Vec<Seen<'_>> = self
+            .running
+            .stages
+            .iter()
+            .zip(&measured)
+            .map(|(stage, (device, seconds))| Seen {
+                device,
+                first_block: stage.first_block,
+                last_block: stage.last_block,
+                seconds: *seconds,
+                runs: self.runs,
+                speed: 1.0,
+            })
+            .collect();
+        self.learnt.learn("m", &[0.01; 12], &seen, self.now);
+        let mut problem = problem();
+        self.learnt.apply("m", &mut problem);
+        let evaluation = mesh_planner::evaluate(&problem, &self.running).unwrap();
+        if self.runs >= 20 {
+            self.course.moves.judge(self.now, speed(&evaluation, Objective::Throughput));
+        }
+        let news = differs(self.course.last.as_ref().unwrap(), &problem);
+        let moves = &self.course.moves;
+        if !moves.may_move(self.now, false) || !(news || moves.is_confirming()) {
+            return;
+        }
+        self.course.last = Some(problem.clone());
+        let found = search(problem, &self.running).unwrap();
+        if self.course.moves.weigh(found.gain, false) {
+            self.course.moves.moved(self.now, found.speeds.0, found.speeds.1);
+            self.running = found.solved.plan;
+            (self.runs, self.moves) = (0, self.moves + 1);
+        }
+    }
+
+    fn looks(&mut self, looks: usize) {
+        for _ in 0..looks {
+            self.look();
+        }
+    }
+}
+
+#[test]
+fn blocks_that_were_profiled_wrong_are_planned_for() {
+    let mut world = World::new();
+    world.true_blocks[9..].fill(0.016);
+    let before = world.rate();
+    world.looks(300);
+    assert!(world.rate() > 1.15 * before, "{} after {before}", world.rate());
+    assert!((1..=2).contains(&world.moves), "{}", world.moves);
+}
+
+#[test]
+fn a_device_that_becomes_slow_is_planned_around_within_thirty_seconds() {
+    let mut world = World::new();
+    world.looks(50);
+    assert_eq!(world.moves, 0);
+    world.slow.insert("b", 2.0);
+    let before = world.rate();
+    world.looks(7);
+    assert_eq!(world.moves, 1);
+    assert!(world.rate() > 1.3 * before, "{} after {before}", world.rate());
+    world.looks(300);
+    assert!(world.moves <= 2, "{}", world.moves);
+}
+
+#[test]
+fn what_gains_less_than_ten_percent_stays() {
+    let mut world = World::new();
+    world.true_blocks[9..].fill(0.0108);
+    world.looks(300);
+    assert_eq!(world.moves, 0);
+}
+
+#[test]
+fn noise_moves_nothing_in_a_thousand_looks() {
+    for seed in 0..5 {
+        let mut world = World::new();
+        (world.noise, world.seed) = (0.08, seed);
+        world.looks(1000);
+        assert!(world.moves <= 1, "seed {seed}: {} moves", world.moves);
+    }
+}
+
+#[test]
+fn small_changes_make_no_other_problem() {
+    let mut other = problem();
+    assert!(!differs(&problem(), &other));
+    other.devices[0].speed = 1.04;
+    assert!(!differs(&problem(), &other));
+    other.devices[0].speed = 1.07;
+    assert!(differs(&problem(), &other));
+    let mut other = problem();
+    other.blocks[3].seconds.insert("x".into(), 0.012);
+    assert!(differs(&problem(), &other));
+    let pair = |bytes_per_s, latency_s| mesh_planner::PairLink {
+        from: "a".into(),
+        to: "b".into(),
+        bytes_per_s,
+        latency_s,
+    };
+    let (mut fast, mut slow) = (problem(), problem());
+    fast.links.pairs = vec![pair(1e8, 0.0001)];
+    slow.links.pairs = vec![pair(0.9e8, 0.0005)];
+    assert!(!differs(&fast, &slow) && differs(&problem(), &slow));
+    slow.links.pairs = vec![pair(0.5e8, 0.0001)];
+    assert!(differs(&fast, &slow));
+}

@@ -1,0 +1,196 @@
+//! What the running plans can do by what serving has shown: every device learns it from the reports of all, so that
+//! each can say it and a new leader knows it at once.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::{Deployment, EpochPlan};
+use mesh_planner::{Evaluation, Plan, Problem};
+
+use super::{
+    consensus::{ClusterView, Consensus},
+    correction::{Corrections, RUNS_TRUSTED, Seen},
+    facts::Facts,
+    leader::wishes,
+    models::Models,
+    planning::{self, DeviceFacts, StoredProfile},
+    report::StageReport,
+};
+
+/// Reports are learnt from this often.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The newest forecasts. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Forecasts(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    corrections: Corrections,
+    current: BTreeMap<String, Arc<Forecast>>,
+}
+
+/// What a running plan can do.
+#[derive(Debug)]
+pub struct Forecast {
+    /// Number of the plan.
+    pub epoch: u64,
+    /// The problem, corrected by what was measured.
+    pub problem: Problem,
+    /// The plan's costs in it.
+    pub evaluation: Evaluation,
+    /// All stages on all devices have been measured.
+    pub is_measured: bool,
+}
+
+impl Forecasts {
+    /// For a deployment's running plan, where some of its model has been measured.
+    pub fn get(&self, deployment: &str, epoch: u64) -> Option<Arc<Forecast>> {
+        self.lock().current.get(deployment).filter(|forecast| forecast.epoch == epoch).cloned()
+    }
+
+    /// A running plan with the numbers that are true now.
+    pub fn restated(&self, deployment: &str, epoch: u64, plan: &Plan) -> Option<Plan> {
+        let forecast = self.get(deployment, epoch)?;
+        let mut restated = mesh_planner::restate(&forecast.problem, plan).ok()?;
+        if (restated.throughput_rps / plan.throughput_rps - 1.0).abs() > 0.01 {
+            let note = format!(" When it was made, {:.3} requests/s were predicted.", plan.throughput_rps);
+            restated.why.push_str(&note);
+        }
+        Some(restated)
+    }
+
+    /// Corrects a problem for a model that was made from its profile.
+    pub fn correct(&self, model: &str, problem: &mut Problem) {
+        self.lock().corrections.apply(model, problem);
+    }
+
+    /// Learns until the consensus thread ends.
+    pub async fn run(self, consensus: Consensus, facts: Facts, models: Models) {
+        let changes = consensus.view();
+        while changes.has_changed().is_ok() {
+            let view = changes.borrow().clone();
+            self.look(&view, &facts, &models).await;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn look(&self, view: &ClusterView, facts: &Facts, models: &Models) {
+        let mut stored = Vec::new();
+        for deployment in view.state.deployments.values() {
+            let Some(active) = &deployment.active else { continue };
+            let blob = view.state.models.get(&active.model).and_then(|record| record.profile_blob.as_ref());
+            let Some(blob) = blob else { continue };
+            match models.profile(blob).await {
+                Ok(profile) => stored.push((deployment, active, profile)),
+                Err(error) => tracing::debug!(%error, "a profile is not here yet"),
+            }
+        }
+        let (devices, _) = facts.devices(view);
+        let report = |device: &str, stage: &StageKey<'_>| {
+            facts.stage(device, stage.deployment, stage.epoch, stage.index).map(Reported::from)
+        };
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.corrections.retain(|model| view.state.models.contains_key(model));
+        // Deployments of one model are learnt from together.
+        for hash in view.state.models.keys() {
+            let of_model: Vec<_> = stored.iter().filter(|(_, active, _)| active.model == *hash).collect();
+            let Some((_, _, profile)) = of_model.first() else { continue };
+            let plans = of_model.iter().map(|(deployment, active, _)| (deployment.name.as_str(), *active));
+            let plans: Vec<(&str, &EpochPlan)> = plans.collect();
+            let seen = seen(&plans, &devices, profile, &report);
+            state.corrections.learn(hash, &profile.profile.block_seconds, &seen, now);
+        }
+        let mut current = BTreeMap::new();
+        for (deployment, active, profile) in &stored {
+            if let Some(forecast) =
+                forecast(&state.corrections, (deployment, active), profile, &devices, &report)
+            {
+                current.insert(deployment.name.clone(), Arc::new(forecast));
+            }
+        }
+        state.current = current;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stage of a running plan.
+struct StageKey<'a> {
+    deployment: &'a str,
+    epoch: u64,
+    index: usize,
+}
+
+/// What a device says of a stage.
+#[derive(Debug, Clone, Copy)]
+struct Reported {
+    seconds: f64,
+    runs: u64,
+}
+
+impl From<StageReport> for Reported {
+    fn from(report: StageReport) -> Self {
+        Self { seconds: report.compute_s, runs: report.runs }
+    }
+}
+
+/// A device's word on a stage.
+type Report<'a> = dyn Fn(&str, &StageKey<'_>) -> Option<Reported> + 'a;
+
+/// What devices report of the stages of these plans, all for one model.
+fn seen<'a>(
+    plans: &[(&str, &EpochPlan)],
+    devices: &'a [DeviceFacts],
+    profile: &StoredProfile,
+    report: &Report<'_>,
+) -> Vec<Seen<'a>> {
+    let mut seen = Vec::new();
+    for (deployment, active) in plans {
+        for (index, stage) in active.plan.stages.iter().enumerate() {
+            let key = StageKey { deployment, epoch: active.epoch, index };
+            for replica in &stage.replicas {
+                let Some(device) = devices.iter().find(|device| device.id == replica.device) else {
+                    continue;
+                };
+                let Some(reported) = report(&device.id, &key) else { continue };
+                seen.push(Seen {
+                    device: &device.id,
+                    first_block: stage.first_block,
+                    last_block: stage.last_block,
+                    seconds: reported.seconds,
+                    runs: reported.runs,
+                    speed: profile.calibration_s / device.calibration_s,
+                });
+            }
+        }
+    }
+    seen
+}
+
+fn forecast(
+    corrections: &Corrections,
+    (deployment, active): (&Deployment, &EpochPlan),
+    profile: &StoredProfile,
+    devices: &[DeviceFacts],
+    report: &Report<'_>,
+) -> Option<Forecast> {
+    if !corrections.knows(&active.model) {
+        return None;
+    }
+    let mut problem = planning::problem(profile, devices, &wishes(deployment));
+    corrections.apply(&active.model, &mut problem);
+    let evaluation = mesh_planner::evaluate(&problem, &active.plan).ok()?;
+    let is_measured = active.plan.stages.iter().enumerate().all(|(index, stage)| {
+        let key = StageKey { deployment: &deployment.name, epoch: active.epoch, index };
+        let trusted = |device: &str| report(device, &key).is_some_and(|r| r.runs >= RUNS_TRUSTED);
+        stage.replicas.iter().all(|replica| trusted(&replica.device))
+    });
+    Some(Forecast { epoch: active.epoch, problem, evaluation, is_measured })
+}

@@ -1,0 +1,94 @@
+//! Whether a running plan is given up for a better one: only for a gain that pays, that lasts, and that the last such
+//! move has brought as well. Pure: time comes as an argument.
+
+use std::time::{Duration, Instant};
+
+/// Pause after any plan before a voluntary move.
+pub const COOL_DOWN: Duration = Duration::from_secs(30);
+/// The pause after a voluntary move that did not bring what it promised, or of which nobody knows, is longer by this.
+const PATIENCE: u32 = 10;
+/// A voluntary move must promise this much more.
+pub const GAIN: f64 = 0.10;
+/// The gain must be there in so many looks in a row, unless devices have come or gone.
+const LOOKS: u32 = 2;
+/// A move must bring at least this part of the gain that it promised.
+const KEPT: f64 = 0.5;
+/// A new plan is judged after this long at the earliest.
+const SETTLED: Duration = Duration::from_secs(15);
+
+/// What is known of the moves of one deployment.
+#[derive(Debug, Default)]
+pub struct Moves {
+    planned: Option<Instant>,
+    last: Option<Voluntary>,
+    /// The last voluntary move was not worth it: none before this.
+    not_before: Option<Instant>,
+    /// Looks in a row that showed a gain.
+    seen: u32,
+}
+
+#[derive(Debug)]
+struct Voluntary {
+    at: Instant,
+    /// Speed of the plan that was given up, and of the new one as promised: requests or answers per second.
+    before: f64,
+    promised: f64,
+    is_judged: bool,
+}
+
+impl Moves {
+    /// A plan was made that had to be made.
+    pub fn planned(&mut self, now: Instant) {
+        self.planned = Some(now);
+        self.last = None;
+        self.seen = 0;
+    }
+
+    /// A plan was made because it is better.
+    pub fn moved(&mut self, now: Instant, before: f64, promised: f64) {
+        self.planned = Some(now);
+        self.last = Some(Voluntary { at: now, before, promised, is_judged: false });
+        self.not_before = None;
+        self.seen = 0;
+    }
+
+    /// The speed of the running plan, now that all of its stages have been measured. Judges the last voluntary move,
+    /// once.
+    pub fn judge(&mut self, now: Instant, speed: f64) {
+        let Some(last) = self.last.as_mut().filter(|last| !last.is_judged) else { return };
+        if now.saturating_duration_since(last.at) < SETTLED {
+            return;
+        }
+        last.is_judged = true;
+        if speed - last.before < KEPT * (last.promised - last.before) {
+            self.not_before = Some(last.at + COOL_DOWN * PATIENCE);
+        }
+    }
+
+    /// Whether a voluntary move may be made now. `changed`: devices have come or gone since the last plan.
+    pub fn may_move(&self, now: Instant, changed: bool) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let cooled = self.planned.is_none_or(|at| since(at) >= COOL_DOWN);
+        let unknown = self.last.as_ref().is_some_and(|last| !last.is_judged);
+        let known = changed || !unknown || self.planned.is_none_or(|at| since(at) >= COOL_DOWN * PATIENCE);
+        cooled && known && self.not_before.is_none_or(|at| now >= at)
+    }
+
+    /// Whether a gain has been seen that the next look may confirm.
+    pub fn is_confirming(&self) -> bool {
+        self.seen > 0
+    }
+
+    /// A look at the best plan found: whether to move to it. `gain` is over the running plan, 0 for none.
+    pub fn weigh(&mut self, gain: f64, changed: bool) -> bool {
+        if gain <= GAIN {
+            self.seen = 0;
+            return false;
+        }
+        self.seen += 1;
+        changed || self.seen >= LOOKS
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+use super::*;
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn a_gain_of_ten_percent_stays_and_more_moves_once() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    moves.planned(start);
+    assert!(!moves.may_move(start + seconds(29), true) && moves.may_move(start + seconds(30), false));
+    for _ in 0..100 {
+        assert!(!moves.weigh(0.10, false) && !moves.is_confirming());
+    }
+    assert!(!moves.weigh(0.2, false) && moves.is_confirming());
+    assert!(!moves.weigh(0.05, false) && !moves.is_confirming());
+    assert!(!moves.weigh(0.2, false) && moves.weigh(0.2, false));
+    let moved = start + seconds(40);
+    moves.moved(moved, 1.0, 1.2);
+    assert!(!moves.is_confirming() && !moves.may_move(moved + seconds(29), false));
+}
+
+#[test]
+fn devices_that_come_need_no_second_look() {
+    let mut moves = Moves::default();
+    assert!(moves.may_move(Instant::now(), true));
+    assert!(!moves.weigh(0.09, true) && moves.weigh(0.11, true));
+}
+
+#[test]
+fn a_move_that_kept_its_promise_lets_the_next_one_come() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    moves.moved(start, 1.0, 1.2);
+    moves.judge(start + seconds(20), 1.11);
+    assert!(moves.may_move(start + seconds(30), false));
+}
+
+#[test]
+fn a_move_that_brought_too_little_makes_the_next_one_wait_ten_times_as_long() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    moves.moved(start, 1.0, 1.2);
+    // Too early to judge.
+    moves.judge(start + seconds(5), 9.0);
+    moves.judge(start + seconds(20), 1.09);
+    // Judged once.
+    moves.judge(start + seconds(25), 1.2);
+    assert!(!moves.may_move(start + seconds(299), true) && moves.may_move(start + seconds(300), false));
+    // A plan that had to be made does not end the wait.
+    moves.planned(start + seconds(100));
+    assert!(!moves.may_move(start + seconds(299), true));
+}
+
+#[test]
+fn a_move_of_which_nobody_knows_what_it_brought_waits_unless_devices_come() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    moves.moved(start, 1.0, 1.2);
+    assert!(!moves.may_move(start + seconds(299), false) && moves.may_move(start + seconds(300), false));
+    assert!(moves.may_move(start + seconds(30), true));
+}
