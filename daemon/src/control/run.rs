@@ -249,44 +249,52 @@ fn build(
         data: data.clone(),
         preparer,
     };
+    let app = DaemonApp {
+        cluster_name: config.cluster.name.clone(),
+        devices: config.cluster.devices,
+        address: net.listen_address().to_string(),
+        uploads,
+        consensus,
+        facts,
+        models,
+        data,
+        proposer,
+        deployer,
+        problems,
+        forecasts,
+        net,
+        refusals,
+    };
     Built {
         events: Events {
-            net: net.clone(),
-            consensus: consensus.clone(),
-            facts: facts.clone(),
-            data: data.clone(),
+            net: app.net.clone(),
+            consensus: app.consensus.clone(),
+            facts: app.facts.clone(),
+            data: app.data.clone(),
             transfer: transfer.clone(),
-            proposer: proposer.clone(),
-            problems: problems.clone(),
-            refusals: refusals.clone(),
+            proposer: app.proposer.clone(),
+            problems: app.problems.clone(),
+            refusals: app.refusals.clone(),
         },
-        reconciler: Reconciler::new(parts, Spread::new(facts.clone(), transfer, deployer.imports.clone())),
-        leader: Leader::new(
-            consensus.clone(),
-            facts.clone(),
-            models.clone(),
-            proposer.clone(),
-            problems.clone(),
-            forecasts.clone(),
+        reconciler: Reconciler::new(
+            parts,
+            Spread::new(app.facts.clone(), transfer, app.deployer.imports.clone()),
         ),
-        app: DaemonApp {
-            cluster_name: config.cluster.name.clone(),
-            devices: config.cluster.devices,
-            address: net.listen_address().to_string(),
-            uploads,
-            consensus,
-            facts,
-            models,
-            data,
-            proposer,
-            deployer,
-            problems,
-            forecasts,
-            net,
-            refusals,
-        },
+        leader: leader_of(&app),
+        app,
         threads,
     }
+}
+
+fn leader_of(app: &DaemonApp) -> Leader {
+    Leader::new(
+        app.consensus.clone(),
+        app.facts.clone(),
+        app.models.clone(),
+        app.proposer.clone(),
+        app.problems.clone(),
+        app.forecasts.clone(),
+    )
 }
 
 /// What this device says of itself before it has measured or loaded anything.

@@ -1,4 +1,5 @@
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
 
 use super::*;
 use crate::profile::GraphBuilder;
