@@ -1,5 +1,8 @@
 //! The device lab with the real binary: what a script does is so, and nothing is left behind.
 
+#![allow(clippy::print_stdout, reason = "a test says what it skips")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},

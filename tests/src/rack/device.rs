@@ -160,6 +160,11 @@ impl Device {
         panic!("{} did not stop within 15 s of SIGTERM\n{}", self.name, self.log_tail());
     }
 
+    /// How the daemon ended, if it did by itself.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.as_mut()?.try_wait().ok()?
+    }
+
     /// Whether a daemon was started here and not ended by the test.
     pub fn is_running(&self) -> bool {
         self.child.is_some()

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{PlayError, Player};
-use crate::lab::scenario::Condition;
+use crate::lab::{machine::LabDevice, scenario::Condition};
 
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -16,6 +16,14 @@ impl Player {
         let start = Instant::now();
         let answers: u64 = self.answers();
         while !self.is_so(until, answers) {
+            let ended =
+                |device: &mut LabDevice| device.daemon.ended().map(|how| (device.name().to_owned(), how));
+            if let Some((name, how)) = self.hall.devices.iter_mut().find_map(ended) {
+                let log = self.hall.device(&name).map_or(String::new(), |device| device.daemon.log_tail());
+                return Err(PlayError::Script(format!(
+                    "the daemon of {name} has ended by itself ({how})\n{log}"
+                )));
+            }
             if start.elapsed() > within {
                 let what = format!("{until:?}");
                 return Err(PlayError::Wait { what, after: within, logs: self.hall.logs() });
