@@ -278,6 +278,7 @@ impl Player {
             max_in_flight: 1,
         };
         self.load(&load)?;
+        std::thread::sleep(cell.settle.0);
         // Every client has had two answers: the pipeline is full.
         let warmup = 2 * cell.clients * self.hall.named(&cell.on).len();
         self.measure(&cell.label, cell.seconds, warmup as u64)?;

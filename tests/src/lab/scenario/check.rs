@@ -188,6 +188,16 @@ mod tests {
     }
 
     #[test]
+    fn the_scenarios_that_come_with_it_are_right() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/scenarios");
+        let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(files.len() > 5);
+        for file in files {
+            Scenario::load(&file).unwrap();
+        }
+    }
+
+    #[test]
     fn a_typo_is_told_with_its_line() {
         let text = "name = \"a\"\n[[device]]\nname = \"x\"\n[[event]]\ndo = \"kil\"\ndevices = [\"x\"]\n";
         let error = Scenario::parse(text, Path::new("f.toml")).unwrap_err().to_string();

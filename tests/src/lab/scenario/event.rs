@@ -183,6 +183,9 @@ pub struct Try {
     pub stages: Option<usize>,
     /// Clients per device.
     pub clients: usize,
+    /// Load before the measurement: the mesh corrects its plan by what it measures.
+    #[serde(default)]
+    pub settle: Span,
     /// Length of the measurement.
     pub seconds: f64,
 }
