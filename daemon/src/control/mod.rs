@@ -14,6 +14,7 @@ pub mod leader;
 pub mod metrics;
 pub mod models;
 pub mod moves;
+pub mod moving;
 pub mod peers;
 pub mod planning;
 pub mod prepare;

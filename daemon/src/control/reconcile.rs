@@ -19,6 +19,7 @@ use super::{
     correction::RUNS_TRUSTED,
     facts::Facts,
     models::Models,
+    moving::{Sample, Watch, corrected, processor_s},
     prepare::{Prepared, Preparer, SessionKey},
     report::{StageReport, StageState},
     spread::Spread,
@@ -59,6 +60,7 @@ pub struct Reconciler {
     routes: BTreeMap<String, (u64, Arc<Route>)>,
     wanted_models: HashMap<String, AbortHandle>,
     told: HashMap<StageKey, Told>,
+    moving: Watch,
 }
 
 impl std::fmt::Debug for Reconciler {
@@ -138,6 +140,7 @@ impl Reconciler {
             routes: BTreeMap::new(),
             wanted_models: HashMap::new(),
             told: HashMap::new(),
+            moving: Watch::default(),
         }
     }
 
@@ -360,13 +363,17 @@ impl Reconciler {
             Slot::Preparing { .. } | Slot::Failed { .. } => 0,
         });
         let used = used.sum();
+        let is_settled = self.sessions.values().all(|slot| matches!(slot, Slot::Ready(_)));
+        let probed = costs(self.facts.own().transfer, &self.net);
+        let cores = mesh_inference::profile::cores();
+        let sample = Sample::new(now, processor_s(), &metrics, is_settled);
+        let times = self.moving.look(sample, probed, cores);
         self.facts.update_own(&self.net, |own| {
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());
-            own.transfer = costs(own.transfer, &self.net);
+            own.transfer = corrected(probed, times);
         });
-        let cores = mesh_inference::profile::cores();
         for (peer, cost) in self.facts.moving_costs() {
             self.data.set_moving_cost(peer, cost * cores);
         }

@@ -15,6 +15,8 @@ pub struct DataMetrics {
     pub stages: Vec<StageMetrics>,
     /// Outbound streams.
     pub links: Vec<LinkMetrics>,
+    /// Bytes of the frames that came from peers, as they were on the wire.
+    pub received: u64,
 }
 
 /// Requests of one deployment that entered by this device.

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, Weak, atomic::AtomicU32},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -54,6 +57,8 @@ struct Shared {
     on_done: Arc<OnDone>,
     /// How much of the time this device computes.
     busy: Arc<Busy>,
+    /// Bytes of the frames that came, as they were on the wire.
+    received: AtomicU64,
     /// What probes have shown that links carry, in bytes per second.
     rates: Mutex<BTreeMap<PeerId, f64>>,
     /// Processor seconds of moving a byte to a peer, on both ends together.
@@ -112,6 +117,7 @@ impl DataPlane {
                 readers: Mutex::new(HashMap::new()),
                 on_done,
                 busy: Arc::new(Busy::new(now())),
+                received: AtomicU64::new(0),
                 rates: Mutex::new(BTreeMap::new()),
                 moving: Mutex::new(BTreeMap::new()),
                 stop: stop.clone(),
@@ -245,7 +251,8 @@ impl DataPlane {
         let mut stages: Vec<_> = lock(&self.shared.stages).hosted.values().map(|h| h.metrics()).collect();
         stages.sort_by(|a, b| a.key.cmp(&b.key));
         let links = lock(&self.shared.links).values().flatten().map(|link| link.metrics()).collect();
-        DataMetrics { deployments, stages, links }
+        let received = self.shared.received.load(Ordering::Relaxed);
+        DataMetrics { deployments, stages, links, received }
     }
 }
 

@@ -122,13 +122,14 @@ pub(super) fn work(codec: Codec, bytes: usize) -> usize {
     }
 }
 
-/// Reads the next frame. `None` when the stream ended between frames. `buffer` is for packed tensors; giving the same
+/// Reads the next frame; tells also how many bytes it was on the wire. `None` when the stream ended between frames.
+/// `buffer` is for packed tensors; giving the same
 /// again for the next frame saves the work of getting fresh memory.
 pub(super) async fn read_frame(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
     limits: &DataLimits,
-) -> Result<Option<Frame>, FrameError> {
+) -> Result<Option<(Frame, u64)>, FrameError> {
     let mut prefix = [0u8; 8];
     // Between frames the wait is as long as the peer is silent; its connection is watched elsewhere.
     if stream.read(&mut prefix[..1]).await? == 0 {
@@ -144,6 +145,8 @@ pub(super) async fn read_frame(
     fill(stream, &mut head, limits.stall_max).await?;
     let header = decode_header(&head, limits)?;
     let arrived = now();
+    let packed: u64 = header.tensors.iter().map(|tensor| tensor.length).sum();
+    let bytes = (prefix.len() + length) as u64 + packed;
     let mut tensors = Vec::with_capacity(header.tensors.len());
     for wire in header.tensors {
         tensors.push(read_tensor(stream, buffer, wire, limits).await?);
@@ -157,7 +160,7 @@ pub(super) async fn read_frame(
             Body::Failed(Failure { kind, stage, blame, message })
         }
     };
-    Ok(Some(Frame { address: header.address, body }))
+    Ok(Some((Frame { address: header.address, body }, bytes)))
 }
 
 /// Reads one tensor straight into its place.

@@ -1,6 +1,6 @@
 //! What the data plane does for others: runs stages, hands activations on, reads streams, keeps time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering};
 
 use libp2p::PeerId;
 use tokio_util::sync::CancellationToken;
@@ -106,8 +106,11 @@ pub(super) async fn read_stream(
     let mut buffer = Vec::new();
     loop {
         match read_frame(&mut stream, &mut buffer, &limits).await {
-            Ok(Some(frame)) => match shared.upgrade() {
-                Some(shared) => shared.receive(peer, frame),
+            Ok(Some((frame, bytes))) => match shared.upgrade() {
+                Some(shared) => {
+                    shared.received.fetch_add(bytes, Ordering::Relaxed);
+                    shared.receive(peer, frame);
+                }
                 None => return,
             },
             Ok(None) => return,

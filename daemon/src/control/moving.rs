@@ -1,0 +1,224 @@
+//! What moving data really costs this device's processors, by watching it work.
+//!
+//! Probes tell what a byte costs while nothing else goes on. Under load it costs more: caches are cold, packets come
+//! in pieces, tensors are packed. Over a stretch of time, what the process has used, less what its stages have computed
+//! and what it uses at rest, is what the bytes of that stretch have cost. How many times the probes' word that is,
+//! corrects them.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use mesh_planner::TransferCost;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::data::{DataMetrics, StageKey};
+
+/// Length of a stretch.
+const STRETCH: Duration = Duration::from_secs(5);
+/// Stretches of which the middle one counts.
+const STRETCHES: usize = 5;
+/// Stretches before anything is believed.
+const STRETCHES_TRUSTED: usize = 3;
+/// A stretch tells something when moving should have taken at least this part of the processors.
+const LEAST: f64 = 0.03;
+/// Corrections stay between these.
+const BOUNDS: (f64, f64) = (0.5, 4.0);
+/// A correction that has moved less than this is no news.
+const NEWS: f64 = 0.05;
+
+/// The device at one moment.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// When.
+    pub at: Instant,
+    /// Processor seconds that the process has used.
+    pub processor_s: f64,
+    /// Runs of each stage, and what one costs in seconds of the device.
+    pub stages: BTreeMap<StageKey, (u64, f64)>,
+    /// Bytes sent over the data plane, as they were on the wire.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// Nothing is being prepared: no weights come, no session is made.
+    pub is_settled: bool,
+}
+
+impl Sample {
+    /// From the data plane's numbers.
+    pub fn new(at: Instant, processor_s: f64, metrics: &DataMetrics, is_settled: bool) -> Self {
+        let stage = |s: &crate::data::StageMetrics| (s.key.clone(), (s.runs, s.compute_s));
+        Self {
+            at,
+            processor_s,
+            stages: metrics.stages.iter().map(stage).collect(),
+            sent: metrics.links.iter().map(|link| link.bytes_sent).sum(),
+            received: metrics.received,
+            is_settled,
+        }
+    }
+}
+
+/// Learns how many times the probes' costs moving takes.
+#[derive(Debug, Default)]
+pub struct Watch {
+    last: Option<Sample>,
+    /// Processors in use at rest; `None` until the device was seen at rest.
+    rest: Option<f64>,
+    ratios: VecDeque<f64>,
+    told: Option<f64>,
+}
+
+impl Watch {
+    /// Takes a sample; how many times the probed costs moving takes, 1 until that is known. `cores` are the
+    /// processors that the device may use, `probed` is in seconds of all of them.
+    pub fn look(&mut self, now: Sample, probed: TransferCost, cores: f64) -> f64 {
+        let Some(last) = &self.last else {
+            self.last = Some(now);
+            return 1.0;
+        };
+        if now.at.saturating_duration_since(last.at) >= STRETCH {
+            self.learn(&now, probed, cores);
+            self.last = Some(now);
+        }
+        self.told.unwrap_or(1.0)
+    }
+
+    fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
+        let Some(last) = &self.last else { return };
+        let same = last.stages.keys().eq(now.stages.keys());
+        if !(last.is_settled && now.is_settled && same) {
+            return;
+        }
+        let seconds = now.at.saturating_duration_since(last.at).as_secs_f64();
+        let used = (now.processor_s - last.processor_s).max(0.0);
+        let runs = |key: &StageKey| {
+            let before = last.stages.get(key).map_or(0, |(runs, _)| *runs);
+            now.stages.get(key).map_or(0.0, |(runs, cost)| runs.saturating_sub(before) as f64 * cost)
+        };
+        let computed = now.stages.keys().map(runs).sum::<f64>() * cores * probed.compute_share;
+        let (sent, received) =
+            (now.sent.saturating_sub(last.sent), now.received.saturating_sub(last.received));
+        let expected =
+            (sent as f64 * probed.send_s_per_byte + received as f64 * probed.receive_s_per_byte) * cores;
+        if computed == 0.0 && expected < LEAST / 10.0 * seconds * cores {
+            let rest = used / seconds;
+            self.rest = Some(self.rest.map_or(rest, |known| known.min(rest)));
+        } else if let Some(rest) = self.rest
+            && expected >= LEAST * seconds * cores
+        {
+            let ratio = (used - computed - rest * seconds) / expected;
+            self.ratios.push_back(ratio.clamp(BOUNDS.0, BOUNDS.1));
+            if self.ratios.len() > STRETCHES {
+                self.ratios.pop_front();
+            }
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.ratios.len() < STRETCHES_TRUSTED {
+            return;
+        }
+        let mut sorted: Vec<f64> = self.ratios.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted[sorted.len() / 2];
+        if self.told.is_none_or(|told| (middle / told - 1.0).abs() > NEWS) {
+            self.told = Some(middle);
+        }
+    }
+}
+
+/// Costs of a byte times a correction.
+pub fn corrected(probed: TransferCost, times: f64) -> TransferCost {
+    TransferCost {
+        send_s_per_byte: probed.send_s_per_byte * times,
+        receive_s_per_byte: probed.receive_s_per_byte * times,
+        ..probed
+    }
+}
+
+/// Processor seconds that this process has used.
+pub fn processor_s() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBED: TransferCost =
+        TransferCost { send_s_per_byte: 6e-9, receive_s_per_byte: 1e-8, request_s: 1e-4, compute_share: 1.0 };
+    const CORES: f64 = 0.15;
+
+    struct Device {
+        watch: Watch,
+        now: Sample,
+    }
+
+    impl Device {
+        fn new() -> Self {
+            let key = StageKey { deployment: "m".into(), epoch: 1, stage: 0 };
+            let now = Sample {
+                at: Instant::now(),
+                processor_s: 1.0,
+                stages: BTreeMap::from([(key, (0, 0.05))]),
+                sent: 0,
+                received: 0,
+                is_settled: true,
+            };
+            Self { watch: Watch::default(), now }
+        }
+
+        /// Five seconds with so many runs of 50 ms that receive and send 1 MB each, at `times` the probed cost.
+        fn work(&mut self, runs: u64, times: f64, other: f64) -> f64 {
+            let seconds = 5.0;
+            self.now.at += Duration::from_secs_f64(seconds);
+            self.now.sent += runs * 1_000_000;
+            self.now.received += runs * 1_000_000;
+            let moving = runs as f64 * (6e-3 + 1e-2) * times;
+            self.now.processor_s += (runs as f64 * 0.05 + moving) * CORES + 0.004 * seconds + other;
+            for (done, _) in self.now.stages.values_mut() {
+                *done += runs;
+            }
+            self.watch.look(self.now.clone(), PROBED, CORES)
+        }
+    }
+
+    #[test]
+    fn what_moving_really_costs_is_found() {
+        let mut device = Device::new();
+        assert_eq!(device.work(0, 1.0, 0.0), 1.0);
+        device.work(0, 1.0, 0.0);
+        let told = (0..4).map(|_| device.work(50, 1.8, 0.0)).last().unwrap();
+        assert!((told - 1.8).abs() < 0.05, "{told}");
+        // One odd stretch does not count, a lasting change does.
+        assert_eq!(device.work(50, 1.8, 0.5), told);
+        let told = (0..5).map(|_| device.work(50, 1.2, 0.0)).last().unwrap();
+        assert!((told - 1.2).abs() < 0.05, "{told}");
+    }
+
+    #[test]
+    fn nothing_is_learnt_without_rest_without_traffic_or_while_something_is_prepared() {
+        let mut device = Device::new();
+        assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "rest was never seen");
+        let mut device = Device::new();
+        device.work(0, 1.0, 0.0);
+        device.work(0, 1.0, 0.0);
+        assert_eq!((0..8).map(|_| device.work(0, 2.0, 0.1)).last(), Some(1.0), "nothing was moved");
+        device.now.is_settled = false;
+        assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "something was prepared");
+    }
+
+    #[test]
+    fn corrections_are_bounded_and_leave_the_share() {
+        let mut device = Device::new();
+        device.work(0, 1.0, 0.0);
+        device.work(0, 1.0, 0.0);
+        assert_eq!((0..5).map(|_| device.work(50, 30.0, 0.0)).last(), Some(4.0));
+        let costs = corrected(PROBED, 2.0);
+        assert_eq!((costs.send_s_per_byte, costs.request_s), (1.2e-8, 1e-4));
+    }
+}
