@@ -4,7 +4,7 @@ use crate::control::correction::{Corrections, Seen};
 /// Twelve equal blocks on four equal devices in a chain, by the profile.
 fn problem() -> Problem {
     let block = r#"{"weight_bytes": 1, "peak_bytes": 0, "seconds": {"x": 0.01}}"#;
-    let blocks = vec![block; 12].join(",");
+    let blocks = [block; 12].join(",");
     let devices: Vec<String> = ["a", "b", "c", "d"]
         .iter()
         .map(|id| format!(r#"{{"id": "{id}", "class": "x", "speed": 1.0, "memory_bytes": 99}}"#))
