@@ -18,7 +18,9 @@ use super::{
 const PAUSE: Duration = Duration::from_secs(3);
 /// Searching may take one part in so many of the time; but a pause is never longer than `PAUSE_MAX`.
 const RARELY: u32 = 20;
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// A device with less than one core searches less, down to this part.
+const LEAST_STEPS: f64 = 0.1;
 /// Compute times, sizes and rates that differ by less than this do not make another problem.
 const COMPUTE_NEWS: f64 = 0.05;
 const LINK_NEWS: f64 = 0.25;
@@ -141,8 +143,11 @@ pub fn speed(evaluation: &Evaluation, objective: Objective) -> f64 {
 
 fn search(problem: Problem, running: &Plan) -> Result<Found, String> {
     let now = mesh_planner::evaluate(&problem, running).map_err(|e| e.to_string())?;
+    // The leader computes stages too: planning must not be what makes it slow.
+    let part = mesh_inference::profile::cores().clamp(LEAST_STEPS, 1.0);
+    let steps = (PLANNER_STEPS as f64 * part) as u64;
     let Replan { plan, gain, .. } =
-        mesh_planner::replan(&problem, running, PLANNER_STEPS).map_err(|e| e.to_string())?;
+        mesh_planner::replan(&problem, running, steps).map_err(|e| e.to_string())?;
     // Without a gain the running plan cannot go on as it is; what that takes is not decided here.
     let gain = gain.ok_or("the running plan does not fit the devices any more")?;
     let before = speed(&now, problem.objective);
