@@ -36,7 +36,7 @@ deny:
 test: runtime lint deny
 	cargo build --workspace --all-targets
 	cargo test --workspace
-	@test "$$(id -u)" = 0 || echo "SKIPPED without root: what needs network namespaces (rack_cluster, rack_serving)"
+	@test "$$(id -u)" = 0 || echo "SKIPPED without root: what needs network namespaces (rack_*, lab*)"
 	@test -n "$$MESH_MODELS" || echo "SKIPPED without MESH_MODELS: real models and tritonclient (make test-models)"
 
 $(MODEL_DIR)/%/model.onnx: | $(MODEL_PYTHON)/done

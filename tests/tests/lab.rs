@@ -15,10 +15,10 @@ use serde_json::Value;
 /// A lab needs root and control groups that can be written.
 fn can_run() -> bool {
     let groups = ["/sys/fs/cgroup/cpu/cgroup.procs", "/sys/fs/cgroup/cgroup.procs"];
-    let can =
-        is_root() && groups.iter().any(|path| std::fs::OpenOptions::new().write(true).open(path).is_ok());
+    let has_group = groups.iter().any(|path| std::fs::OpenOptions::new().write(true).open(path).is_ok());
+    let can = is_root() && has_group && Path::new("/dev/net/tun").exists();
     if !can {
-        println!("SKIPPED: the lab needs root and control groups that can be written");
+        println!("SKIPPED: the lab needs root, /dev/net/tun and control groups that can be written");
     }
     can
 }

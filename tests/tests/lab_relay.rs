@@ -6,6 +6,7 @@ use std::{
     collections::HashSet,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -37,8 +38,8 @@ impl Link {
     }
 
     fn without_relay(what: &str) -> Option<Self> {
-        if !is_root() {
-            eprintln!("SKIPPED without root: {what}");
+        if !is_root() || !Path::new("/dev/net/tun").exists() {
+            eprintln!("SKIPPED without root and /dev/net/tun: {what}");
             return None;
         }
         let unique = format!("relay{}{}", std::process::id(), what.len());
