@@ -20,7 +20,7 @@ pub(super) fn section(name: &str, models: &Path, text: &mut String) -> Result<()
     drop(player);
     let _ = writeln!(text, "## {about}\n\nScenario: `tests/lab/scenarios/{name}.toml`.\n");
     table(&report, text);
-    let svg = plot(&about, &report)?;
+    let svg = plot(name, &report)?;
     super::write(&super::docs().join(format!("benchmarks/{name}.svg")), &svg)?;
     let _ = writeln!(text, "\n![{about}](benchmarks/{name}.svg)\n");
     for measured in &report.measurements {
