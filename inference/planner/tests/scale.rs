@@ -202,7 +202,6 @@ fn one_of_a_hundred_devices_is_lost() {
 }
 
 #[test]
-#[ignore = "a million links: some seconds"]
 fn a_thousand_devices_are_planned_for() {
     for (replication, most) in [(false, 30.0), (true, 5.0)] {
         let (gap, line) = measured(1000, replication, true);

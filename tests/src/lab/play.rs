@@ -15,6 +15,7 @@ use super::{
     hall::{Hall, HallError},
     load::{Arrivals, Entrance, Expected, Load, LoadError, LoadSpec},
     machine::{LabDevice, MachineError},
+    network::Card,
     report::{Happened, Report},
     scenario::{Deploy, Event, Scenario, Step, Try},
 };
@@ -176,8 +177,11 @@ impl Player {
             Step::Cut { devices } => self.each(devices, |net, d| Ok(net.set_connected(&d.port, false)?)),
             Step::Heal { devices } => self.each(devices, |net, d| Ok(net.set_group(&d.port, 0)?)),
             Step::Partition { groups } => self.partition(groups),
-            Step::Link { devices, rate, delay, jitter, loss } => {
+            Step::Link { devices, rate, delay, jitter, loss, restore } => {
                 self.each(devices, |net, d| {
+                    if *restore {
+                        d.port.card = Card::of(&d.machine.hardware);
+                    }
                     let card = &mut d.port.card;
                     card.rate = rate.or(card.rate);
                     card.delay = delay.unwrap_or(card.delay);

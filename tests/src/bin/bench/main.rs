@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
 
+mod codec;
 mod lab;
 mod mesh;
 
@@ -30,9 +31,10 @@ struct Args {
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "founding",
     "cost",
+    "codec",
     "losses",
     "defer-1000",
     "defer-100",
@@ -79,6 +81,7 @@ fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> 
     match name {
         "founding" => mesh::founding(&mut text),
         "cost" => mesh::pipeline(&mut text),
+        "codec" => codec::section(&mut text),
         "losses" => mesh::kills(&mut text),
         scenario => lab::section(scenario, models, &mut text)?,
     }

@@ -57,6 +57,9 @@ pub enum Step {
         jitter: Option<Span>,
         #[serde(default)]
         loss: Option<f64>,
+        /// First back to what the scenario says.
+        #[serde(default)]
+        restore: bool,
     },
     /// Changes the processor's share.
     Cpu { devices: Vec<String>, cpu: f64 },
