@@ -111,6 +111,7 @@ fn a_script_is_played_and_nothing_is_left() {
             "do = \"wait\"\nuntil = \"cluster\"\nwithin = \"60s\"",
             "do = \"cpu\"\ndevices = [\"*\"]\ncpu = 1.0",
             "do = \"link\"\ndevices = [\"pi-2\"]\nrate = \"10Mbit\"\ndelay = \"5ms\"",
+            "do = \"link\"\ndevices = [\"*\"]\nrestore = true",
             "do = \"stop-load\"",
             "do = \"fill-disk\"\ndevices = [\"pi-2\"]",
             "do = \"free-disk\"\ndevices = [\"pi-2\"]",
