@@ -105,6 +105,38 @@ fn a_lost_leader_is_followed_by_another_that_carries_on() {
 }
 
 #[test]
+fn a_closed_connection_to_the_leader_ends_its_lease_at_once() {
+    for voters in [3, 5] {
+        let mut fleet = Fleet::found(voters, voters);
+        fleet.until_leader();
+        let first = fleet.leader().unwrap();
+        fleet.kill(first);
+        fleet.nodes.values_mut().for_each(|node| node.peer_gone(first));
+        let mut ticks = 0;
+        while fleet.leader().is_none() {
+            fleet.tick();
+            ticks += 1;
+        }
+        assert!(ticks < fleet.options.election_ticks, "{ticks} ticks with {voters} voters");
+        fleet.assert_agreement();
+    }
+}
+
+#[test]
+fn one_follower_that_lost_its_connection_unseats_nobody() {
+    let mut fleet = Fleet::found(3, 3);
+    fleet.until_leader();
+    let (leader, term) = (fleet.leader().unwrap(), fleet.leader_node().term());
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    for _ in 0..5 {
+        fleet.nodes.get_mut(&follower).unwrap().peer_gone(leader);
+        (0..10).for_each(|_| fleet.tick());
+    }
+    assert_eq!((fleet.leader(), fleet.leader_node().term()), (Some(leader), term));
+    assert_eq!(fleet.nodes[&follower].leader(), Some(leader));
+}
+
+#[test]
 fn without_a_quorum_nothing_is_accepted_and_the_leader_steps_down() {
     let mut fleet = Fleet::found(3, 3);
     fleet.until_leader();

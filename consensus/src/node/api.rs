@@ -8,6 +8,10 @@ use crate::ids::{ClusterId, RaftId};
 use crate::state::ClusterState;
 use crate::store::{Conf, Store};
 
+/// Ticks between two voters that stand after they lost the leader's connection: enough for a vote, which is one
+/// exchange and one write to disk on each side.
+const TICKS_BETWEEN_HEIRS: usize = 2;
+
 impl<S: Store> Node<S> {
     /// One unit of time has passed. After a stall do not make up for all missed ticks at once: give a few, and
     /// the frames that wait first.
@@ -70,6 +74,23 @@ impl<S: Store> Node<S> {
         }
         self.raw.transfer_leader(to);
         Ok(())
+    }
+
+    /// The connection to another replica was closed. Where that was the leader, its lease is over at once, as if it had
+    /// been silent for an election timeout: the system of a device closes what a killed process had open, so that
+    /// nobody needs to wait for silence. The voters stand one after another, the one with the lowest id first; the first
+    /// after two ticks, when all have noticed. Where the others still hear the leader, they refuse (pre-vote), and its
+    /// next heartbeat ends this.
+    pub fn peer_gone(&mut self, id: RaftId) {
+        self.report_unreachable(id);
+        self.report_snapshot(id, false);
+        let raft = &mut self.raw.raft;
+        if self.stopped || raft.state != StateRole::Follower || raft.leader_id != id {
+            return;
+        }
+        let before = self.conf.voters.iter().filter(|v| **v != id && **v < self.identity.raft_id).count();
+        raft.election_elapsed = raft.election_elapsed.max(self.options.election_ticks);
+        self.jitter.timeout = raft.election_elapsed + TICKS_BETWEEN_HEIRS * (1 + before);
     }
 
     /// A frame could not be sent: its receiver is probed gently until it answers.

@@ -452,6 +452,16 @@ impl Process {
         self.pump_all()
     }
 
+    /// The connection to another device was closed.
+    pub(crate) fn peer_gone(&mut self, now_ms: u64, device: usize) -> Result<(), Death> {
+        if let Body::Member(node) = &mut self.body
+            && let Some(id) = node.state().member(&device_id(device)).map(|m| m.raft_id)
+        {
+            node.peer_gone(id);
+        }
+        self.founding_event(now_ms, Event::PeerDown(device_id(device)))
+    }
+
     pub(crate) fn unreachable(&mut self, to: RaftId) {
         if let Body::Member(node) = &mut self.body {
             node.report_unreachable(to);

@@ -393,7 +393,7 @@ impl World {
         for (here, there) in [(a, b), (b, a)] {
             // The world is not checked here: nothing is decided by a peer's going.
             let _ = self.with(here, |process, now_ms| {
-                process.founding_event(now_ms, Event::PeerDown(device_id(there)))
+                process.peer_gone(now_ms, there)
             });
         }
     }

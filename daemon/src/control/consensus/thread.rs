@@ -237,8 +237,7 @@ impl Thread {
         if let Some(Stage::Member(node)) = &mut self.stage
             && let Some(id) = node.state().member(&DeviceId(peer.to_string())).map(|m| m.raft_id)
         {
-            node.report_unreachable(id);
-            node.report_snapshot(id, false);
+            node.peer_gone(id);
         }
     }
 
