@@ -3,7 +3,7 @@
 //! Probes tell what a byte costs while nothing else goes on. Under load it costs more: caches are cold, packets come
 //! in pieces, tensors are packed. Over a stretch of time, what the process has used, less what its stages have computed
 //! and what it uses at rest, is what the bytes of that stretch have cost. How many times the probes' word that is,
-//! corrects them.
+//! corrects them. In the same way it is learnt what clients cost, who bring requests and take answers.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -41,6 +41,8 @@ pub struct Sample {
     pub sent: u64,
     /// Bytes received.
     pub received: u64,
+    /// Bytes of tensors that clients brought and took.
+    pub entered: u64,
     /// Nothing is being prepared: no weights come, no session is made.
     pub is_settled: bool,
 }
@@ -55,34 +57,72 @@ impl Sample {
             stages: metrics.stages.iter().map(stage).collect(),
             sent: metrics.links.iter().map(|link| link.bytes_sent).sum(),
             received: metrics.received,
+            entered: metrics.entered,
             is_settled,
         }
     }
 }
 
-/// Learns how many times the probes' costs moving takes.
+/// Learns what moving data and serving clients take, beside what probes say.
 #[derive(Debug, Default)]
 pub struct Watch {
     last: Option<Sample>,
     /// Processors in use at rest; `None` until the device was seen at rest.
     rest: Option<f64>,
+    /// How many times the probes' costs moving data takes.
+    moving: Middle,
+    /// How many times the assumed cost clients take.
+    entry: Middle,
+}
+
+/// The middle one of the last stretches.
+#[derive(Debug, Default)]
+struct Middle {
     ratios: VecDeque<f64>,
     told: Option<f64>,
 }
 
-impl Watch {
-    /// Takes a sample; how many times the probed costs moving takes, 1 until that is known. `cores` are the
-    /// processors that the device may use, `probed` is in seconds of all of them.
-    pub fn look(&mut self, now: Sample, probed: TransferCost, cores: f64) -> f64 {
-        let Some(last) = &self.last else {
-            self.last = Some(now);
-            return 1.0;
-        };
-        if now.at.saturating_duration_since(last.at) >= STRETCH {
-            self.learn(&now, probed, cores);
-            self.last = Some(now);
+impl Middle {
+    fn learn(&mut self, ratio: f64) {
+        self.ratios.push_back(ratio.clamp(BOUNDS.0, BOUNDS.1));
+        if self.ratios.len() > STRETCHES {
+            self.ratios.pop_front();
         }
+        if self.ratios.len() < STRETCHES_TRUSTED {
+            return;
+        }
+        let mut sorted: Vec<f64> = self.ratios.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted[sorted.len() / 2];
+        if self.told.is_none_or(|told| (middle / told - 1.0).abs() > NEWS) {
+            self.told = Some(middle);
+        }
+    }
+
+    fn times(&self) -> f64 {
         self.told.unwrap_or(1.0)
+    }
+}
+
+impl Watch {
+    /// Takes a sample; what moving and serving really cost, as far as that is known. `cores` are the processors that
+    /// the device may use, `probed` is in seconds of all of them.
+    pub fn look(&mut self, now: Sample, probed: TransferCost, cores: f64) -> TransferCost {
+        match &self.last {
+            None => self.last = Some(now),
+            Some(last) if now.at.saturating_duration_since(last.at) >= STRETCH => {
+                self.learn(&now, probed, cores);
+                self.last = Some(now);
+            }
+            Some(_) => {}
+        }
+        let (moving, entry) = (self.moving.times(), self.entry.times());
+        TransferCost {
+            send_s_per_byte: probed.send_s_per_byte * moving,
+            receive_s_per_byte: probed.receive_s_per_byte * moving,
+            entry_s_per_byte: probed.entry_s_per_byte * entry,
+            ..probed
+        }
     }
 
     fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
@@ -98,44 +138,23 @@ impl Watch {
             now.stages.get(key).map_or(0.0, |(runs, cost)| runs.saturating_sub(before) as f64 * cost)
         };
         let computed = now.stages.keys().map(runs).sum::<f64>() * cores * probed.compute_share;
-        let (sent, received) =
-            (now.sent.saturating_sub(last.sent), now.received.saturating_sub(last.received));
-        let expected =
-            (sent as f64 * probed.send_s_per_byte + received as f64 * probed.receive_s_per_byte) * cores;
-        if computed == 0.0 && expected < LEAST / 10.0 * seconds * cores {
+        let since = |count: fn(&Sample) -> u64| count(now).saturating_sub(count(last)) as f64;
+        let (sent, received, entered) = (since(|s| s.sent), since(|s| s.received), since(|s| s.entered));
+        let moving = (sent * probed.send_s_per_byte + received * probed.receive_s_per_byte) * cores;
+        let entry = entered * probed.entry_s_per_byte * cores;
+        let least = LEAST * seconds * cores;
+        if computed == 0.0 && moving + entry < least / 10.0 {
             let rest = used / seconds;
             self.rest = Some(self.rest.map_or(rest, |known| known.min(rest)));
-        } else if let Some(rest) = self.rest
-            && expected >= LEAST * seconds * cores
-        {
-            let ratio = (used - computed - rest * seconds) / expected;
-            self.ratios.push_back(ratio.clamp(BOUNDS.0, BOUNDS.1));
-            if self.ratios.len() > STRETCHES {
-                self.ratios.pop_front();
+        } else if let Some(rest) = self.rest {
+            let spent = used - computed - rest * seconds;
+            // One measurement tells one thing: what most of it went into.
+            if moving >= least.max(entry) {
+                self.moving.learn((spent - entry * self.entry.times()) / moving);
+            } else if entry >= least.max(4.0 * moving) {
+                self.entry.learn((spent - moving * self.moving.times()) / entry);
             }
-            self.tell();
         }
-    }
-
-    fn tell(&mut self) {
-        if self.ratios.len() < STRETCHES_TRUSTED {
-            return;
-        }
-        let mut sorted: Vec<f64> = self.ratios.iter().copied().collect();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted[sorted.len() / 2];
-        if self.told.is_none_or(|told| (middle / told - 1.0).abs() > NEWS) {
-            self.told = Some(middle);
-        }
-    }
-}
-
-/// Costs of a byte times a correction.
-pub fn corrected(probed: TransferCost, times: f64) -> TransferCost {
-    TransferCost {
-        send_s_per_byte: probed.send_s_per_byte * times,
-        receive_s_per_byte: probed.receive_s_per_byte * times,
-        ..probed
     }
 }
 
@@ -149,8 +168,13 @@ pub fn processor_s() -> f64 {
 mod tests {
     use super::*;
 
-    const PROBED: TransferCost =
-        TransferCost { send_s_per_byte: 6e-9, receive_s_per_byte: 1e-8, request_s: 1e-4, compute_share: 1.0 };
+    const PROBED: TransferCost = TransferCost {
+        send_s_per_byte: 6e-9,
+        receive_s_per_byte: 1e-8,
+        request_s: 1e-4,
+        entry_s_per_byte: 5e-9,
+        compute_share: 1.0,
+    };
     const CORES: f64 = 0.15;
 
     struct Device {
@@ -167,23 +191,35 @@ mod tests {
                 stages: BTreeMap::from([(key, (0, 0.05))]),
                 sent: 0,
                 received: 0,
+                entered: 0,
                 is_settled: true,
             };
             Self { watch: Watch::default(), now }
         }
 
-        /// Five seconds with so many runs of 50 ms that receive and send 1 MB each, at `times` the probed cost.
-        fn work(&mut self, runs: u64, times: f64, other: f64) -> f64 {
-            let seconds = 5.0;
+        fn look(&mut self, seconds: f64, runs: u64, moving: f64, other: f64) -> TransferCost {
             self.now.at += Duration::from_secs_f64(seconds);
-            self.now.sent += runs * 1_000_000;
-            self.now.received += runs * 1_000_000;
-            let moving = runs as f64 * (6e-3 + 1e-2) * times;
             self.now.processor_s += (runs as f64 * 0.05 + moving) * CORES + 0.004 * seconds + other;
             for (done, _) in self.now.stages.values_mut() {
                 *done += runs;
             }
             self.watch.look(self.now.clone(), PROBED, CORES)
+        }
+
+        /// Five seconds with so many runs of 50 ms that receive and send 1 MB each, at `times` the probed cost. How many
+        /// times the probed cost is told.
+        fn work(&mut self, runs: u64, times: f64, other: f64) -> f64 {
+            self.now.sent += runs * 1_000_000;
+            self.now.received += runs * 1_000_000;
+            let moving = runs as f64 * (6e-3 + 1e-2) * times;
+            self.look(5.0, runs, moving, other).send_s_per_byte / PROBED.send_s_per_byte
+        }
+
+        /// Five seconds with so many requests of 1 MB by clients, at `times` the assumed cost.
+        fn serve(&mut self, requests: u64, times: f64) -> f64 {
+            self.now.entered += requests * 1_000_000;
+            let serving = requests as f64 * 5e-3 * times;
+            self.look(5.0, requests, serving, 0.0).entry_s_per_byte / PROBED.entry_s_per_byte
         }
     }
 
@@ -201,6 +237,25 @@ mod tests {
     }
 
     #[test]
+    fn what_clients_cost_is_found_beside_it() {
+        let mut device = Device::new();
+        device.work(0, 1.0, 0.0);
+        device.work(0, 1.0, 0.0);
+        let told = (0..4).map(|_| device.serve(80, 1.5)).last().unwrap();
+        assert!((told - 1.5).abs() < 0.05, "{told}");
+        // Known by then, it is not taken for the cost of moving.
+        let clients = 50.0 * 5e-3 * 1.5;
+        let told = (0..4)
+            .map(|_| {
+                device.now.entered += 50 * 1_000_000;
+                device.now.processor_s += clients * CORES;
+                device.work(50, 1.2, 0.0)
+            })
+            .last();
+        assert!((told.unwrap() - 1.2).abs() < 0.05, "{told:?}");
+    }
+
+    #[test]
     fn nothing_is_learnt_without_rest_without_traffic_or_while_something_is_prepared() {
         let mut device = Device::new();
         assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "rest was never seen");
@@ -213,12 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn corrections_are_bounded_and_leave_the_share() {
+    fn corrections_are_bounded_and_leave_the_rest() {
         let mut device = Device::new();
         device.work(0, 1.0, 0.0);
         device.work(0, 1.0, 0.0);
         assert_eq!((0..5).map(|_| device.work(50, 30.0, 0.0)).last(), Some(4.0));
-        let costs = corrected(PROBED, 2.0);
-        assert_eq!((costs.send_s_per_byte, costs.request_s), (1.2e-8, 1e-4));
+        let costs = device.look(1.0, 0, 0.0, 0.0);
+        assert_eq!((costs.request_s, costs.compute_share), (PROBED.request_s, PROBED.compute_share));
     }
 }

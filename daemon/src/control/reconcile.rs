@@ -19,7 +19,7 @@ use super::{
     correction::RUNS_TRUSTED,
     facts::Facts,
     models::Models,
-    moving::{Sample, Watch, corrected, processor_s},
+    moving::{Sample, Watch, processor_s},
     prepare::{Prepared, Preparer, SessionKey},
     report::{StageReport, StageState},
     spread::Spread,
@@ -41,6 +41,9 @@ const RUNS_NEWS: Duration = Duration::from_secs(10);
 const RETIRE: Duration = Duration::from_secs(2);
 /// A stage that could not be prepared is tried again after this long, while it is still wanted.
 const RETRY: Duration = Duration::from_secs(5);
+/// A byte of a client's request is assumed to cost this part of a byte from a peer until serving has shown it: it is
+/// neither encrypted nor framed.
+const ENTRY_SHARE: f64 = 0.5;
 /// Pause after a manifest could not be fetched.
 const MANIFEST_RETRY: Duration = Duration::from_secs(1);
 
@@ -367,12 +370,12 @@ impl Reconciler {
         let probed = costs(self.facts.own().transfer, &self.net);
         let cores = mesh_inference::profile::cores();
         let sample = Sample::new(now, processor_s(), &metrics, is_settled);
-        let times = self.moving.look(sample, probed, cores);
+        let transfer = self.moving.look(sample, probed, cores);
         self.facts.update_own(&self.net, |own| {
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());
-            own.transfer = corrected(probed, times);
+            own.transfer = transfer;
         });
         for (peer, cost) in self.facts.moving_costs() {
             self.data.set_moving_cost(peer, cost * cores);
@@ -396,9 +399,11 @@ impl Reconciler {
 fn costs(known: TransferCost, net: &Net) -> TransferCost {
     let cores = mesh_inference::profile::cores();
     let (sent, received) = net.costs_per_byte();
+    let received = received.map(|s| s / cores);
     TransferCost {
+        entry_s_per_byte: received.map_or(known.entry_s_per_byte, |s| s * ENTRY_SHARE),
         send_s_per_byte: sent.map_or(known.send_s_per_byte, |s| s / cores),
-        receive_s_per_byte: received.map_or(known.receive_s_per_byte, |s| s / cores),
+        receive_s_per_byte: received.unwrap_or(known.receive_s_per_byte),
         ..known
     }
 }

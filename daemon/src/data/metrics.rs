@@ -17,6 +17,8 @@ pub struct DataMetrics {
     pub links: Vec<LinkMetrics>,
     /// Bytes of the frames that came from peers, as they were on the wire.
     pub received: u64,
+    /// Bytes of the tensors that clients brought here and took from here.
+    pub entered: u64,
 }
 
 /// Requests of one deployment that entered by this device.

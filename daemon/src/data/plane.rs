@@ -30,6 +30,7 @@ use super::{
     transport::{DataStream, Transport},
     wire::now,
 };
+use mesh_inference::tensor::Tensor;
 use serve::{keep_time, lock, read_stream};
 
 use crate::app::{AppError, InferRequest, InferResponse};
@@ -59,6 +60,8 @@ struct Shared {
     busy: Arc<Busy>,
     /// Bytes of the frames that came, as they were on the wire.
     received: AtomicU64,
+    /// Bytes of the tensors that clients brought and took.
+    entered: AtomicU64,
     /// What probes have shown that links carry, in bytes per second.
     rates: Mutex<BTreeMap<PeerId, f64>>,
     /// Processor seconds of moving a byte to a peer, on both ends together.
@@ -118,6 +121,7 @@ impl DataPlane {
                 on_done,
                 busy: Arc::new(Busy::new(now())),
                 received: AtomicU64::new(0),
+                entered: AtomicU64::new(0),
                 rates: Mutex::new(BTreeMap::new()),
                 moving: Mutex::new(BTreeMap::new()),
                 stop: stop.clone(),
@@ -233,6 +237,7 @@ impl DataPlane {
     /// Runs a request through the mesh. Ends by the request's deadline; dropping the future gives the request up.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, AppError> {
         let (client, answer) = oneshot::channel();
+        self.shared.count_entered(&request.inputs);
         let id = self.shared.drive_with(|desk, now| {
             let id = desk.ingress.begin(now, request)?;
             desk.clients.insert(id, client);
@@ -240,7 +245,7 @@ impl DataPlane {
         })?;
         let _guard = Waiting { shared: self.shared.clone(), id };
         match answer.await {
-            Ok(result) => result,
+            Ok(result) => result.inspect(|answer| self.shared.count_entered(&answer.outputs)),
             Err(_) => Err(AppError::Internal("the daemon is shutting down; ask another device".into())),
         }
     }
@@ -252,7 +257,8 @@ impl DataPlane {
         stages.sort_by(|a, b| a.key.cmp(&b.key));
         let links = lock(&self.shared.links).values().flatten().map(|link| link.metrics()).collect();
         let received = self.shared.received.load(Ordering::Relaxed);
-        DataMetrics { deployments, stages, links, received }
+        let entered = self.shared.entered.load(Ordering::Relaxed);
+        DataMetrics { deployments, stages, links, received, entered }
     }
 }
 
@@ -273,6 +279,11 @@ impl Drop for Waiting {
 }
 
 impl Shared {
+    fn count_entered(&self, tensors: &[(String, Tensor)]) {
+        let bytes: usize = tensors.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
+        self.entered.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Brings the ingress an event and does what follows from it.
     fn drive(self: &Arc<Self>, event: impl FnOnce(&mut Ingress, Instant)) {
         self.drive_with(|desk, now| event(&mut desk.ingress, now));

@@ -111,7 +111,8 @@ fn priced(instance: &Instance<'_>, devices: &[usize], prices: &[f64]) -> (f64, V
 
 /// The same prices with what data costs the processors: every request takes some path through the devices, in runs of
 /// blocks that its device can hold, and pays for compute and for both ends of every hop. The cheapest path is a bound.
-/// Hops from and to the ingress are left out, as requests may stay where they enter.
+/// Hops from and to the ingress are left out, as requests may stay where they enter; where they enter is given, and so
+/// is what that costs.
 fn path_bound(instance: &Instance<'_>, prices: &[f64]) -> f64 {
     let priced = priced_kinds(instance, prices);
     if !instance.moves_cost() || priced.len() * instance.blocks * instance.blocks > MAX_PATHS {
@@ -134,7 +135,9 @@ fn path_bound(instance: &Instance<'_>, prices: &[f64]) -> f64 {
             }
         }
     }
-    let bound = cheapest[instance.blocks] * (1.0 - 1e-12);
+    let usable = instance.usable().into_iter().zip(prices);
+    let entries = usable.map(|(device, price)| price * instance.ingress[device] * instance.entry_s(device));
+    let bound = (cheapest[instance.blocks] + entries.sum::<f64>()) * (1.0 - 1e-12);
     if bound.is_finite() { bound } else { 0.0 }
 }
 

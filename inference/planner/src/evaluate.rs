@@ -101,7 +101,7 @@ pub struct Evaluation {
     pub bottleneck: Bottleneck,
     /// Requests per second.
     pub throughput_rps: f64,
-    /// Expected seconds of one request through an idle pipeline.
+    /// Expected seconds of one request through an idle pipeline, from when the ingress has it until it has the answer.
     pub latency_s: f64,
     /// Numbers per stage.
     pub stages: Vec<StageCost>,
@@ -120,6 +120,7 @@ pub(crate) fn evaluate_draft(instance: &Instance<'_>, draft: &Draft) -> Evaluati
     let stages = draft.stages.iter().enumerate().map(|(index, stage)| sum.compute(index, stage)).collect();
     let mut stages: Vec<StageCost> = stages;
     let entrances = entrances(instance);
+    sum.enter(&entrances);
     if let Some(first) = draft.stages.first() {
         sum.latency_s += sum.hop(&entrances, &first.replicas, instance.cut(0), 0);
     }
@@ -183,6 +184,16 @@ impl<'a> Sum<'a> {
             hop_s: 0.0,
             output_bytes: self.instance.problem.cuts[stage.end],
             weight_bytes: self.instance.weight(stage.first, stage.end),
+        }
+    }
+
+    /// Books what requests cost where they enter. It adds to no latency: that runs from the moment a request is there.
+    fn enter(&mut self, entrances: &[(usize, f64)]) {
+        for &(device, part) in entrances {
+            let seconds = part * self.instance.entry_s(device);
+            if seconds > 0.0 {
+                self.moving[device].add(seconds, 0);
+            }
         }
     }
 

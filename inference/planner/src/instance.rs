@@ -204,7 +204,12 @@ impl<'a> Instance<'a> {
     /// Processor seconds that a device without a stage spends as an ingress.
     pub(crate) fn ingress_s(&self, device: usize) -> f64 {
         let work = self.send_s(device, self.cut(0)) + self.receive_s(device, self.cut(self.blocks));
-        self.ingress[device] * work
+        self.ingress[device] * (work + self.entry_s(device))
+    }
+
+    /// Processor seconds of taking one request from a client and giving it the answer.
+    pub(crate) fn entry_s(&self, device: usize) -> f64 {
+        entry_s(self.problem, device)
     }
 
     /// Least and greatest number of stages that were asked for and that the blocks allow.
@@ -217,10 +222,12 @@ impl<'a> Instance<'a> {
 impl Moves {
     fn new(problem: &Problem, device: usize, ingress: &[f64]) -> Option<Self> {
         let cost = &problem.devices[device].transfer;
-        if cost.send_s_per_byte == 0.0 && cost.receive_s_per_byte == 0.0 && cost.request_s == 0.0 {
+        let entering = ingress[device];
+        let entry_s = entering * entry_s(problem, device);
+        let is_free = cost.send_s_per_byte == 0.0 && cost.receive_s_per_byte == 0.0 && cost.request_s == 0.0;
+        if is_free && entry_s == 0.0 {
             return None;
         }
-        let entering = ingress[device];
         let remote = if problem.ingress.is_some() { 1.0 - entering } else { 0.0 };
         let cuts: Vec<f64> = problem.cuts.iter().map(|&bytes| bytes as f64).collect();
         let last = cuts.len() - 1;
@@ -229,6 +236,7 @@ impl Moves {
         let mut arrive: Vec<f64> = cuts.iter().map(taken).collect();
         let mut leave: Vec<f64> = cuts.iter().map(given).collect();
         arrive[0] = remote * receive_s(cost, cuts[0]);
+        arrive.iter_mut().for_each(|seconds| *seconds += entry_s);
         leave[last] = remote * send_s(cost, cuts[last]);
         Some(Self { arrive, leave })
     }
@@ -236,6 +244,13 @@ impl Moves {
 
 fn send_s(cost: &TransferCost, bytes: f64) -> f64 {
     cost.request_s + bytes * cost.send_s_per_byte
+}
+
+fn entry_s(problem: &Problem, device: usize) -> f64 {
+    let ends = problem.cuts.first().zip(problem.cuts.last());
+    ends.map_or(0.0, |(inputs, outputs)| {
+        (*inputs as f64 + *outputs as f64) * problem.devices[device].transfer.entry_s_per_byte
+    })
 }
 
 fn receive_s(cost: &TransferCost, bytes: f64) -> f64 {

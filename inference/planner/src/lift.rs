@@ -134,7 +134,8 @@ fn faster_device(problem: &Problem, now: &Evaluation) -> Option<Idea> {
     let device = &mut problem.devices[busiest];
     device.speed *= 2.0;
     let cost = &mut device.transfer;
-    for seconds in [&mut cost.send_s_per_byte, &mut cost.receive_s_per_byte, &mut cost.request_s] {
+    let (sent, received) = (&mut cost.send_s_per_byte, &mut cost.receive_s_per_byte);
+    for seconds in [sent, received, &mut cost.request_s, &mut cost.entry_s_per_byte] {
         *seconds /= 2.0;
     }
     Some(Idea { what: format!("{} twice as fast", device.id), problem })

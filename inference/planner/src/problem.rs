@@ -82,13 +82,21 @@ pub struct TransferCost {
     pub receive_s_per_byte: f64,
     /// Seconds per message sent or received, whatever its size.
     pub request_s: f64,
+    /// Seconds per byte of a request that a client brings here, and of its answer: the work of an ingress.
+    pub entry_s_per_byte: f64,
     /// The part of the processors that a running stage keeps busy: 1 for all, 0.5 for one thread on two cores.
     pub compute_share: f64,
 }
 
 impl Default for TransferCost {
     fn default() -> Self {
-        Self { send_s_per_byte: 0.0, receive_s_per_byte: 0.0, request_s: 0.0, compute_share: 1.0 }
+        Self {
+            send_s_per_byte: 0.0,
+            receive_s_per_byte: 0.0,
+            request_s: 0.0,
+            entry_s_per_byte: 0.0,
+            compute_share: 1.0,
+        }
     }
 }
 

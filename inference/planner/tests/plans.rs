@@ -101,7 +101,13 @@ fn requests_that_enter_elsewhere_pay_for_the_way() {
 
 /// A device whose processors work 20 ms on moving 1 MB: 1 ms for the message and 19 for the bytes.
 fn costly(share: f64) -> TransferCost {
-    TransferCost { send_s_per_byte: 19e-9, receive_s_per_byte: 19e-9, request_s: 1e-3, compute_share: share }
+    TransferCost {
+        send_s_per_byte: 19e-9,
+        receive_s_per_byte: 19e-9,
+        request_s: 1e-3,
+        entry_s_per_byte: 0.0,
+        compute_share: share,
+    }
 }
 
 #[test]

@@ -392,9 +392,7 @@ impl World {
         }
         for (here, there) in [(a, b), (b, a)] {
             // The world is not checked here: nothing is decided by a peer's going.
-            let _ = self.with(here, |process, now_ms| {
-                process.peer_gone(now_ms, there)
-            });
+            let _ = self.with(here, |process, now_ms| process.peer_gone(now_ms, there));
         }
     }
 

@@ -94,6 +94,10 @@ pub(crate) fn cost(problem: &Problem, stages: &[NaiveStage]) -> Option<(f64, f64
             latency += part * (slowest + delay + send + receive);
         }
     }
+    for (index, share) in entering.iter().flatten() {
+        let ends = problem.cuts[0] as f64 + problem.cuts[problem.cuts.len() - 1] as f64;
+        moving[*index] += share * ends * problem.devices[*index].transfer.entry_s_per_byte;
+    }
     let mut worst = links.values().copied().fold(0.0, f64::max);
     for (index, device) in problem.devices.iter().enumerate() {
         let busy = compute[index] * device.transfer.compute_share + moving[index];
