@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use mesh_inference::tensor::{DType, Tensor};
-use mesh_planner::{Objective, Plan, Problem};
+use mesh_planner::{Lift, Objective, Plan, Problem};
 use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
@@ -82,6 +82,9 @@ pub struct PlanDocument {
     /// The plan, in the same object.
     #[serde(flatten)]
     pub plan: Plan,
+    /// What would make it better, the most effective first; computed only when it is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lifts: Vec<Lift>,
 }
 
 /// What a plan was made from, as `/api/plan/{name}?problem=1` and `mesh plan --problem` give it: the planner's problem
@@ -145,6 +148,9 @@ pub enum DeployEvent {
     Planned {
         /// The plan.
         plan: Box<Plan>,
+        /// What would make it better; only for a dry run.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lifts: Vec<Lift>,
     },
     /// Serving: the end.
     Serving {
@@ -200,6 +206,8 @@ pub trait App: Send + Sync + 'static {
     fn plan(&self, name: &str) -> Result<(u64, Plan), AppError>;
     /// What the plan of [`App::plan`] was made from.
     fn problem(&self, name: &str) -> BoxFuture<'static, Result<ProblemDocument, AppError>>;
+    /// What would make the plan of [`App::plan`] better. Takes as long as several plannings.
+    fn lifts(&self, name: &str) -> BoxFuture<'static, Result<Vec<Lift>, AppError>>;
     /// Inputs and outputs of a deployment's model.
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError>;
     /// Whether a deployment answers requests now.

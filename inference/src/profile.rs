@@ -180,6 +180,18 @@ pub enum ProfileError {
     },
 }
 
+/// The shapes of all inputs that a model would be profiled for. `shapes` as in [`ProfileOptions::shapes`].
+///
+/// # Errors
+/// When the model does not have such inputs.
+pub fn shapes(
+    model: &Model,
+    shapes: &BTreeMap<String, Vec<i64>>,
+) -> Result<BTreeMap<String, Vec<i64>>, ProfileError> {
+    let inputs = inputs::make(&model.inputs, shapes)?;
+    Ok(inputs.into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())).collect())
+}
+
 /// Measures every block by running it on real outputs of the block before, holding the weights of one block at a
 /// time; then runs of blocks that fit in `options.memory` together, to take out what a session of its own costs each.
 ///

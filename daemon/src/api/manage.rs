@@ -25,6 +25,13 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
 pub(super) struct PlanQuery {
     /// "1": what the plan was made from.
     problem: Option<String>,
+    /// "1": also what would lift the plan. Takes as long as several plannings.
+    lifts: Option<String>,
+}
+
+/// "1" and "true" ask for it.
+fn is_asked(value: Option<&str>) -> bool {
+    matches!(value, Some("1" | "true"))
 }
 
 pub(super) async fn plan(
@@ -32,11 +39,12 @@ pub(super) async fn plan(
     Path(name): Path<String>,
     Query(asked): Query<PlanQuery>,
 ) -> Result<Response, ApiError> {
-    if matches!(asked.problem.as_deref(), Some("1" | "true")) {
+    if is_asked(asked.problem.as_deref()) {
         return Ok(Json(api.app.problem(&name).await?).into_response());
     }
     let (epoch, plan) = api.app.plan(&name)?;
-    Ok(Json(PlanDocument { name, epoch, plan }).into_response())
+    let lifts = if is_asked(asked.lifts.as_deref()) { api.app.lifts(&name).await? } else { Vec::new() };
+    Ok(Json(PlanDocument { name, epoch, plan, lifts }).into_response())
 }
 
 pub(super) async fn models(State(api): State<Api>) -> Json<Vec<ModelSummary>> {

@@ -176,7 +176,7 @@ pub(super) struct Deploy {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mesh plan resnet50\n  mesh plan resnet50 --json > plan.json\n  mesh plan resnet50 --problem > problem.json"
+    after_help = "Examples:\n  mesh plan resnet50\n  mesh plan resnet50 --svg plan.svg\n  mesh plan resnet50 --json > plan.json\n  mesh plan resnet50 --problem > problem.json"
 )]
 pub(super) struct Plan {
     /// Deployment
@@ -187,6 +187,9 @@ pub(super) struct Plan {
     /// Print what the plan was made from (blocks, devices, links) as the planner reads it
     #[arg(long, conflicts_with = "json")]
     pub(super) problem: bool,
+    /// Draw the plan as an SVG picture
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "problem"])]
+    pub(super) svg: Option<PathBuf>,
 }
 
 /// Explains `--input` in the same words wherever it is taken.

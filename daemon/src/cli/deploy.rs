@@ -136,9 +136,9 @@ impl Follow<'_> {
                 self.progress.show(&step, done, total, unit);
                 return true;
             }
-            DeployEvent::Planned { plan } => {
+            DeployEvent::Planned { plan, lifts } => {
                 self.progress.finish();
-                let text = plan::describe(&plan, &self.status);
+                let text = plan::describe(&plan, &lifts, &self.status);
                 if self.args.dry_run {
                     self.end = output::print(&text).err().map(Err);
                 } else {

@@ -1,8 +1,8 @@
 //! `mesh plan`: how a model is cut and placed, and why.
 
-use std::fmt::Write;
+use std::{fmt::Write, fs::File, io::Write as _, path::Path};
 
-use mesh_planner::{BottleneckKind, Plan as PlacedPlan};
+use mesh_planner::{BottleneckKind, Lift, Plan as PlacedPlan};
 
 use super::{
     args::{Global, Plan},
@@ -14,6 +14,8 @@ use crate::{
     app::{PlanDocument, ProblemDocument},
     status::Status,
 };
+
+mod picture;
 
 pub(super) fn run(global: &Global, args: &Plan) -> Result<(), CliError> {
     let client = Client::new(global)?;
@@ -27,21 +29,31 @@ pub(super) fn run(global: &Global, args: &Plan) -> Result<(), CliError> {
         }
         return client::print_json(&document);
     }
-    let document: PlanDocument = client.get(&format!("/api/plan/{}", client::segment(&args.name)))?;
+    let path = format!("/api/plan/{}?lifts=1", client::segment(&args.name));
+    let document: PlanDocument = client.get(&path)?;
     if args.json {
         return client::print_json(&document);
     }
     let status: Status = client.get("/api/status")?;
+    if let Some(path) = &args.svg {
+        return draw(&document, &status, path);
+    }
     let head = format!("{} plan {}\n", paint(Paint::Bold, &document.name), document.epoch);
-    output::print(&(head + &describe(&document.plan, &status)))
+    output::print(&(head + &describe(&document.plan, &document.lifts, &status)))
+}
+
+fn draw(document: &PlanDocument, status: &Status, path: &Path) -> Result<(), CliError> {
+    let picture = picture::draw(document, status);
+    let written = File::create(path).and_then(|mut file| file.write_all(picture.as_bytes()));
+    written.map_err(|error| CliError::because(format!("{} cannot be written", path.display()), &error))?;
+    output::note(&format!("{} shows plan {} of {}", path.display(), document.epoch, document.name));
+    Ok(())
 }
 
 /// A plan in words and tables, with the names of the devices that `status` knows.
-pub(super) fn describe(plan: &PlacedPlan, status: &Status) -> String {
+pub(super) fn describe(plan: &PlacedPlan, lifts: &[Lift], status: &Status) -> String {
     let name = |id: &str| name_of(status, id);
-    // The planner knows devices by their ids only.
-    let why = status.nodes.iter().fold(plan.why.clone(), |why, node| why.replace(&node.id, &node.name));
-    let mut text = format!("{why}\n\n");
+    let mut text = format!("{}\n\n", named(status, &plan.why));
     let mut table = Table::new(&["STAGE", "BLOCKS", "DEVICES", "WEIGHTS", "COMPUTE", "SENDS", "HOP"]);
     for (index, stage) in plan.stages.iter().enumerate() {
         let devices: Vec<String> = stage
@@ -77,6 +89,12 @@ pub(super) fn describe(plan: &PlacedPlan, status: &Status) -> String {
         plan.bottleneck.stage
     );
     text.push_str(&alternatives(plan));
+    if !lifts.is_empty() {
+        text.push_str("\nWhat would lift it:\n");
+        for lift in lifts {
+            let _ = writeln!(text, "  {}", named(status, &lift.to_string()));
+        }
+    }
     for unused in &plan.unused {
         let _ = writeln!(text, "Unused: {}: {}", name(&unused.device), unused.reason);
     }
@@ -96,6 +114,11 @@ fn alternatives(plan: &PlacedPlan) -> String {
         table.row(vec![other.what.clone(), rate, latency, other.infeasible.clone().unwrap_or_default()]);
     }
     format!("\n{}", table.render(0))
+}
+
+/// A text of the planner, which knows devices by their ids only.
+fn named(status: &Status, text: &str) -> String {
+    status.nodes.iter().fold(text.to_owned(), |text, node| text.replace(&node.id, &node.name))
 }
 
 /// A device's name, or the end of its id when it is not known.

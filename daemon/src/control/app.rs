@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use futures::{FutureExt, future::BoxFuture};
 use mesh_consensus::{Command, DeviceId, EpochPlan, Member};
 use mesh_inference::model::ValueType;
-use mesh_planner::Plan;
+use mesh_planner::{Lift, Plan};
 use tokio::sync::mpsc;
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     deploy::Deployer,
     document::Sources,
     events::Refusals,
+    explain,
     facts::Facts,
     forecast::Forecasts,
     metrics::prometheus,
@@ -177,6 +178,16 @@ impl App for DaemonApp {
             let rebuilt = problems::rebuild(&this.facts, &this.models, &view, &name).await;
             let problem = rebuilt.map_err(|message| AppError::Unavailable { message, retry_after_s: 5 })?;
             Ok(ProblemDocument { name, epoch, rebuilt: true, corrected: false, problem })
+        }
+        .boxed()
+    }
+
+    fn lifts(&self, name: &str) -> BoxFuture<'static, Result<Vec<Lift>, AppError>> {
+        let (this, name) = (self.clone(), name.to_owned());
+        async move {
+            let (_, plan) = this.plan(&name)?;
+            let problem = this.problem(&name).await?.problem;
+            Ok(explain::lifts(problem, plan).await)
         }
         .boxed()
     }

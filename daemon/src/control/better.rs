@@ -173,6 +173,7 @@ fn differs(a: &Problem, b: &Problem) -> bool {
             || apart(a.transfer.send_s_per_byte, b.transfer.send_s_per_byte, LINK_NEWS)
             || apart(a.transfer.receive_s_per_byte, b.transfer.receive_s_per_byte, LINK_NEWS)
             || apart(a.transfer.request_s, b.transfer.request_s, LINK_NEWS)
+            || apart(a.transfer.entry_s_per_byte, b.transfer.entry_s_per_byte, LINK_NEWS)
     });
     let links = |p: &Problem| -> BTreeMap<(String, String), (f64, f64)> {
         let pairs = p.links.pairs.iter();

@@ -17,13 +17,15 @@ use mesh_inference::{
     profile::{self, ProfileError, ProfileOptions},
     runtime::{Engine, SessionOptions},
 };
-use mesh_planner::Plan;
+use mesh_planner::{Lift, Plan};
 use tokio::sync::mpsc;
 
 use super::{
     chain,
     consensus::Consensus,
+    explain,
     facts::Facts,
+    forecast::Forecasts,
     leader::solve,
     models::Models,
     planning::{self, StoredProfile, Wishes},
@@ -52,6 +54,8 @@ pub struct Deployer {
     pub models: Models,
     /// The blob store and its network side.
     pub transfer: Transfer,
+    /// What serving has shown.
+    pub forecasts: Forecasts,
     /// Commands.
     pub proposer: Proposer,
     /// ONNX Runtime.
@@ -152,8 +156,8 @@ impl Deployer {
         let imported = self.import(folder, request, events).await?;
         let ready = self.profile(imported, request, calibration_s, events).await?;
         if request.dry_run {
-            let plan = self.dry_run(&ready, request).await?;
-            let _ = events.send(DeployEvent::Planned { plan: Box::new(plan) }).await;
+            let (plan, lifts) = self.dry_run(&ready, request).await?;
+            let _ = events.send(DeployEvent::Planned { plan: Box::new(plan), lifts }).await;
             let _ = events.send(DeployEvent::DryRun).await;
             return Ok(());
         }
@@ -213,6 +217,10 @@ impl Deployer {
         calibration_s: f64,
         events: &mpsc::Sender<DeployEvent>,
     ) -> Result<Ready, Failure> {
+        if let Some(known) = self.known(&imported, request).await {
+            tracing::info!(model = %known.hash, "this model has been profiled before");
+            return Ok(known);
+        }
         let model = imported.model;
         let (store, engine, events) = (self.transfer.store().clone(), self.engine.clone(), events.clone());
         let options = ProfileOptions {
@@ -243,15 +251,37 @@ impl Deployer {
         Ok(Ready { hash: imported.hash, model, profile_blob, profile: Arc::new(stored) })
     }
 
-    async fn dry_run(&self, ready: &Ready, request: &DeployRequest) -> Result<Plan, Failure> {
+    /// What an earlier deployment of the same model measured, if it was for the same shapes, threads and runtime. What
+    /// has changed since, serving corrects.
+    async fn known(&self, imported: &Imported, request: &DeployRequest) -> Option<Ready> {
+        let blob = {
+            let view = self.consensus.view();
+            let view = view.borrow();
+            view.state.models.get(&imported.hash.to_string())?.profile_blob.clone()?
+        };
+        let stored = self.models.profile(&blob).await.ok()?;
+        let wanted = request.shapes.iter().cloned().collect();
+        let profile = &stored.profile;
+        let same = profile::shapes(&imported.model, &wanted).is_ok_and(|shapes| shapes == profile.shapes)
+            && profile.threads == self.session.threads
+            && profile.runtime == self.engine.version();
+        let model = Arc::clone(&imported.model);
+        let profile_blob = blob.parse().ok().filter(|_| same)?;
+        Some(Ready { hash: imported.hash, model, profile_blob, profile: Arc::clone(&stored) })
+    }
+
+    async fn dry_run(&self, ready: &Ready, request: &DeployRequest) -> Result<(Plan, Vec<Lift>), Failure> {
         let view = self.consensus.view().borrow().clone();
         let (devices, _) = self.facts.devices(&view);
         let wishes =
             Wishes { objective: request.objective, stages: request.stages, pin: request.pin.clone() };
-        let problem = planning::problem(&ready.profile, &devices, &wishes);
+        let mut problem = planning::problem(&ready.profile, &devices, &wishes);
+        self.forecasts.correct(&ready.hash.to_string(), &mut problem);
         let solved = tokio::task::spawn_blocking(move || solve(problem));
-        let plan = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
-        plan.map(|solved| solved.plan).map_err(|e| Failure::invalid(self.facts.named(&view, &e)))
+        let solved = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
+        let solved = solved.map_err(|e| Failure::invalid(self.facts.named(&view, &e)))?;
+        let lifts = explain::lifts(solved.problem, solved.plan.clone()).await;
+        Ok((solved.plan, lifts))
     }
 
     /// Has the model and the deployment replicated. Returns the first epoch that this deployment can get.
@@ -300,7 +330,7 @@ impl Deployer {
                 {
                     if told_epoch != Some(active.epoch) {
                         let plan = Box::new(active.plan.clone());
-                        let _ = events.send(DeployEvent::Planned { plan }).await;
+                        let _ = events.send(DeployEvent::Planned { plan, lifts: Vec::new() }).await;
                     }
                     let _ = events.send(DeployEvent::Serving { epoch: active.epoch }).await;
                     return Ok(());
@@ -310,7 +340,7 @@ impl Deployer {
                     if told_epoch != Some(preparing.epoch) {
                         told_epoch = Some(preparing.epoch);
                         let plan = Box::new(preparing.plan.clone());
-                        let _ = events.send(DeployEvent::Planned { plan }).await;
+                        let _ = events.send(DeployEvent::Planned { plan, lifts: Vec::new() }).await;
                     }
                     let (done, total) = self.preparing(&request.name, preparing);
                     let step = "preparing".to_owned();

@@ -250,7 +250,16 @@ impl Leader {
         let planned = Planned { at: Instant::now(), devices, asked_epoch: deployment.asked_epoch };
         let result = match self.problem(view, deployment).await {
             Ok(problem) => {
-                let solved = tokio::task::spawn_blocking(move || solve(problem)).await;
+                // After a loss what runs stays where it can; what somebody asks for anew is planned anew.
+                let kept = deployment.active.as_ref().filter(|active| {
+                    active.epoch >= deployment.asked_epoch && active.model == deployment.model
+                });
+                let running = kept.map(|active| active.plan.clone());
+                let solved = tokio::task::spawn_blocking(move || match running {
+                    Some(running) => resolve(problem, &running),
+                    None => solve(problem),
+                });
+                let solved = solved.await;
                 solved.unwrap_or_else(|e| Err(format!("the planner failed: {e}")))
             }
             Err(reason) => Err(reason),
@@ -329,6 +338,16 @@ pub struct Solved {
     pub plan: Plan,
     /// What the planner was asked.
     pub problem: Problem,
+}
+
+/// A verified plan that leaves the running one's stages where they are as long as that costs next to nothing.
+fn resolve(problem: Problem, running: &Plan) -> Result<Solved, String> {
+    if problem.devices.is_empty() {
+        return solve(problem);
+    }
+    let replan = mesh_planner::replan(&problem, running, PLANNER_STEPS).map_err(|e| e.to_string())?;
+    tracing::info!(bytes = replan.moved_bytes, replicas = replan.moved_replicas, "what has to be moved");
+    verified(problem, replan.plan)
 }
 
 /// A verified plan.

@@ -8,6 +8,7 @@ pub mod correction;
 pub mod deploy;
 pub mod document;
 pub mod events;
+pub mod explain;
 pub mod facts;
 pub mod forecast;
 pub mod leader;

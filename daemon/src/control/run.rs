@@ -235,6 +235,7 @@ fn build(
         facts: facts.clone(),
         models: models.clone(),
         transfer: transfer.clone(),
+        forecasts: forecasts.clone(),
         proposer: proposer.clone(),
         engine,
         session: options,

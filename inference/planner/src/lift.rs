@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::check::evaluate;
 use crate::evaluate::{Evaluation, Resource};
 use crate::instance::Instance;
@@ -24,7 +26,7 @@ const LEAST_GAIN: f64 = 0.01;
 const MOST: usize = 5;
 
 /// Something that would make a plan better.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lift {
     /// "a 1 Gbit/s link to attic-pi".
     pub what: String,

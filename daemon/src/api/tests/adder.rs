@@ -12,7 +12,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use mesh_inference::tensor::{DType, Tensor};
-use mesh_planner::{Bottleneck, BottleneckKind, Plan, Replica, Stage};
+use mesh_planner::{Bottleneck, BottleneckKind, Lift, Plan, Replica, Stage};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -104,6 +104,12 @@ impl App for Adder {
         async move { answer }.boxed()
     }
 
+    fn lifts(&self, name: &str) -> BoxFuture<'static, Result<Vec<Lift>, AppError>> {
+        let lift = Lift { what: "a 1 Gbit/s link to 12D3KooWattic".into(), gain: 0.38 };
+        let answer = if name == "add" { Ok(vec![lift]) } else { Err(unknown(name)) };
+        async move { answer }.boxed()
+    }
+
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError> {
         let (inputs, outputs) = match name {
             "add" => (
@@ -177,7 +183,8 @@ impl App for Adder {
             let end = match request.name.as_str() {
                 "bad" => DeployEvent::Failed { status: 400, error: "not an ONNX file".into() },
                 _ => {
-                    let _ = events.send(DeployEvent::Planned { plan: Box::new(plan()) }).await;
+                    let _ =
+                        events.send(DeployEvent::Planned { plan: Box::new(plan()), lifts: Vec::new() }).await;
                     DeployEvent::Serving { epoch: 8 }
                 }
             };

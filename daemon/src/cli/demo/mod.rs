@@ -51,7 +51,7 @@ fn play(cluster: &Cluster, digits: &Digits, start: Instant) -> Result<(), CliErr
     output::print(&format!(
         "{} The model needs more than a device has, so that it is cut\n{}\n",
         paint(Paint::Bold, "2."),
-        indented(&plan::describe(&document.plan, &status))
+        indented(&plan::describe(&document.plan, &document.lifts, &status))
     ))?;
     let victim = victim(&status, &document)?;
     output::note(&format!("classifying {} images; {} dies half way", digits.len(), victim.name));
@@ -106,7 +106,7 @@ fn deploy(cluster: &Cluster, status: &Status) -> Result<PlanDocument, CliError> 
             "the plan has {} stages on {} devices, where several were to be forced\n{}",
             document.plan.stages.len(),
             devices.len(),
-            plan::describe(&document.plan, status)
+            plan::describe(&document.plan, &document.lifts, status)
         ))),
     }
 }
