@@ -273,6 +273,7 @@ impl Player {
             stages: cell.stages,
             on: Some(cell.on.clone()),
             policy: cell.policy.clone(),
+            hurry: cell.hurry,
         })?;
         let load = super::scenario::Load {
             name: cell.name.clone(),

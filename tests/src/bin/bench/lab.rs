@@ -9,15 +9,59 @@ use mesh_tests::lab::{
     scenario::Scenario,
 };
 
-/// Plays a scenario and writes its section.
-pub(super) fn section(name: &str, models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
+/// Times that a scenario is played to see whether it says the same.
+const REPEATS: usize = 5;
+
+fn play(name: &str, models: &Path) -> Result<(String, Report), Box<dyn Error>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("lab/scenarios/{name}.toml"));
     let scenario = Scenario::load(&path)?;
     let about = scenario.about.clone();
     let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
     player.play()?;
     let report = player.report.clone();
-    drop(player);
+    Ok((about, report))
+}
+
+/// Plays a scenario several times and writes how far its ratios are from each other.
+pub(super) fn repeated(name: &str, models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
+    let mut runs = Vec::new();
+    let mut title = String::new();
+    for _ in 0..REPEATS {
+        let (about, report) = play(name, models)?;
+        title = about;
+        runs.push(report);
+    }
+    let _ = writeln!(
+        text,
+        "## {title}, {REPEATS} times\n\nScenario: `tests/lab/scenarios/{name}.toml`, played {REPEATS} times from nothing. \
+         Throughput in answers/s, and how many times that of the same run's first row it is; the spread is the largest \
+         of these ratios over the smallest.\n\n| | {} | spread of the ratios |\n|---|{}---|",
+        (1..=REPEATS).map(|run| format!("run {run}")).collect::<Vec<_>>().join(" | "),
+        "---|".repeat(REPEATS)
+    );
+    let first = runs.first().ok_or("nothing was played")?;
+    for (row, m) in first.measurements.iter().enumerate() {
+        let mut cells = Vec::new();
+        let mut ratios = Vec::new();
+        for run in &runs {
+            let of =
+                run.measurements.get(row).zip(run.measurements.first()).ok_or("a run lacks a measurement")?;
+            let ratio = of.0.rate / of.1.rate;
+            cells.push(format!("{:.2} ({ratio:.2})", of.0.rate));
+            ratios.push(ratio);
+        }
+        let (least, most) = ratios.iter().fold((f64::MAX, 0.0f64), |(a, b), r| (a.min(*r), b.max(*r)));
+        let spread = (most / least - 1.0) * 100.0;
+        let _ = writeln!(text, "| {} | {} | {spread:.1} % |", m.label, cells.join(" | "));
+    }
+    let faults: u64 = runs.iter().flat_map(|run| &run.measurements).map(|m| m.faults).sum();
+    let _ = writeln!(text, "\nWrong or lost answers: {faults}.");
+    Ok(())
+}
+
+/// Plays a scenario and writes its section.
+pub(super) fn section(name: &str, models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
+    let (about, report) = play(name, models)?;
     let _ = writeln!(text, "## {about}\n\nScenario: `tests/lab/scenarios/{name}.toml`.\n");
     table(&report, text);
     let svg = plot(name, &report)?;

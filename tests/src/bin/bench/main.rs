@@ -8,6 +8,7 @@
 mod codec;
 mod lab;
 mod mesh;
+mod plans;
 
 use std::{
     fmt::Write as _,
@@ -31,11 +32,13 @@ struct Args {
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 17] = [
     "founding",
     "cost",
     "codec",
+    "codec-defer",
     "losses",
+    "repeat",
     "defer-1000",
     "defer-100",
     "edgepipe-base",
@@ -44,6 +47,9 @@ const SECTIONS: [&str; 12] = [
     "edgepipe-large-delay",
     "unequal",
     "seifer",
+    "planner-vit",
+    "planner-wifi",
+    "planner-scale",
 ];
 
 fn main() -> ExitCode {
@@ -82,7 +88,12 @@ fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> 
         "founding" => mesh::founding(&mut text),
         "cost" => mesh::pipeline(&mut text),
         "codec" => codec::section(&mut text),
+        "codec-defer" => codec::deferred(&mut text, models)?,
         "losses" => mesh::kills(&mut text),
+        "repeat" => lab::repeated(name, models, &mut text)?,
+        "planner-vit" => plans::vit(&mut text)?,
+        "planner-wifi" => plans::wifi(&mut text),
+        "planner-scale" => plans::scale(&mut text)?,
         scenario => lab::section(scenario, models, &mut text)?,
     }
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use mesh_inference::{blobs::BlobStore, import::import, model::Model};
@@ -15,6 +16,10 @@ use crate::{
     models::engine,
     policies::{self, Choices, Policy},
 };
+
+/// Most time for weights to arrive and sessions to be made at full speed.
+const PATIENCE: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_millis(100);
 
 impl Player {
     pub(super) fn deploy(&mut self, deploy: &Deploy) -> Result<(), PlayError> {
@@ -85,7 +90,7 @@ impl Player {
     }
 
     fn run_deploy(
-        &self,
+        &mut self,
         at: usize,
         file: &Path,
         deploy: &Deploy,
@@ -99,8 +104,35 @@ impl Player {
                 args.extend([flag, value]);
             }
         }
+        // The first time the devices' own speed is measured too.
+        let hurry = deploy.hurry && self.deployed.contains_key(&deploy.name);
+        if hurry {
+            args.push("--no-wait");
+        }
+        let before = self.epoch(&deploy.name);
         let output = self.hall.devices[at].daemon.mesh(&args);
-        Ok(succeeded("mesh deploy", &output)?)
+        succeeded("mesh deploy", &output)?;
+        if hurry { self.hurried(&deploy.name, before) } else { Ok(()) }
+    }
+
+    /// Lifts all limits of processors until a deployment has its new plan.
+    fn hurried(&mut self, name: &str, before: Option<u64>) -> Result<(), PlayError> {
+        let limits: Vec<Option<f64>> = self.hall.devices.iter().map(|device| device.cpu).collect();
+        self.hall.devices.iter_mut().try_for_each(|device| device.set_cpu(None))?;
+        let start = Instant::now();
+        let mut served = false;
+        while !served && start.elapsed() < PATIENCE {
+            std::thread::sleep(LOOK);
+            served = self.epoch(name) > before;
+        }
+        let restored =
+            self.hall.devices.iter_mut().zip(limits).try_for_each(|(device, cpu)| device.set_cpu(cpu));
+        restored?;
+        if served {
+            Ok(())
+        } else {
+            Err(PlayError::Script(format!("{name} did not serve after {PATIENCE:?}")))
+        }
     }
 
     /// The planning problem as the mesh sees it now.

@@ -28,6 +28,11 @@ impl Player {
         let length = steady.to_s - steady.from_s;
         let after: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
         let deployed = status.as_ref().and_then(|s| s.deployments.iter().find(|d| d.name == deployment));
+        let predicted = deployed.map_or(0.0, |deployed| deployed.predicted_rps);
+        (self.tell)(&format!(
+            "            {label}: {:.2} answers/s, predicted {predicted:.2}",
+            steady.rate_rps
+        ));
         let devices = self.hall.devices.iter().zip(before.iter().zip(&after));
         self.report.measurements.push(Measurement {
             label: label.to_owned(),
@@ -37,7 +42,7 @@ impl Player {
             rate: steady.rate_rps,
             p50_ms: steady.latency.p50_ms,
             p99_ms: steady.latency.p99_ms,
-            predicted: deployed.map_or(0.0, |deployed| deployed.predicted_rps),
+            predicted,
             plan: deployed
                 .zip(status.as_ref())
                 .map_or(String::new(), |(deployed, status)| plan(deployed, status)),

@@ -141,6 +141,9 @@ pub struct Deploy {
     /// Whose planning: `mesh`, or one of the baselines, whose plan is pinned.
     #[serde(default)]
     pub policy: Option<String>,
+    /// Once the model is known and planned, the processors are not limited until it serves: weights get there sooner.
+    #[serde(default)]
+    pub hurry: bool,
 }
 
 /// Checked load.
@@ -186,6 +189,9 @@ pub struct Try {
     pub stages: Option<usize>,
     /// Clients per device.
     pub clients: usize,
+    /// As in [`Deploy`].
+    #[serde(default)]
+    pub hurry: bool,
     /// Load before the measurement: the mesh corrects its plan by what it measures.
     #[serde(default)]
     pub settle: Span,
