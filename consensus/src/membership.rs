@@ -3,7 +3,8 @@
 //! A pure policy: the leader asks it again and again, and does one step at a time until there is none. Voters
 //! that have been out of touch too long give their seat to live learners, in one joint change while there is
 //! a quorum; with too few live devices the number of seats shrinks, so that a fleet can lose devices one after
-//! another. A learner votes only once it has the whole log.
+//! another. A learner votes only once it has the whole log. A member that is to be removed gives its seat up first,
+//! and leaves only when nobody counts on its vote: otherwise the last voter could take the quorum with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +20,8 @@ pub struct PeerView {
     pub ready: bool,
     /// About to be taken away: others are preferred.
     pub draining: bool,
+    /// An operator removes it: it must not vote, and counts as gone.
+    pub leaving: bool,
 }
 
 /// A change of the Raft configuration, done as one.
@@ -77,41 +80,46 @@ pub fn next_step(me: RaftId, conf: &Conf, members: &BTreeMap<RaftId, PeerView>) 
     if conf.is_joint() {
         return leave_joint(me, conf, members);
     }
-    if let Some(voters) = wanted_voters(me, conf, members) {
-        if !voters.contains(&me)
-            && let Some(to) = voters.iter().find(|id| conf.voters.contains(id) && is_ready(members, **id))
-        {
-            return Some(MembershipStep::Transfer { to: *to });
-        }
-        if voters != conf.voters {
-            return Some(MembershipStep::Change(change_voters(conf, members, &voters)));
-        }
+    let goes = members.get(&me).is_none_or(|own| own.leaving);
+    if goes && let Some(to) = heir(me, conf, members) {
+        return Some(MembershipStep::Transfer { to });
+    }
+    if let Some(voters) = wanted_voters(me, conf, members)
+        && voters != conf.voters
+    {
+        return Some(MembershipStep::Change(change_voters(conf, members, &voters)));
     }
     change_learners(conf, members).map(MembershipStep::Change)
 }
 
-fn is_ready(members: &BTreeMap<RaftId, PeerView>, id: RaftId) -> bool {
-    members.get(&id).is_some_and(|peer| peer.ready)
+/// The best voter to hand the leadership to, among those that could take it now.
+fn heir(me: RaftId, conf: &Conf, members: &BTreeMap<RaftId, PeerView>) -> Option<RaftId> {
+    let ready = conf.voters.iter().filter_map(|id| Some((*id, members.get(id)?)));
+    let ready = ready.filter(|(id, peer)| *id != me && peer.ready);
+    ready.min_by_key(|(id, peer)| (peer.leaving, peer.draining, *id)).map(|(id, _)| id)
 }
 
 fn leave_joint(me: RaftId, conf: &Conf, members: &BTreeMap<RaftId, PeerView>) -> Option<MembershipStep> {
     if conf.voters.contains(&me) {
         return Some(MembershipStep::LeaveJoint);
     }
-    let heir = conf.voters.iter().find(|id| is_ready(members, **id));
-    heir.map(|to| MembershipStep::Transfer { to: *to })
+    heir(me, conf, members).map(|to| MembershipStep::Transfer { to })
 }
 
-/// The voters to aim at; `None` while it is better to wait for a learner to catch up.
+/// The voters to aim at; `None` while it is better to wait for a replica to catch up.
 fn wanted_voters(me: RaftId, conf: &Conf, members: &BTreeMap<RaftId, PeerView>) -> Option<BTreeSet<RaftId>> {
-    let live = members.iter().filter(|(id, peer)| peer.live || **id == me).count();
+    // One of the other voters has all that is committed, or nothing would be: the leader that leaves waits for it.
+    if conf.voters.len() > 1 && members.get(&me).is_some_and(|own| own.leaving) {
+        return None;
+    }
+    let staying = || members.iter().filter(|(_, peer)| !peer.leaving);
+    let live = staying().filter(|(id, peer)| peer.live || **id == me).count();
     let may_vote = |id: &RaftId, peer: &PeerView| {
         *id == me || conf.voters.contains(id) && peer.live || conf.learners.contains(id) && peer.ready
     };
-    let mut candidates: Vec<_> = members
-        .iter()
+    let mut candidates: Vec<_> = staying()
         .filter(|(id, peer)| may_vote(id, peer))
-        .map(|(id, peer)| (*id != me, !conf.voters.contains(id), peer.draining, *id))
+        .map(|(id, peer)| (*id != me, !conf.voters.contains(id), !peer.ready, peer.draining, *id))
         .collect();
     candidates.sort_unstable();
     let mut seats_wanted = seats(live);

@@ -3,13 +3,18 @@ use proptest::prelude::*;
 use super::*;
 
 fn peer(live: bool, ready: bool) -> PeerView {
-    PeerView { live, ready, draining: false }
+    PeerView { live, ready, draining: false, leaving: false }
 }
 
-/// `r` heard and caught up, `l` live but behind, `d` dead; ids from 1, `-` for one that is no member.
+/// `r` heard and caught up, `l` live but behind, `d` dead; ids from 1, `-` for one that is no member. Being removed:
+/// `x` heard and caught up, `z` dead.
 fn members(picture: &str) -> BTreeMap<RaftId, PeerView> {
     let views = picture.chars().zip(1..).filter(|(letter, _)| *letter != '-');
-    views.map(|(letter, id)| (id, peer(letter != 'd', letter == 'r'))).collect()
+    let view = |letter| PeerView {
+        leaving: matches!(letter, 'x' | 'z'),
+        ..peer(!matches!(letter, 'd' | 'z'), matches!(letter, 'r' | 'x'))
+    };
+    views.map(|(letter, id)| (id, view(letter))).collect()
 }
 
 fn conf(voters: &[RaftId], learners: &[RaftId]) -> Conf {
@@ -70,6 +75,31 @@ fn decisions() {
         (&[1], "-r", "2"),
         (&[1], "-l", "rest"),
         (&[1], "-d", "rest"),
+        // The leader is being removed: its seat goes first, and only to those that can take it now.
+        (&[1], "xr", "2"),
+        (&[1], "xl", "rest"),
+        (&[1], "xd", "rest"),
+        (&[1], "xdr", "3"),
+        (&[1], "xrr", "2"),
+        (&[1], "xrrr", "2 3 4"),
+        (&[1, 2, 3], "xrr", "transfer 2"),
+        (&[1, 2, 3], "xdr", "transfer 3"),
+        (&[1, 2, 3], "xdrr", "transfer 3"),
+        (&[1, 2, 3], "xll", "rest"),
+        (&[1, 2, 3], "xdlr", "rest"),
+        // Another voter is being removed: it counts as gone, dead or not.
+        (&[1, 2, 3], "rxr", "1"),
+        (&[1, 2, 3], "rxd", "1"),
+        (&[1, 2, 3], "rzr", "1"),
+        (&[1, 2, 3], "rxrr", "1 3 4"),
+        (&[1, 2, 3], "rxrl", "rest"),
+        (&[1, 2, 3, 4, 5], "rxrrr", "1 3 4"),
+        // Of the voters that stay, those that are up to date.
+        (&[1, 2, 3, 4, 5], "rxlrr", "1 4 5"),
+        (&[1, 2, 3, 4, 5], "rlrrd", "1 3 4"),
+        // A learner that is being removed gets no seat.
+        (&[1], "rxr", "rest"),
+        (&[1], "rxrr", "1 3 4"),
     ] {
         assert_eq!(decide(voters, picture), expected, "voters {voters:?}, members {picture}");
     }
@@ -138,17 +168,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     /// From any sound configuration and any view: never an even number of voters, the leader never demotes
-    /// itself unless it was removed, and a fixed point within a few steps, with only members in it.
+    /// itself unless it was or is removed, and a fixed point within a few steps, with only members in it. Whoever is
+    /// being removed gets no seat, and loses the one it has as soon as another can be had for it.
     #[test]
     fn always_comes_to_rest_and_never_at_two_voters(
         view in view_strategy(),
         start in prop_oneof![Just(1_usize), Just(3), Just(5)],
+        leaving in prop::option::of(1..9_u64),
     ) {
         let members: BTreeMap<RaftId, PeerView> = (1..)
             .zip(&view)
             .filter(|(_, (member, ..))| *member)
             .map(|(id, (_, live, ready, draining))| {
-                (id, PeerView { live: *live, ready: *live && *ready, draining: *draining })
+                let (live, ready) = (*live, *live && *ready);
+                (id, PeerView { live, ready, draining: *draining, leaving: leaving == Some(id) })
             })
             .collect();
         let voters: BTreeSet<RaftId> = (1..=8).take(start).collect();
@@ -156,16 +189,17 @@ proptest! {
         let mut leader = 1;
         let mut members = members;
         if let Some(view) = members.get_mut(&leader) {
-            *view = PeerView { live: true, ready: true, draining: view.draining };
+            *view = PeerView { live: true, ready: true, ..*view };
         }
+        let goes = |id: &RaftId| members.get(id).is_none_or(|view| view.leaving);
         let mut rested = false;
         for _ in 0..40 {
             let Some(step) = next_step(leader, &conf, &members) else { rested = true; break };
             if let MembershipStep::Change(change) = &step {
                 let after = change.voters_after(&conf);
                 prop_assert!(matches!(after.len(), 1 | 3 | 5), "{change:?}");
-                prop_assert!(after.contains(&leader) || !members.contains_key(&leader));
-                prop_assert!(after.iter().all(|id| members.contains_key(id) || !change.is_joint(&conf)));
+                prop_assert!(after.contains(&leader) || goes(&leader));
+                prop_assert!(after.iter().all(|id| !goes(id) || !change.is_joint(&conf)));
                 for id in &change.promote {
                     prop_assert!(members[id].ready && conf.learners.contains(id));
                 }
@@ -180,5 +214,16 @@ proptest! {
         }
         prop_assert!(members.keys().all(|id| conf.contains(*id)));
         prop_assert!(conf.learners.iter().all(|id| members.contains_key(id)));
+        let seated = |id: &RaftId| conf.voters.contains(id) && members.contains_key(id);
+        if let Some(id) = leaving.filter(|id| seated(id) && seated(&leader)) {
+            let others = || members.iter().filter(|(other, _)| **other != id);
+            prop_assert!(if id != leader {
+                others().any(|(other, view)| conf.learners.contains(other) && view.live && !view.ready)
+            } else if conf.voters.len() > 1 {
+                others().all(|(other, view)| !conf.voters.contains(other) || !view.ready)
+            } else {
+                others().all(|(_, view)| !view.ready)
+            }, "{id} keeps its seat in {conf:?}");
+        }
     }
 }

@@ -7,6 +7,7 @@ mod jitter;
 mod logger;
 mod open;
 mod reconcile;
+mod removal;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -123,6 +124,8 @@ pub struct Effects {
     pub role_changed: Option<Role>,
     /// The leader, if it is another one now (or none is known).
     pub leader_changed: Option<Option<RaftId>>,
+    /// Requests that [`Node::propose`] took and that are given up, and why: this replica did not put them into the log.
+    pub refused: Vec<(RequestId, ProposeError)>,
     /// [`Node::state`] is not what it was.
     pub state_changed: bool,
     /// This device is no longer a member: it was removed, or another disk has taken its place.
@@ -132,9 +135,11 @@ pub struct Effects {
 impl Effects {
     /// Nothing to do and nothing to tell.
     pub fn is_empty(&self) -> bool {
-        let Self { messages, applied, role_changed, leader_changed, state_changed, removed_self } = self;
+        let Self { messages, applied, refused, role_changed, leader_changed, state_changed, removed_self } =
+            self;
         messages.is_empty()
             && applied.is_empty()
+            && refused.is_empty()
             && role_changed.is_none()
             && leader_changed.is_none()
             && !state_changed
@@ -236,6 +241,7 @@ pub struct Node<S: Store> {
     snapshots: BTreeMap<RaftId, u64>,
     /// The tick since which a commit index is known that is not on the disk.
     commit_unsaved: Option<u64>,
+    removal: removal::Removal,
     effects: Effects,
     /// Role, leader, and the term that this replica leads in, as last told by [`Effects`].
     reported: (Role, Option<RaftId>, Option<u64>),

@@ -216,7 +216,6 @@ fn a_removed_leader_hands_over_and_is_out() {
         fleet.until("it is out of the configuration", |fleet| {
             fleet.leader().is_some_and(|new| new != leader && !fleet.nodes[&new].conf().contains(leader))
         });
-        fleet.kill(leader);
         let again = member(leader);
         let outcome = fleet.run(Command::Join {
             device: again.device,
@@ -228,6 +227,88 @@ fn a_removed_leader_hands_over_and_is_out() {
         let conf = fleet.leader_node().conf().clone();
         assert!(matches!(conf.voters.len(), 1 | 3), "{conf:?}");
     }
+}
+
+/// Removes a device and expects the others to go on without it.
+fn remove_and_go_on(fleet: &mut Fleet, id: u64) {
+    let what = format!("{id} of {:?} removed", fleet.leader_node().conf());
+    assert_eq!(fleet.run(Command::RemoveMember { device: device(id) }), Outcome::Done, "{what}");
+    assert!(fleet.removed.contains(&id), "{what}");
+    fleet.until(&format!("others lead after {what}"), |fleet| {
+        fleet.leader().is_some_and(|new| new != id && !fleet.nodes[&new].conf().contains(id))
+    });
+    let Some(new) = fleet.leader() else { panic!("nobody leads after {what}") };
+    assert_eq!(rename(fleet, new, "after"), Outcome::Done, "{what}");
+    assert!(matches!(fleet.leader_node().conf().voters.len(), 1 | 3), "{what}");
+    fleet.assert_agreement();
+}
+
+#[test]
+fn a_removed_sole_voter_gives_its_vote_to_a_learner_first() {
+    for members in [2, 3, 4] {
+        let mut fleet = Fleet::found(members, 1);
+        fleet.stand(1);
+        fleet.tick();
+        remove_and_go_on(&mut fleet, 1);
+    }
+}
+
+#[test]
+fn removing_a_voter_while_another_is_dead_leaves_a_quorum() {
+    for remove_leader in [true, false] {
+        for dead in [0, 1] {
+            let mut fleet = Fleet::found(3, 3);
+            fleet.until_leader();
+            let leader = fleet.leader().unwrap();
+            let mut followers: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
+            fleet.kill(followers.remove(dead));
+            remove_and_go_on(&mut fleet, if remove_leader { leader } else { followers[0] });
+        }
+    }
+}
+
+#[test]
+fn the_dead_voter_itself_is_removed() {
+    for (members, voters) in [(3, 3), (5, 5)] {
+        let mut fleet = Fleet::found(members, voters);
+        fleet.until_leader();
+        let dead = (1..=3).find(|id| Some(*id) != fleet.leader()).unwrap();
+        fleet.kill(dead);
+        assert_eq!(fleet.run(Command::RemoveMember { device: device(dead) }), Outcome::Done);
+        fleet.until("it is out", |fleet| {
+            fleet.leader().is_some_and(|leader| !fleet.nodes[&leader].conf().contains(dead))
+        });
+    }
+}
+
+#[test]
+fn a_removal_that_cannot_go_on_is_given_up_and_the_cluster_goes_on() {
+    let mut fleet = Fleet::found(2, 1);
+    fleet.stand(1);
+    fleet.kill(2);
+    (0..10).for_each(|_| fleet.tick());
+    let removal = fleet.request(Command::RemoveMember { device: device(1) });
+    let another = fleet.request(Command::RemoveMember { device: device(2) });
+    assert_eq!(fleet.leader_node().propose(&removal), Ok(()));
+    assert_eq!(fleet.leader_node().propose(&removal), Ok(()), "asking again is no second removal");
+    assert_eq!(fleet.leader_node().propose(&another), Err(ProposeError::Busy), "one at a time");
+    assert_eq!(rename(&mut fleet, 1, "meanwhile"), Outcome::Done);
+    fleet.until("it is given up", |fleet| fleet.refused == [removal.id.clone()]);
+    let again = fleet.leader_node().propose(&removal);
+    assert!(matches!(again, Err(ProposeError::Refused(reason)) if reason.contains("too few others")));
+    assert!(fleet.leader_node().is_member());
+    assert_eq!(rename(&mut fleet, 1, "after"), Outcome::Done);
+    fleet.restart(2);
+    remove_and_go_on(&mut fleet, 1);
+}
+
+#[test]
+fn the_last_member_is_not_removed() {
+    let mut fleet = Fleet::found(1, 1);
+    fleet.stand(1);
+    let removal = fleet.request(Command::RemoveMember { device: device(1) });
+    let refused = fleet.leader_node().propose(&removal);
+    assert!(matches!(refused, Err(ProposeError::Refused(reason)) if reason.contains("last member")));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use raft::{SnapshotStatus, StateRole};
 
 use super::{Effects, FatalError, Identity, Node, ProposeError, Role, role_of};
-use crate::command::{MAX_REQUEST_BYTES, Request};
+use crate::command::{Command, MAX_REQUEST_BYTES, Request};
 use crate::ids::{ClusterId, RaftId};
 use crate::state::ClusterState;
 use crate::store::{Conf, Store};
@@ -34,6 +34,7 @@ impl<S: Store> Node<S> {
         self.raw.tick();
         self.forget_lost_snapshots();
         self.after_input();
+        self.continue_removal();
     }
 
     /// Stands for election at once, such as right after founding.
@@ -49,17 +50,41 @@ impl<S: Store> Node<S> {
     }
 
     /// Proposes a request. `Ok` means that it is under way: it was applied when its id is among
-    /// [`Effects::applied`], and may be lost with the leadership.
+    /// [`super::Effects::applied`], and may be lost with the leadership. The removal of a member that votes waits until
+    /// its seat is given to others ([`Node::reconcile_membership`] does the steps; for the leader that means handing
+    /// over, and asking the next one). Where that does not succeed it ends among [`super::Effects::refused`].
     ///
     /// # Errors
-    /// When this replica does not lead, is busy, or the request is too large.
+    /// When this replica does not lead, is busy (also with another removal), the request is too large, or the last
+    /// member is to be removed.
     pub fn propose(&mut self, request: &Request) -> Result<(), ProposeError> {
         self.leads()?;
         let bytes = request.encode();
         if bytes.len() > MAX_REQUEST_BYTES {
             return Err(ProposeError::TooLarge(bytes.len()));
         }
-        self.raw.propose(Vec::new(), bytes).map_err(|_dropped| ProposeError::Busy)
+        match &request.command {
+            Command::RemoveMember { device } if self.state.member(device).is_some() => {
+                self.begin_removal(&request.id, device, bytes)
+            }
+            Command::RemoveMember { .. }
+            | Command::Join { .. }
+            | Command::UpdateMember { .. }
+            | Command::SetDraining { .. }
+            | Command::AddModel(_)
+            | Command::RemoveModel { .. }
+            | Command::Deploy(_)
+            | Command::Undeploy { .. }
+            | Command::PreparePlan { .. }
+            | Command::ActivatePlan { .. }
+            | Command::AbandonPlan { .. }
+            | Command::SetFault { .. } => self.append(bytes),
+        }
+    }
+
+    /// Puts an encoded request into the log.
+    pub(super) fn append(&mut self, request: Vec<u8>) -> Result<(), ProposeError> {
+        self.raw.propose(Vec::new(), request).map_err(|_dropped| ProposeError::Busy)
     }
 
     /// Hands the leadership to another voter, such as before a shutdown. It is done when the leader changes, and

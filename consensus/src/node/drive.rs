@@ -139,6 +139,7 @@ impl<S: Store> Node<S> {
         let request = Request::decode(data).map_err(|source| FatalError::Request { index, source })?;
         let id = request.id.clone();
         let outcome = self.replace_state(|state| state.apply(index, request));
+        self.removal.applied(&id);
         self.effects.applied.push(Applied { index, request: id, outcome });
         Ok(())
     }
@@ -235,6 +236,7 @@ impl<S: Store> Node<S> {
             self.heard.clear();
             self.snapshots.clear();
         }
+        self.removal.keep_in_office(leads.then_some(self.raw.raft.term));
     }
 
     pub(super) fn report_role(&mut self) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::{Config, RawNode};
 
 use super::jitter::Jitter;
+use super::removal::Removal;
 use super::{Effects, FoundError, Genesis, Identity, Node, OpenError, Options, Role};
 use crate::ids::{ClusterId, RaftId};
 use crate::state::ClusterState;
@@ -154,6 +155,7 @@ impl<S: Store> Node<S> {
             heard: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             commit_unsaved: None,
+            removal: Removal::default(),
             effects: Effects::default(),
             reported: (role, None, None),
             failure: None,

@@ -18,6 +18,7 @@ impl<S: Store> Node<S> {
     /// there is one, and returns it. A voter that was not heard for more than `grace_ticks` loses its seat.
     pub fn reconcile_membership(&mut self, grace_ticks: u64) -> Option<MembershipStep> {
         self.leads().ok()?;
+        self.continue_removal();
         if self.is_changing() {
             return None;
         }
@@ -55,6 +56,9 @@ impl<S: Store> Node<S> {
         if *change == MembershipChange::default() {
             return Err(ProposeError::Refused("it changes nothing"));
         }
+        if self.leaving().is_some_and(|id| change.promote.contains(&id)) {
+            return Err(ProposeError::Refused("a device that is being removed cannot vote"));
+        }
         if !matches!(change.voters_after(&self.conf).len(), 1 | 3 | 5) {
             return Err(ProposeError::Refused("there would not be 1, 3 or 5 voters"));
         }
@@ -85,14 +89,14 @@ impl<S: Store> Node<S> {
     }
 
     /// raft-rs would silently turn a second change into an empty entry.
-    fn is_changing(&self) -> bool {
+    pub(super) fn is_changing(&self) -> bool {
         self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some()
     }
 
     fn view(&self, grace_ticks: u64) -> BTreeMap<RaftId, PeerView> {
         let recently = 2 * self.options.heartbeat_ticks as u64 + 2;
         let commit = self.commit();
-        let me = self.id();
+        let (me, leaving) = (self.id(), self.leaving());
         let view = |id: RaftId, draining: bool| {
             let silent = self.ticks_since_heard(id).unwrap_or(u64::MAX);
             let progress = self.raw.raft.prs().get(id);
@@ -104,7 +108,8 @@ impl<S: Store> Node<S> {
                     && progress.matched + NEARLY >= commit
             });
             let live = id == me || silent <= grace_ticks;
-            PeerView { live, ready: id == me || silent <= recently && caught_up, draining }
+            let ready = id == me || silent <= recently && caught_up;
+            PeerView { live, ready, draining, leaving: leaving == Some(id) }
         };
         self.state
             .members

@@ -23,7 +23,10 @@ pub(crate) struct Fleet {
     pub(crate) nodes: BTreeMap<RaftId, Node<RedbStore>>,
     pub(crate) disks: BTreeMap<RaftId, MemoryDisk>,
     pub(crate) applied: BTreeMap<RaftId, Vec<Applied>>,
+    /// Is no member any more, and left at once.
     pub(crate) removed: BTreeSet<RaftId>,
+    /// Requests that a leader gave up.
+    pub(crate) refused: Vec<RequestId>,
     pub(crate) options: Options,
     /// Snapshots handed to the network.
     pub(crate) snapshots_sent: usize,
@@ -74,6 +77,7 @@ impl Fleet {
             disks: BTreeMap::new(),
             applied: BTreeMap::new(),
             removed: BTreeSet::new(),
+            refused: Vec::new(),
             options,
             snapshots_sent: 0,
             faulty: None,
@@ -157,19 +161,23 @@ impl Fleet {
         let mut queue = VecDeque::new();
         for _ in 0..10_000 {
             self.restart_the_failed();
-            for (id, node) in &mut self.nodes {
+            let ids: Vec<_> = self.nodes.keys().copied().collect();
+            for id in ids {
+                let Some(node) = self.nodes.get_mut(&id) else { continue };
                 let effects = match node.process() {
                     Ok(effects) => effects,
-                    Err(FatalError::Store(_)) if self.faulty == Some(*id) => {
+                    Err(FatalError::Store(_)) if self.faulty == Some(id) => {
                         self.failed = true;
                         continue;
                     }
                     Err(error) => panic!("replica {id}: {error}: {error:?}"),
                 };
-                queue.extend(effects.messages.into_iter().map(|message| (*id, message)));
-                self.applied.entry(*id).or_default().extend(effects.applied);
+                queue.extend(effects.messages.into_iter().map(|message| (id, message)));
+                self.applied.entry(id).or_default().extend(effects.applied);
+                self.refused.extend(effects.refused.into_iter().map(|(request, _)| request));
                 if effects.removed_self {
-                    self.removed.insert(*id);
+                    self.removed.insert(id);
+                    self.kill(id);
                 }
             }
             let Some((from, message)) = queue.pop_front() else { return };
@@ -244,7 +252,8 @@ impl Fleet {
         for _ in 0..200 {
             if self.leader().is_some() && self.leader_node().propose(request).is_ok() {
                 self.settle();
-                if let Some(outcome) = self.leader_node().state().outcome(&request.id) {
+                let leader = self.leader().map(|id| &self.nodes[&id]);
+                if let Some(outcome) = leader.and_then(|node| node.state().outcome(&request.id)) {
                     return outcome.clone();
                 }
             }

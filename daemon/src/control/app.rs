@@ -33,6 +33,9 @@ use crate::{
 
 /// Time for a command of a person to be applied.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for removing a device: its vote is given to others first, and the leader takes up to 20 s to find that
+/// nobody can have it, after a leader that had to hand over before.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(45);
 
 /// The daemon as the API sees it.
 #[derive(Debug, Clone)]
@@ -90,8 +93,16 @@ impl DaemonApp {
     }
 
     fn command(&self, command: Command) -> BoxFuture<'static, Result<(), AppError>> {
+        self.patient_command(command, PATIENCE)
+    }
+
+    fn patient_command(
+        &self,
+        command: Command,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<(), AppError>> {
         let proposer = self.proposer.clone();
-        async move { proposer.propose(command, PATIENCE).await.map(|_| ()).map_err(app_error) }.boxed()
+        async move { proposer.propose(command, patience).await.map(|_| ()).map_err(app_error) }.boxed()
     }
 
     /// There is no deployment of this name here. A device outside the cluster cannot know.
@@ -289,7 +300,9 @@ impl App for DaemonApp {
             Ok(Member { device: DeviceId(id), .. }) if id == self.facts.me().to_string() => {
                 failed(AppError::Invalid("a device cannot remove itself; run this on another one".into()))
             }
-            Ok(member) => self.command(Command::RemoveMember { device: member.device }),
+            Ok(member) => {
+                self.patient_command(Command::RemoveMember { device: member.device }, REMOVE_PATIENCE)
+            }
             Err(error) => failed(error),
         }
     }

@@ -103,6 +103,7 @@ impl Checker {
                 format!("replica id {} was {known:?}, is {holder:?}", member.raft_id)
             })?;
         }
+        self.check_removed(device, node)?;
         let mut epochs = BTreeMap::new();
         for (name, deployment) in &state.deployments {
             let Some(active) = &deployment.active else { continue };
@@ -113,6 +114,19 @@ impl Checker {
             epochs.insert(name.clone(), active.epoch);
         }
         Ok(epochs)
+    }
+
+    /// A removed device leaves at once: nothing may hang on its vote.
+    fn check_removed(&self, device: &DeviceId, node: &Node<RedbStore>) -> Check {
+        let (cluster, conf) = (node.cluster_id(), node.conf());
+        for removed in &node.state().removed {
+            let replicas = self.ids.range((cluster, 0)..=(cluster, RaftId::MAX));
+            let newest = replicas.rev().find(|(_, (holder, _))| holder == removed).map(|((_, id), _)| id);
+            ensure(newest.is_none_or(|id| !conf.voters.contains(id) && !conf.outgoing.contains(id)), || {
+                format!("{device} has removed {removed}, which votes in {conf:?}")
+            })?;
+        }
+        Ok(())
     }
 
     /// At the end, on the cluster that stays.

@@ -27,6 +27,10 @@ pub(crate) enum Fault {
     Arrival,
 }
 
+/// An operator's patience, and the time between two of its questions.
+const OPERATOR_MS: u64 = 30_000;
+const ASK_AGAIN_MS: u64 = 500;
+
 const FAULTS: [Fault; 8] = [
     Fault::Crash,
     Fault::Cut,
@@ -169,14 +173,15 @@ impl World {
         self.devices[device].prepared = false;
     }
 
+    /// At any time: whatever is under way, and whoever leads or votes, what is left must stay a cluster.
     fn remove(&mut self, device: usize) -> Result<(), String> {
-        let Some(leader) = self.leader().filter(|_| self.settled()) else { return Ok(()) };
+        let Some(leader) = self.leader() else { return Ok(()) };
         let members = self.devices[leader]
             .process
             .as_ref()
             .and_then(Process::node)
             .map(|node| node.state().members.len());
-        if members.is_none_or(|members| members < 4)
+        if members.is_none_or(|members| members < 2)
             || self.devices[device].retired
             || !self.devices[device].known
         {
@@ -186,7 +191,27 @@ impl World {
         self.sequence += 1;
         let id = RequestId { proposer: device_id(leader), sequence: self.sequence };
         let request = Request { id, command: Command::RemoveMember { device: device_id(device) } };
-        self.with(leader, |process, _| process.submit(&request))
+        self.operator(Box::new(request), self.now_ms + OPERATOR_MS)
+    }
+
+    /// Asks whoever leads, and asks again later, as the daemon does for a person who waits.
+    pub(crate) fn operator(&mut self, request: Box<Request>, until_ms: u64) -> Result<(), String> {
+        let Some(leader) = self.leader() else { return self.ask_later(request, until_ms) };
+        let node = self.devices[leader].process.as_ref().and_then(Process::node);
+        if node.is_some_and(|node| node.state().outcome(&request.id).is_some()) {
+            return Ok(());
+        }
+        if self.now_ms >= self.devices[leader].frozen_until_ms {
+            self.with(leader, |process, _| process.submit(&request))?;
+        }
+        self.ask_later(request, until_ms)
+    }
+
+    fn ask_later(&mut self, request: Box<Request>, until_ms: u64) -> Result<(), String> {
+        if self.now_ms + ASK_AGAIN_MS < until_ms {
+            self.schedule(self.now_ms + ASK_AGAIN_MS, Happening::Operator { request, until_ms });
+        }
+        Ok(())
     }
 
     /// Late devices come one by one, when there is a cluster to come to.

@@ -500,6 +500,11 @@ impl Process {
             self.pending.clear();
             self.joins.clear();
         }
+        for (request, error) in effects.refused {
+            self.pending.remove(&request);
+            self.deeds
+                .push(Deed::Note(format!("gives up {}:{}: {error}", request.proposer, request.sequence)));
+        }
         for applied in effects.applied {
             if self.pending.remove(&applied.request) {
                 self.deeds.push(Deed::Acknowledged { cluster, index: applied.index });

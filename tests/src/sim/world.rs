@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use mesh_consensus::founding::Event;
-use mesh_consensus::{MemoryDisk, RaftId, Role};
+use mesh_consensus::{MemoryDisk, RaftId, Request, Role};
 
 use super::Report;
 use super::checker::Checker;
@@ -57,13 +57,31 @@ pub(crate) struct Device {
 /// Something that happens at a moment of virtual time.
 #[derive(Debug)]
 pub(crate) enum Happening {
-    Timer { device: usize, incarnation: u64 },
-    Arrive { from: usize, to: usize, connection: u64, packet: Packet },
-    SnapshotReport { device: usize, incarnation: u64, to: RaftId, delivered: bool },
+    Timer {
+        device: usize,
+        incarnation: u64,
+    },
+    Arrive {
+        from: usize,
+        to: usize,
+        connection: u64,
+        packet: Packet,
+    },
+    SnapshotReport {
+        device: usize,
+        incarnation: u64,
+        to: RaftId,
+        delivered: bool,
+    },
     Start(usize),
     Dial,
     Request,
     Fault(super::faults::Fault),
+    /// An operator's request, again and again until it is applied or `until_ms`.
+    Operator {
+        request: Box<Request>,
+        until_ms: u64,
+    },
 }
 
 struct Scheduled {
@@ -201,6 +219,7 @@ impl World {
             Happening::Dial => self.dial(),
             Happening::Request => self.request(),
             Happening::Fault(fault) => self.fault(fault),
+            Happening::Operator { request, until_ms } => self.operator(request, until_ms),
         }
     }
 

@@ -305,7 +305,7 @@ impl Thread {
                 }
             }
         }
-        self.settle_waiters(effects.applied);
+        self.settle_waiters(effects.applied, effects.refused);
         if effects.removed_self {
             self.leave();
         }
@@ -314,7 +314,12 @@ impl Thread {
         Ok(())
     }
 
-    fn settle_waiters(&mut self, applied: Vec<Applied>) {
+    fn settle_waiters(&mut self, applied: Vec<Applied>, refused: Vec<(RequestId, ProposeError)>) {
+        for (request, error) in refused {
+            if let Some(reply) = self.waiters.remove(&request) {
+                let _ = reply.send(ProposeReply::Applied(Outcome::Rejected { reason: error.to_string() }));
+            }
+        }
         for entry in applied {
             if let Some(reply) = self.waiters.remove(&entry.request) {
                 let _ = reply.send(ProposeReply::Applied(entry.outcome));
