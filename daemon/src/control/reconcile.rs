@@ -334,6 +334,7 @@ impl Reconciler {
             epoch: active.epoch,
             inputs: model.inputs.iter().map(|v| v.name.clone()).collect(),
             outputs: model.outputs.iter().map(|v| v.name.clone()).collect(),
+            latency: Duration::try_from_secs_f64(active.plan.latency_s).unwrap_or_default(),
             stages,
         })
     }

@@ -1,5 +1,7 @@
 //! What the data plane knows of a deployment: its stages and where they run.
 
+use std::time::Duration;
+
 use libp2p::PeerId;
 
 /// The active plan of a deployment as requests are routed by it.
@@ -13,6 +15,8 @@ pub struct Route {
     pub inputs: Vec<String>,
     /// The model's outputs in graph order.
     pub outputs: Vec<String>,
+    /// Predicted time of one request through the idle pipeline.
+    pub latency: Duration,
     /// Stages in pipeline order. Empty for a deployment that is known and not yet active: its requests are told to
     /// come back later.
     pub stages: Vec<RouteStage>,

@@ -221,6 +221,7 @@ fn route(epoch: u64, placement: &[Vec<PeerId>]) -> BTreeMap<String, Arc<Route>> 
         inputs: vec!["t0".into()],
         outputs: vec![format!("t{}", placement.len())],
         stages: placement.iter().enumerate().map(stage).collect(),
+        latency: Duration::ZERO,
     };
     BTreeMap::from([("m".to_owned(), Arc::new(route))])
 }

@@ -22,6 +22,8 @@ use super::{
 
 /// Different inputs that a load sends in turn.
 const INPUTS: usize = 4;
+/// Seconds that a client waits: a large model on a slow device takes a while, and what is lost shows all the same.
+const PATIENCE_S: f64 = 600.0;
 /// Extent of dynamic axes but the batch, such as the length of a sentence.
 const LENGTH: i64 = 128;
 
@@ -257,7 +259,8 @@ impl Player {
             (_, Some(rate_per_s)) => Arrivals::Poisson { rate_per_s, max_in_flight: load.max_in_flight },
             (clients, None) => Arrivals::Closed { clients: clients.unwrap_or(1) * entrances.len() },
         };
-        let spec = LoadSpec { seed: self.hall.scenario.seed, ..LoadSpec::new(&load.name, arrivals) };
+        let (seed, timeout_s) = (self.hall.scenario.seed, PATIENCE_S);
+        let spec = LoadSpec { seed, timeout_s, ..LoadSpec::new(&load.name, arrivals) };
         let running = Load::start(&spec, expected, &entrances)?;
         self.loads.insert(load.name.clone(), running);
         Ok(())

@@ -3,6 +3,8 @@
 use mesh_inference::tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
+/// The deadline of a request, microseconds: clients here give up by themselves.
+const DEADLINE_US: u64 = 600_000_000;
 /// Header with the length of the JSON part, in requests and answers.
 pub(super) const JSON_LENGTH: &str = "Inference-Header-Content-Length";
 
@@ -31,7 +33,8 @@ fn encode(inputs: &[(String, Tensor)]) -> (Vec<u8>, usize) {
                    "parameters": {"binary_data_size": tensor.bytes().len()}})
         })
         .collect();
-    let header = json!({"inputs": described, "parameters": {"binary_data_output": true}});
+    let header =
+        json!({"inputs": described, "parameters": {"binary_data_output": true, "timeout": DEADLINE_US}});
     let mut body = header.to_string().into_bytes();
     let json_length = body.len();
     for (_, tensor) in inputs {

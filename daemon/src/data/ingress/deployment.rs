@@ -17,6 +17,8 @@ use crate::data::{
     route::Route,
 };
 
+/// Before there are measured latencies, an attempt is given so many times the predicted one: there may be a queue.
+const UNMEASURED_TIMES: u32 = 20;
 /// Fewest requests in the pipeline at a time, however short the pipeline is.
 const WINDOW_MIN: usize = 4;
 
@@ -101,9 +103,10 @@ impl Deployment {
 
     /// Time that an attempt is given: well over what answers took lately, and twice as much after every timeout.
     pub(super) fn attempt_timeout(&self, timeouts: u32, limits: &DataLimits) -> Duration {
+        let predicted = self.route.as_ref().map_or(Duration::ZERO, |route| route.latency);
         let base = match self.attempt_latency.quantile(0.99) {
             Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => (p99 * 8).max(limits.attempt_min),
-            Some(_) | None => limits.attempt_unmeasured,
+            Some(_) | None => limits.attempt_unmeasured.max(predicted * UNMEASURED_TIMES),
         };
         base.saturating_mul(2u32.saturating_pow(timeouts.min(16))).min(limits.timeout_max)
     }

@@ -206,6 +206,7 @@ impl World {
                 .iter()
                 .map(|mask| RouteStage { replicas: devices(mask), inputs: vec!["x".into()] })
                 .collect(),
+            latency: Duration::ZERO,
         };
         self.routes.insert(NAMES[deployment].into(), Arc::new(route));
         self.ingress.set_routes(self.now, self.routes.clone());
@@ -324,6 +325,9 @@ fn a_late_answer_of_an_older_attempt_is_taken() {
 fn the_time_of_an_attempt_follows_the_measured_latencies() {
     let mut deployment = Deployment::new(Instant::now(), &limits());
     assert_eq!(deployment.attempt_timeout(0, &limits()), limits().attempt_unmeasured);
+    let latency = limits().attempt_unmeasured;
+    deployment.set_route(Some(Arc::new(Route { latency, ..Route::default() })), &limits());
+    assert_eq!(deployment.attempt_timeout(0, &limits()), latency * 20, "a slow model is given its time");
     for _ in 0..MEASURED_MIN {
         deployment.attempt_latency.record(Duration::from_millis(40));
     }
