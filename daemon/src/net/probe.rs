@@ -20,6 +20,10 @@ const MAX_SENDING: Duration = Duration::from_millis(200);
 /// Time for what is under way to arrive on a slow link.
 const SETTLE: Duration = Duration::from_secs(5);
 const CHUNK: usize = 64 * 1024;
+/// One part in so many of a probe comes before the clock starts...
+const LEFT_OUT: u64 = 3;
+/// ...where so many bytes come after it.
+const STEADY_MIN: u64 = 64 * 1024;
 /// Probes that are served at a time: more would measure each other.
 pub(super) const MAX_SERVED: usize = 2;
 
@@ -115,13 +119,33 @@ pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<P
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
         let seconds = micros as f64 / 1e6;
-        let spent = processor_s() - processor;
+        let (spent, took) = (processor_s() - processor, start.elapsed().as_secs_f64());
         shared.costs.note_sent(shared, sent as u64, spent);
-        let busiest = (spent / shared.cores).max(busy as f64 / 1e6);
-        Ok(Probe { bytes_per_s: bytes as f64 / seconds, processor_bound: busiest > BOUND * seconds })
+        let here = spent / shared.cores > BOUND * took;
+        let there = busy as f64 / 1e6 > BOUND * seconds;
+        Ok(Probe { bytes_per_s: bytes as f64 / seconds, processor_bound: here || there })
     })
     .await
     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// What arrived, and when: bytes so far at each read.
+#[derive(Debug)]
+struct Arrivals {
+    start: Instant,
+    reads: Vec<(u64, Instant)>,
+}
+
+impl Arrivals {
+    /// Bytes, and the time that they took, without the part at the beginning that a shaper or a card with a bucket lets
+    /// through at once: on a slow link that would make a fifth of the rate.
+    fn steady(&self) -> (u64, Duration) {
+        let (total, last) = self.reads.last().copied().unwrap_or((0, self.start));
+        let after = self.reads.iter().find(|(bytes, _)| *bytes >= total / LEFT_OUT);
+        let steady = after.map(|(bytes, at)| (total - bytes, last.saturating_duration_since(*at)));
+        let whole = (total, last.saturating_duration_since(self.start));
+        steady.filter(|(bytes, took)| *bytes >= STEADY_MIN && !took.is_zero()).unwrap_or(whole)
+    }
 }
 
 /// The receiving side. Counts from the end of the first read, which starts the clock.
@@ -131,9 +155,8 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
         let mut buffer = vec![0; CHUNK];
         let processor = processor_s();
         let first = stream.read(&mut buffer).await?;
-        let start = Instant::now();
+        let mut arrivals = Arrivals { start: Instant::now(), reads: Vec::new() };
         let mut counted = 0;
-        let mut last = start;
         while first + counted < 2 * MAX_BYTES {
             if buffer.len() < counted + CHUNK {
                 buffer.resize(counted + CHUNK, 0);
@@ -143,19 +166,56 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
                 break;
             }
             counted += read;
-            last = Instant::now();
+            arrivals.reads.push((counted as u64, Instant::now()));
         }
-        let counted = counted as u64;
-        let micros = u64::try_from((last - start).as_micros()).unwrap_or(u64::MAX).max(1);
+        let (bytes, took) = arrivals.steady();
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let spent = processor_s() - processor;
-        shared.costs.note_received(&shared, counted, spent);
-        let busy = (spent / shared.cores * 1e6) as u64;
-        let answer = [counted, micros, busy].map(u64::to_le_bytes);
+        shared.costs.note_received(&shared, counted as u64, spent);
+        let part = bytes as f64 / (counted as f64).max(1.0);
+        let busy = (part * spent / shared.cores * 1e6) as u64;
+        let answer = [bytes, micros, busy].map(u64::to_le_bytes);
         stream.write_all(answer.as_flattened()).await?;
         stream.close().await
     };
     let outcome: Result<io::Result<()>, _> = tokio::time::timeout(MAX_SENDING + SETTLE, serving).await;
     if !matches!(outcome, Ok(Ok(()))) {
         tracing::debug!("a bandwidth probe of a peer broke off");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A link of `rate` bytes per second that lets `burst` through at once.
+    fn arrivals(total: u64, rate: f64, burst: u64) -> Arrivals {
+        let start = Instant::now();
+        let reads = (1..=total / 1000).map(|read| {
+            let bytes = read * 1000;
+            let waits = bytes.saturating_sub(burst) as f64 / rate;
+            (bytes, start + Duration::from_secs_f64(waits))
+        });
+        Arrivals { start, reads: reads.collect() }
+    }
+
+    fn rate(arrivals: &Arrivals) -> f64 {
+        let (bytes, took) = arrivals.steady();
+        bytes as f64 / took.as_secs_f64()
+    }
+
+    #[test]
+    fn what_a_bucket_lets_through_at_once_does_not_count() {
+        let slow = rate(&arrivals(400_000, 625e3, 66_000));
+        assert!((slow / 625e3 - 1.0).abs() < 0.01, "{slow}");
+        let without = rate(&arrivals(1_000_000, 1e7, 0));
+        assert!((without / 1e7 - 1.0).abs() < 0.01, "{without}");
+    }
+
+    #[test]
+    fn little_counts_whole() {
+        assert_eq!(arrivals(50_000, 1e6, 0).steady().0, 50_000);
+        let nothing = Arrivals { start: Instant::now(), reads: Vec::new() };
+        assert_eq!(nothing.steady(), (0, Duration::ZERO));
     }
 }
