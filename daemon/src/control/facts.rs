@@ -23,6 +23,7 @@ fn checked(cost: TransferCost) -> TransferCost {
         receive_s_per_byte: within(cost.receive_s_per_byte, COST_PER_BYTE_MAX),
         request_s: within(cost.request_s, 1.0),
         entry_s_per_byte: within(cost.entry_s_per_byte, COST_PER_BYTE_MAX),
+        rest_share: within(cost.rest_share, 0.9),
         compute_share: if cost.compute_share.is_finite() { cost.compute_share.clamp(0.01, 1.0) } else { 1.0 },
     }
 }

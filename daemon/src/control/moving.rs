@@ -25,6 +25,8 @@ const STRETCHES_TRUSTED: usize = 3;
 const LEAST: f64 = 0.03;
 /// Corrections stay between these.
 const BOUNDS: (f64, f64) = (0.5, 4.0);
+/// A device that is never more at rest than this is not believed.
+const REST_MAX: f64 = 0.5;
 /// A correction that has moved less than this is no news.
 const NEWS: f64 = 0.05;
 
@@ -121,6 +123,7 @@ impl Watch {
             send_s_per_byte: probed.send_s_per_byte * moving,
             receive_s_per_byte: probed.receive_s_per_byte * moving,
             entry_s_per_byte: probed.entry_s_per_byte * entry,
+            rest_share: self.rest.map_or(0.0, |rest| (rest / cores).clamp(0.0, REST_MAX)),
             ..probed
         }
     }
@@ -173,6 +176,7 @@ mod tests {
         receive_s_per_byte: 1e-8,
         request_s: 1e-4,
         entry_s_per_byte: 5e-9,
+        rest_share: 0.0,
         compute_share: 1.0,
     };
     const CORES: f64 = 0.15;
@@ -274,6 +278,7 @@ mod tests {
         device.work(0, 1.0, 0.0);
         assert_eq!((0..5).map(|_| device.work(50, 30.0, 0.0)).last(), Some(4.0));
         let costs = device.look(1.0, 0, 0.0, 0.0);
+        assert!((costs.rest_share * CORES - 0.004).abs() < 1e-3, "{costs:?}");
         assert_eq!((costs.request_s, costs.compute_share), (PROBED.request_s, PROBED.compute_share));
     }
 }

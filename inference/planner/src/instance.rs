@@ -183,8 +183,10 @@ impl<'a> Instance<'a> {
         compute_s.max(compute_s * self.compute_share(device) + transfer_s)
     }
 
+    /// The part of what is left of the processors that a running stage keeps busy; more than 1 where it would like more.
     pub(crate) fn compute_share(&self, device: usize) -> f64 {
-        self.problem.devices[device].transfer.compute_share
+        let cost = &self.problem.devices[device].transfer;
+        cost.compute_share / left(cost)
     }
 
     /// Seconds that a device is busy with when it alone runs the blocks `first..end` and nothing else.
@@ -224,7 +226,10 @@ impl Moves {
         let cost = &problem.devices[device].transfer;
         let entering = ingress[device];
         let entry_s = entering * entry_s(problem, device);
-        let is_free = cost.send_s_per_byte == 0.0 && cost.receive_s_per_byte == 0.0 && cost.request_s == 0.0;
+        let is_free = cost.send_s_per_byte == 0.0
+            && cost.receive_s_per_byte == 0.0
+            && cost.request_s == 0.0
+            && cost.rest_share == 0.0;
         if is_free && entry_s == 0.0 {
             return None;
         }
@@ -242,19 +247,25 @@ impl Moves {
     }
 }
 
+/// The part of the processors that is there for requests.
+fn left(cost: &TransferCost) -> f64 {
+    1.0 - cost.rest_share
+}
+
 fn send_s(cost: &TransferCost, bytes: f64) -> f64 {
-    cost.request_s + bytes * cost.send_s_per_byte
+    (cost.request_s + bytes * cost.send_s_per_byte) / left(cost)
 }
 
 fn entry_s(problem: &Problem, device: usize) -> f64 {
     let ends = problem.cuts.first().zip(problem.cuts.last());
     ends.map_or(0.0, |(inputs, outputs)| {
-        (*inputs as f64 + *outputs as f64) * problem.devices[device].transfer.entry_s_per_byte
+        let cost = &problem.devices[device].transfer;
+        (*inputs as f64 + *outputs as f64) * cost.entry_s_per_byte / left(cost)
     })
 }
 
 fn receive_s(cost: &TransferCost, bytes: f64) -> f64 {
-    cost.request_s + bytes * cost.receive_s_per_byte
+    (cost.request_s + bytes * cost.receive_s_per_byte) / left(cost)
 }
 
 fn peak_levels(problem: &Problem) -> Vec<Vec<u64>> {

@@ -106,6 +106,7 @@ fn costly(share: f64) -> TransferCost {
         receive_s_per_byte: 19e-9,
         request_s: 1e-3,
         entry_s_per_byte: 0.0,
+        rest_share: 0.0,
         compute_share: share,
     }
 }

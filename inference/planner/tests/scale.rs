@@ -115,6 +115,7 @@ fn as_many_stages_as_devices() {
                 receive_s_per_byte: random.between(11e-9, 13e-9),
                 request_s: 1e-4,
                 entry_s_per_byte: 5e-9,
+                rest_share: 0.02,
                 compute_share: 1.0,
             };
         }
@@ -157,6 +158,7 @@ fn a_third_of_the_model_each() {
                 receive_s_per_byte: 1e-8,
                 request_s: 2e-4,
                 entry_s_per_byte: 5e-9,
+                rest_share: 0.02,
                 compute_share: 1.0,
             };
             for device in &mut problem.devices {

@@ -182,6 +182,11 @@ fn validate_transfer(device: &Device) -> Result<(), ProblemError> {
     not_negative(|| format!("`receive_s_per_byte` of {id:?}"), cost.receive_s_per_byte)?;
     not_negative(|| format!("`request_s` of {id:?}"), cost.request_s)?;
     not_negative(|| format!("`entry_s_per_byte` of {id:?}"), cost.entry_s_per_byte)?;
+    let value = cost.rest_share;
+    if !(0.0..1.0).contains(&value) {
+        let what = format!("`rest_share` of {id:?}");
+        return Err(ProblemError::Number { what, value, must: "from 0 up to, but not, 1" });
+    }
     let value = cost.compute_share;
     if value > 0.0 && value <= 1.0 {
         return Ok(());

@@ -37,6 +37,10 @@ fn flows(senders: &Spread, receivers: &Spread) -> Vec<(usize, usize, f64)> {
 }
 
 /// Bottleneck and latency; nothing when a device cannot hold its stage or a link is missing.
+fn left(device: &mesh_planner::Device) -> f64 {
+    1.0 - device.transfer.rest_share
+}
+
 pub(crate) fn cost(problem: &Problem, stages: &[NaiveStage]) -> Option<(f64, f64)> {
     let count = problem.devices.len();
     let ids = problem.devices.iter().map(|device| &device.id);
@@ -79,8 +83,9 @@ pub(crate) fn cost(problem: &Problem, stages: &[NaiveStage]) -> Option<(f64, f64
                 return None;
             }
             let (sender, receiver) = (&problem.devices[from], &problem.devices[to]);
-            let send = sender.transfer.request_s + bytes * sender.transfer.send_s_per_byte;
-            let receive = receiver.transfer.request_s + bytes * receiver.transfer.receive_s_per_byte;
+            let send = (sender.transfer.request_s + bytes * sender.transfer.send_s_per_byte) / left(sender);
+            let receive =
+                (receiver.transfer.request_s + bytes * receiver.transfer.receive_s_per_byte) / left(receiver);
             *links.entry((from, to)).or_insert(0.0) += part * bytes / rate;
             moving[from] += part * send;
             moving[to] += part * receive;
@@ -96,11 +101,12 @@ pub(crate) fn cost(problem: &Problem, stages: &[NaiveStage]) -> Option<(f64, f64
     }
     for (index, share) in entering.iter().flatten() {
         let ends = problem.cuts[0] as f64 + problem.cuts[problem.cuts.len() - 1] as f64;
-        moving[*index] += share * ends * problem.devices[*index].transfer.entry_s_per_byte;
+        let device = &problem.devices[*index];
+        moving[*index] += share * ends * device.transfer.entry_s_per_byte / left(device);
     }
     let mut worst = links.values().copied().fold(0.0, f64::max);
     for (index, device) in problem.devices.iter().enumerate() {
-        let busy = compute[index] * device.transfer.compute_share + moving[index];
+        let busy = compute[index] * device.transfer.compute_share / left(device) + moving[index];
         worst = worst.max(busy).max(compute[index]);
         if let Some(card) = device.card_bytes_per_s {
             worst = worst.max(out[index] / card).max(into[index] / card);

@@ -37,16 +37,16 @@ fn device(index: usize) -> impl Strategy<Value = Device> {
 
 /// Half of the devices move data for nothing.
 fn transfer() -> impl Strategy<Value = TransferCost> {
-    let cost =
-        (0u32..4, 0u32..4, 0u32..3, 0u32..3, 1u32..3).prop_map(|(send, receive, request, entry, share)| {
-            TransferCost {
-                send_s_per_byte: f64::from(send) / 4.0,
-                receive_s_per_byte: f64::from(receive) / 4.0,
-                request_s: f64::from(request),
-                entry_s_per_byte: f64::from(entry) / 4.0,
-                compute_share: f64::from(share) / 2.0,
-            }
-        });
+    let cost = (0u32..4, 0u32..4, 0u32..3, 0u32..3, 1u32..3, 0u32..2).prop_map(
+        |(send, receive, request, entry, share, rest)| TransferCost {
+            send_s_per_byte: f64::from(send) / 4.0,
+            receive_s_per_byte: f64::from(receive) / 4.0,
+            request_s: f64::from(request),
+            entry_s_per_byte: f64::from(entry) / 4.0,
+            rest_share: f64::from(rest) / 4.0,
+            compute_share: f64::from(share) / 2.0,
+        },
+    );
     prop_oneof![Just(TransferCost::default()), cost]
 }
 

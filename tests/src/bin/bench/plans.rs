@@ -104,6 +104,7 @@ fn fleet(count: usize) -> Problem {
                 receive_s_per_byte: between(1.1e-8, 1.3e-8),
                 request_s: 1e-4,
                 entry_s_per_byte: 5e-9,
+                rest_share: 0.02,
                 compute_share: 1.0,
             },
         })
