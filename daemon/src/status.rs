@@ -101,6 +101,9 @@ pub struct StageStatus {
     pub weight_bytes: u64,
     /// Devices that run it.
     pub replicas: Vec<ReplicaStatus>,
+    /// Devices that hold the stage and can take it over at once when all replicas are lost, by id.
+    #[serde(default)]
+    pub standbys: Vec<String>,
     /// Measured compute time (predicted until measured), milliseconds.
     pub compute_ms: f64,
     /// Bytes leaving the stage per request.

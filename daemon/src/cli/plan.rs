@@ -63,6 +63,7 @@ pub(super) fn describe(plan: &PlacedPlan, lifts: &[Lift], status: &Status) -> St
                 1 => name(&replica.device),
                 _ => format!("{} {:.0} %", name(&replica.device), replica.share * 100.0),
             })
+            .chain(stage.standbys.iter().map(|id| format!("({} stands by)", name(id))))
             .collect();
         table.row(vec![
             index.to_string(),

@@ -107,6 +107,7 @@ fn describe_deployment(deployment: &DeploymentStatus, status: &Status) -> String
                 1 => name_of(status, &replica.node),
                 _ => format!("{} {:.0} %", name_of(status, &replica.node), replica.share * 100.0),
             })
+            .chain(stage.standbys.iter().map(|id| format!("({} stands by)", name_of(status, id))))
             .collect();
         let mark = |kind: &str| if limits.is_some_and(|b| b.kind == kind) { " ◂ limits" } else { "" };
         table.row(vec![

@@ -8,6 +8,7 @@ use super::{
     events::Refusals,
     facts::Facts,
     forecast::{Forecast, Forecasts},
+    report::StageState,
 };
 use crate::{
     data::{DataMetrics, DeploymentMetrics},
@@ -173,12 +174,24 @@ impl Sources<'_> {
                         .iter()
                         .map(|r| ReplicaStatus { node: r.device.clone(), share: r.share })
                         .collect(),
+                    standbys: stage
+                        .standbys
+                        .iter()
+                        .filter(|id| self.is_ready(id, name, active.epoch, index))
+                        .cloned()
+                        .collect(),
                     compute_ms: 1000.0 * if measured > 0.0 { measured } else { stage.compute_s },
                     output_bytes: stage.output_bytes,
                     hop_ms: hop_s.unwrap_or(stage.hop_s) * 1000.0,
                 }
             })
             .collect()
+    }
+
+    /// A live device has told that it can run a stage.
+    fn is_ready(&self, device: &str, deployment: &str, epoch: u64, stage: usize) -> bool {
+        let report = self.facts.stage(device, deployment, epoch, stage);
+        self.facts.is_live(device) && report.is_some_and(|r| r.state == StageState::Ready)
     }
 
     /// `preparing`, `serving`, `degraded` or `failed`, with the reason where it is not `serving`.
@@ -191,7 +204,7 @@ impl Sources<'_> {
             };
         };
         let mut lost = Vec::new();
-        let mut broken = None;
+        let (mut broken, mut stood_in) = (None, Vec::new());
         for (index, stage) in active.plan.stages.iter().enumerate() {
             let down: Vec<String> = stage
                 .replicas
@@ -200,7 +213,11 @@ impl Sources<'_> {
                 .map(|r| self.facts.name(self.view, &r.device))
                 .collect();
             if down.len() == stage.replicas.len() {
-                broken = Some((index, down.join(", ")));
+                let ready = |id: &&String| self.is_ready(id, &deployment.name, active.epoch, index);
+                match stage.standbys.iter().find(ready) {
+                    Some(id) => stood_in.push((index, self.facts.name(self.view, id))),
+                    None => broken = Some((index, down.join(", "))),
+                }
             }
             lost.extend(down);
         }
@@ -212,6 +229,15 @@ impl Sources<'_> {
                 "degraded",
                 format!("stage {stage} has no live device: {down} is down; a new plan is on its way"),
             ),
+            (None, _) if !stood_in.is_empty() => {
+                let who: Vec<String> = stood_in
+                    .iter()
+                    .map(|(stage, name)| format!("{name} stands in for stage {stage}"))
+                    .collect();
+                let reason =
+                    format!("{} is down; {}; a new plan is on its way", lost.join(", "), who.join(", "));
+                ("degraded", reason)
+            }
             (None, _) if !lost.is_empty() => ("degraded", format!("{} is down", lost.join(", "))),
             (None, Some(fault)) => ("serving", fault),
             (None, None) => ("serving", String::new()),

@@ -359,8 +359,9 @@ pub fn solve(problem: Problem) -> Result<Solved, String> {
     verified(problem, plan)
 }
 
-/// A plan that has passed the independent check.
+/// A plan with standbys where memory is to spare, which has passed the independent check.
 pub fn verified(problem: Problem, plan: Plan) -> Result<Solved, String> {
+    let plan = mesh_planner::with_standbys(&problem, plan);
     mesh_planner::check(&problem, &plan)
         .map_err(|e| format!("the planner made a plan that is wrong: {e}"))?;
     Ok(Solved { plan, problem })

@@ -178,7 +178,7 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self, state: &ClusterState) {
-        let wanted = wanted_here(state, &self.facts.me().to_string());
+        let wanted = wanted_here(state, &self.facts.me().to_string(), |id| self.facts.is_live(id));
         let now = Instant::now();
         for (key, session) in &wanted {
             self.start_if_absent(session);
@@ -269,18 +269,18 @@ impl Reconciler {
                 routes.insert(deployment.name.clone(), (0, Arc::new(empty)));
                 continue;
             };
-            if let Some((epoch, route)) = self.routes.get(&deployment.name)
-                && *epoch == active.epoch
-            {
-                routes.insert(deployment.name.clone(), (*epoch, Arc::clone(route)));
-            } else if let Some(route) = self.route(&deployment.name, active) {
-                routes.insert(deployment.name.clone(), (active.epoch, Arc::new(route)));
-            }
+            let known = self.routes.get(&deployment.name).filter(|(epoch, _)| *epoch == active.epoch);
+            let fresh = self.route(&deployment.name, active).map(Arc::new);
+            // A model's manifest may go while its plan serves; the route that is known stays.
+            let route = match (known, fresh) {
+                (Some((_, known)), Some(fresh)) if **known != *fresh => fresh,
+                (Some((_, known)), _) => Arc::clone(known),
+                (None, Some(fresh)) => fresh,
+                (None, None) => continue,
+            };
+            routes.insert(deployment.name.clone(), (active.epoch, route));
         }
-        let epochs = |r: &BTreeMap<String, (u64, Arc<Route>)>| -> Vec<(String, u64)> {
-            r.iter().map(|(name, (epoch, _))| (name.clone(), *epoch)).collect()
-        };
-        if epochs(&routes) != epochs(&self.routes) {
+        if routes != self.routes {
             let table = routes.iter().map(|(name, (_, route))| (name.clone(), Arc::clone(route))).collect();
             self.data.set_routes(table);
             let name = |m: &mesh_consensus::Member| Some((m.device.0.parse().ok()?, m.name.clone()));
@@ -319,14 +319,15 @@ impl Reconciler {
             .plan
             .stages
             .iter()
-            .map(|stage| {
+            .enumerate()
+            .map(|(index, stage)| {
                 let replicas = stage
                     .replicas
                     .iter()
                     .filter_map(|r| Some((r.device.parse::<PeerId>().ok()?, r.share)))
                     .collect();
                 let inputs = model.cuts().get(stage.first_block)?.tensors.clone();
-                Some(RouteStage { replicas, inputs })
+                Some(RouteStage { replicas, standbys: self.ready_standbys(name, active, index), inputs })
             })
             .collect::<Option<Vec<_>>>()?;
         Some(Route {
@@ -337,6 +338,16 @@ impl Reconciler {
             latency: Duration::try_from_secs_f64(active.plan.latency_s).unwrap_or_default(),
             stages,
         })
+    }
+
+    /// Devices that stand by for a stage and have told that they are ready.
+    fn ready_standbys(&self, name: &str, active: &EpochPlan, index: usize) -> Vec<PeerId> {
+        let is_ready = |device: &str| {
+            let report = self.facts.stage(device, name, active.epoch, index);
+            report.is_some_and(|report| report.state == StageState::Ready)
+        };
+        let standbys = active.plan.stages.get(index).map_or(&[][..], |stage| &stage.standbys[..]);
+        standbys.iter().filter(|id| is_ready(id)).filter_map(|id| id.parse().ok()).collect()
     }
 
     /// Puts what is held and prepared here into this device's report.
@@ -410,12 +421,22 @@ fn costs(known: TransferCost, net: &Net) -> TransferCost {
 }
 
 /// The stages that active and prepared plans give to this device, with the session that serves each.
-fn wanted_here(state: &ClusterState, me: &str) -> BTreeMap<StageKey, SessionKey> {
+///
+/// A device stands by while nothing else is prepared, whose memory that may be, and as long as the stage needs it.
+fn wanted_here(
+    state: &ClusterState,
+    me: &str,
+    is_live: impl Fn(&str) -> bool,
+) -> BTreeMap<StageKey, SessionKey> {
     let mut wanted = BTreeMap::new();
     for deployment in state.deployments.values() {
         for plan in deployment.active.iter().chain(deployment.preparing.iter()) {
             for (index, stage) in plan.plan.stages.iter().enumerate() {
-                if stage.replicas.iter().any(|r| r.device == me) {
+                let lost = || !stage.replicas.iter().any(|r| is_live(&r.device));
+                let runs = stage.replicas.iter().any(|r| r.device == me);
+                let stands_by =
+                    stage.standbys.iter().any(|id| id == me) && (deployment.preparing.is_none() || lost());
+                if runs || stands_by {
                     let key =
                         StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
                     let session = SessionKey {
@@ -430,3 +451,6 @@ fn wanted_here(state: &ClusterState, me: &str) -> BTreeMap<StageKey, SessionKey>
     }
     wanted
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,8 @@ pub(super) struct Here {
 pub(super) struct Balancer {
     epoch: u64,
     stages: Vec<Vec<Load>>,
+    /// By stage: devices for when none of its replicas is left.
+    standbys: Vec<Vec<PeerId>>,
 }
 
 #[derive(Debug)]
@@ -81,11 +83,18 @@ impl Balancer {
             };
             replicas.iter().map(load).collect()
         };
-        Self { epoch: route.epoch, stages: route.stages.iter().map(|stage| loads(&stage.replicas)).collect() }
+        let stages = route.stages.iter().map(|stage| loads(&stage.replicas)).collect();
+        Self { epoch: route.epoch, stages, standbys: standbys(route) }
+    }
+
+    /// Others stand by now.
+    pub(super) fn set_standbys(&mut self, route: &Route) {
+        self.standbys = standbys(route);
     }
 
     /// A device per stage, all in `up`, counted as outstanding until [`Balancer::release`]. Devices in `avoid` are
-    /// taken only where nothing else is left. `Err` is the first stage without a live device.
+    /// taken only where nothing else is left, standbys only where all replicas are gone. `Err` is the first stage
+    /// without a live device.
     pub(super) fn pick(
         &mut self,
         now: Instant,
@@ -94,13 +103,22 @@ impl Balancer {
         avoid: &[PeerId],
     ) -> Result<Vec<PeerId>, usize> {
         let alive = |load: &Load| up.contains(&load.peer);
-        if let Some(stage) = self.stages.iter().position(|loads| !loads.iter().any(alive)) {
+        let stand_ins: Vec<Option<PeerId>> =
+            (0..self.stages.len()).map(|stage| self.stand_in(stage, up, avoid)).collect();
+        let is_lost =
+            |(stage, loads): (usize, &Vec<Load>)| !loads.iter().any(alive) && stand_ins[stage].is_none();
+        if let Some(stage) = self.stages.iter().enumerate().position(is_lost) {
             return Err(stage);
         }
         let mut devices = Vec::with_capacity(self.stages.len());
         let mut at = here.device;
         let single = self.stages.len() == 1;
         for (stage, loads) in self.stages.iter_mut().enumerate() {
+            if let Some(peer) = stand_ins[stage] {
+                at = peer;
+                devices.push(at);
+                continue;
+            }
             let field = Field::new(loads, now, here, up, avoid, single);
             let own = if stage == 0 { field.own_or_soonest(loads) } else { None };
             let index = own.unwrap_or_else(|| field.by_share(loads, at));
@@ -111,6 +129,18 @@ impl Balancer {
             devices.push(at);
         }
         Ok(devices)
+    }
+
+    /// The standby that takes a stage: when no replica is up, or all that are have failed this request and a standby
+    /// has not.
+    fn stand_in(&self, stage: usize, up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> Option<PeerId> {
+        let replicas = || self.stages[stage].iter().map(|load| load.peer).filter(|peer| up.contains(peer));
+        if replicas().any(|peer| !avoid.contains(&peer)) {
+            return None;
+        }
+        let standbys = || self.standbys.get(stage).into_iter().flatten().copied().filter(|p| up.contains(p));
+        let unhurt = standbys().find(|peer| !avoid.contains(peer));
+        unhurt.or_else(|| standbys().next().filter(|_| replicas().next().is_none()))
     }
 
     /// A device has told how many jobs it has at hand.
@@ -138,6 +168,10 @@ impl Balancer {
     pub(super) fn outstanding(&self) -> usize {
         self.stages.iter().map(|loads| loads.iter().map(|l| l.outstanding).sum()).max().unwrap_or(0)
     }
+}
+
+fn standbys(route: &Route) -> Vec<Vec<PeerId>> {
+    route.stages.iter().map(|stage| stage.standbys.clone()).collect()
 }
 
 /// The replicas of one stage that may be picked, with the jobs that each has at hand.

@@ -26,6 +26,15 @@ pub struct Route {
 const FAST_MAX: f64 = 6.0;
 
 impl Route {
+    /// The same plan, whoever stands by.
+    pub(super) fn is_same_plan(&self, other: &Self) -> bool {
+        let stages = self.stages.iter().zip(&other.stages);
+        self.deployment == other.deployment
+            && self.epoch == other.epoch
+            && self.stages.len() == other.stages.len()
+            && stages.into_iter().all(|(a, b)| a.replicas == b.replicas && a.inputs == b.inputs)
+    }
+
     /// Requests that keep every replica at work, with the next at hand. A fast replica is given several before a slow
     /// one gets its first, so it counts for several.
     pub(super) fn window(&self) -> usize {
@@ -43,6 +52,8 @@ impl Route {
 pub struct RouteStage {
     /// Devices that run the stage, with the fraction of the requests that each takes.
     pub replicas: Vec<(PeerId, f64)>,
+    /// Devices that are ready to run the stage and are asked only when no replica is left.
+    pub standbys: Vec<PeerId>,
     /// Names of the tensors that enter: for the first stage those model inputs that are used at all.
     pub inputs: Vec<String>,
 }

@@ -214,6 +214,7 @@ fn route(epoch: u64, placement: &[Vec<PeerId>]) -> BTreeMap<String, Arc<Route>> 
     let stage = |(i, peers): (usize, &Vec<PeerId>)| RouteStage {
         replicas: peers.iter().map(|p| (*p, 1.0 / peers.len() as f64)).collect(),
         inputs: vec![format!("t{i}")],
+        ..RouteStage::default()
     };
     let route = Route {
         deployment: "m".into(),

@@ -92,8 +92,10 @@ pub fn check(problem: &Problem, plan: &Plan) -> Result<(), CheckError> {
     let evaluation = evaluate(problem, plan)?;
     check_limits(problem, plan)?;
     check_pin(problem, plan)?;
-    let devices = problem.devices.iter().zip(&evaluation.memory_bytes);
-    for (device, &needed) in devices {
+    let insured = standby_bytes(problem, plan)?;
+    let devices = problem.devices.iter().zip(evaluation.memory_bytes.iter().zip(insured));
+    for (device, (needed, insured)) in devices {
+        let needed = needed.saturating_add(insured);
         if needed > device.memory_bytes {
             let (device, available) = (device.id.clone(), device.memory_bytes);
             return Err(CheckError::Memory { device, needed, available });
@@ -178,6 +180,25 @@ fn check_limits(problem: &Problem, plan: &Plan) -> Result<(), CheckError> {
     let (min, max) = (problem.min_stages.unwrap_or(1), problem.max_stages.unwrap_or(usize::MAX));
     let got = plan.stages.len();
     if got < min || got > max { Err(CheckError::StageCount { got, min, max }) } else { Ok(()) }
+}
+
+/// Bytes that each device needs for the stages that it stands by for.
+fn standby_bytes(problem: &Problem, plan: &Plan) -> Result<Vec<u64>, CheckError> {
+    let instance = Instance::new(problem);
+    let mut bytes = vec![0u64; problem.devices.len()];
+    for (position, stage) in plan.stages.iter().enumerate() {
+        let refuse = |reason: String| CheckError::Replicas { stage: position, reason };
+        for id in &stage.standbys {
+            let device = problem.devices.iter().position(|device| device.id == *id);
+            let device = device.ok_or_else(|| refuse(format!("the standby {id:?} is not known")))?;
+            if stage.replicas.iter().any(|replica| replica.device == *id) {
+                return Err(refuse(format!("{id:?} runs the stage and stands by for it")));
+            }
+            let needed = instance.stage_bytes(stage.first_block, stage.last_block + 1);
+            bytes[device] = bytes[device].saturating_add(needed);
+        }
+    }
+    Ok(bytes)
 }
 
 fn check_pin(problem: &Problem, plan: &Plan) -> Result<(), CheckError> {

@@ -32,6 +32,7 @@ pub(crate) fn plan_of(instance: &Instance<'_>, solution: Solution, considered: &
             .iter()
             .map(|&(device, share)| Replica { device: instance.id(device).to_owned(), share })
             .collect(),
+        standbys: Vec::new(),
         compute_s: cost.compute_s,
         hop_s: cost.hop_s,
         output_bytes: cost.output_bytes,

@@ -15,6 +15,7 @@ mod problem;
 mod restate;
 mod size;
 mod solve;
+mod standby;
 
 pub use check::{CheckError, check, evaluate};
 pub use evaluate::{Evaluation, Load, ProcessorLoad, Resource, StageCost};
@@ -25,3 +26,4 @@ pub use problem::{
 };
 pub use restate::restate;
 pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve};
+pub use standby::with_standbys;

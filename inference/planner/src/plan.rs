@@ -36,6 +36,9 @@ pub struct Stage {
     pub last_block: usize,
     /// Devices that run the stage. Shares sum to 1.
     pub replicas: Vec<Replica>,
+    /// Devices that hold the stage and take it over when all its replicas are lost, until there is a new plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
     /// Predicted compute time of one request on the slowest replica, in seconds.
     #[serde(default)]
     pub compute_s: f64,

@@ -66,6 +66,7 @@ fn random_plan(dice: &mut Dice, state: &ClusterState) -> Plan {
         first_block: 0,
         last_block: dice.index(5),
         replicas: vec![Replica { device: device.clone(), share: 1.0 }],
+        standbys: Vec::new(),
         compute_s: 0.25,
         hop_s: 0.0,
         output_bytes: dice.below(1000),

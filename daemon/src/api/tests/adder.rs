@@ -54,6 +54,7 @@ pub(super) fn plan() -> Plan {
         first_block,
         last_block: first_block,
         replicas: vec![Replica { device: device.into(), share: 1.0 }],
+        standbys: Vec::new(),
         compute_s: 0.001,
         hop_s: 0.0005,
         output_bytes: 12,

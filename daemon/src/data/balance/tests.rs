@@ -6,7 +6,8 @@ use crate::data::{Route, RouteStage};
 mod fleet;
 
 fn route(shares: &[Vec<(PeerId, f64)>]) -> Route {
-    let stage = |replicas: &Vec<(PeerId, f64)>| RouteStage { replicas: replicas.clone(), inputs: Vec::new() };
+    let stage =
+        |replicas: &Vec<(PeerId, f64)>| RouteStage { replicas: replicas.clone(), ..RouteStage::default() };
     Route {
         deployment: "m".into(),
         epoch: 1,
@@ -19,6 +20,29 @@ fn route(shares: &[Vec<(PeerId, f64)>]) -> Route {
 
 fn here(device: PeerId) -> Here {
     Here { device, jobs: 0 }
+}
+
+#[test]
+fn standbys_take_over_when_no_replica_is_left_or_all_have_failed() {
+    let [a, b, spare, outside] = [(); 4].map(|()| PeerId::random());
+    let mut route = route(&[vec![(a, 1.0)], vec![(b, 1.0)]]);
+    let mut balancer = Balancer::new(&route);
+    let now = Instant::now();
+    let all: BTreeSet<PeerId> = [a, b, spare].into();
+    let without: BTreeSet<PeerId> = [a, spare].into();
+    let pick = |balancer: &mut Balancer, up: &BTreeSet<PeerId>, avoid: &[PeerId]| {
+        let picked = balancer.pick(now, here(outside), up, avoid);
+        picked.inspect(|devices| balancer.release(1, devices))
+    };
+    assert_eq!(pick(&mut balancer, &without, &[]), Err(1));
+    route.stages[1].standbys = vec![spare];
+    balancer.set_standbys(&route);
+    assert_eq!(pick(&mut balancer, &all, &[]), Ok(vec![a, b]), "a standby is spared");
+    assert_eq!(pick(&mut balancer, &without, &[]), Ok(vec![a, spare]));
+    assert_eq!(pick(&mut balancer, &all, &[b]), Ok(vec![a, spare]), "the replica has failed this request");
+    assert_eq!(pick(&mut balancer, &all, &[b, spare]), Ok(vec![a, b]));
+    assert_eq!(pick(&mut balancer, &without, &[spare]), Ok(vec![a, spare]), "nothing else is left");
+    assert_eq!(pick(&mut balancer, &[a].into(), &[]), Err(1));
 }
 
 proptest! {

@@ -63,6 +63,13 @@ impl Deployment {
         if self.route == route {
             return;
         }
+        if let (Some(old), Some(new), Some(balancer)) = (&self.route, &route, &mut self.balancer)
+            && old.is_same_plan(new)
+        {
+            balancer.set_standbys(new);
+            self.route = route;
+            return;
+        }
         if let Some(route) = &route {
             self.window = route.window().max(WINDOW_MIN).min(limits.window_max).max(1);
         }

@@ -204,7 +204,11 @@ impl World {
             outputs: vec!["y".into()],
             stages: stages
                 .iter()
-                .map(|mask| RouteStage { replicas: devices(mask), inputs: vec!["x".into()] })
+                .map(|mask| RouteStage {
+                    replicas: devices(mask),
+                    inputs: vec!["x".into()],
+                    ..RouteStage::default()
+                })
                 .collect(),
             latency: Duration::ZERO,
         };

@@ -69,6 +69,7 @@ async fn the_digits_model_in_three_stages_survives_a_lost_replica() {
     let stages = placement.iter().enumerate().map(|(index, devices)| RouteStage {
         replicas: devices.iter().map(|d| (peers[*d], 0.5)).collect(),
         inputs: model.cuts()[starts[index]].tensors.clone(),
+        ..RouteStage::default()
     });
     let route = Route {
         deployment: "m".into(),

@@ -53,6 +53,7 @@ async fn tensors_pass_through_stages_that_do_not_use_them() {
     let stage = |peer, inputs: [&str; 2]| RouteStage {
         replicas: vec![(peer, 1.0)],
         inputs: inputs.map(str::to_owned).to_vec(),
+        ..RouteStage::default()
     };
     let route = Route {
         deployment: "m".into(),

@@ -111,6 +111,10 @@ impl<'a> Held<'a> {
                     stages.insert((device, first, end));
                 }
             }
+            for device in stage.standbys.iter().filter_map(|id| index.get(id.as_str()).copied()) {
+                blocks[device].extend(first..end);
+                stages.insert((device, first, end));
+            }
         }
         Self { instance, blocks, stages }
     }

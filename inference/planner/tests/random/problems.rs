@@ -116,6 +116,7 @@ pub(crate) fn bare_plan(problem: &Problem, stages: &[(usize, usize, usize)]) -> 
         first_block,
         last_block,
         replicas: vec![Replica { device: problem.devices[device].id.clone(), share: 1.0 }],
+        standbys: Vec::new(),
         compute_s: 0.0,
         hop_s: 0.0,
         output_bytes: 0,
