@@ -1,6 +1,10 @@
 //! What people see of plans, from daemons on loopback.
 
-use std::time::Duration;
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    time::Duration,
+};
 
 use mesh_tests::{
     digits,
@@ -15,6 +19,22 @@ fn mesh(device: &LoopDevice, args: &[&str]) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "mesh {args:?}: {err}\n{}", device.log());
     out.into_owned()
+}
+
+#[test]
+fn status_is_shown_again_and_again() {
+    let mut mesh_of_one = Loopback::new(1, &[]);
+    mesh_of_one.start(PATIENCE);
+    let device = &mesh_of_one.devices[0];
+    let mut watching =
+        device.command().args(["status", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    for line in lines.take(2) {
+        let status: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        assert_eq!(status["nodes"].as_array().unwrap().len(), 1);
+    }
+    watching.kill().unwrap();
+    watching.wait().unwrap();
 }
 
 #[test]

@@ -122,11 +122,16 @@ pub(super) struct Run {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mesh status\n  mesh status --json | jq '.nodes[].name'")]
+#[command(
+    after_help = "Examples:\n  mesh status\n  mesh status --watch\n  mesh status --json | jq '.nodes[].name'"
+)]
 pub(super) struct Status {
     /// Print the status document
     #[arg(long)]
     pub(super) json: bool,
+    /// Show it again every second until it is interrupted; with --json a document per line
+    #[arg(long)]
+    pub(super) watch: bool,
 }
 
 /// What a deployment is planned for.

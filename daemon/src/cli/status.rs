@@ -1,18 +1,27 @@
 //! `mesh status`: cluster, devices, deployments, and what to type when something needs a person.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use super::{
     args::{Global, Status as StatusArgs},
-    client::{self, Client},
+    client::{self, Client, ClientError},
     exit::CliError,
     output::{self, Paint, Table, bytes, millis, paint, rate},
     plan::name_of,
 };
 use crate::status::{DeploymentStatus, Status};
 
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
 pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<(), CliError> {
     let client = Client::new(global)?;
+    if args.watch {
+        return watch(&client, args.json);
+    }
     if args.json {
         // Passed on as it is: the daemon may be newer and know more keys.
         let document: serde_json::Value = client.get("/api/status")?;
@@ -20,6 +29,44 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<(), CliError> {
     }
     let status: Status = client.get("/api/status")?;
     output::print(&describe(&status))
+}
+
+/// Shows the page again and again. A daemon that does not answer is waited for, unless it never did.
+fn watch(client: &Client, json: bool) -> Result<(), CliError> {
+    let is_live = !json && io::stdout().is_terminal();
+    let mut is_first = true;
+    loop {
+        let page = match page(client, json) {
+            Ok(page) => page,
+            Err(error) if is_first => return Err(error.into()),
+            Err(error) => {
+                output::note(&error.to_string());
+                String::new()
+            }
+        };
+        if !page.is_empty() {
+            output::print(&frame(&page, is_live, is_first))?;
+        }
+        is_first = false;
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn page(client: &Client, json: bool) -> Result<String, ClientError> {
+    if json {
+        let document: serde_json::Value = client.get("/api/status")?;
+        return Ok(format!("{document}\n"));
+    }
+    client.get("/api/status").map(|status: Status| describe(&status))
+}
+
+/// A page for a terminal, over the one before: the screen is not emptied first, which would flicker.
+fn frame(page: &str, is_live: bool, is_first: bool) -> String {
+    if !is_live {
+        return page.to_owned();
+    }
+    let start = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
+    format!("{start}{}\x1b[J", page.replace('\n', "\x1b[K\n"))
 }
 
 /// The whole page.
