@@ -13,6 +13,7 @@ pub mod founding;
 pub mod ids;
 pub mod membership;
 pub mod node;
+pub mod recovery;
 pub mod state;
 pub mod store;
 pub mod wire;
@@ -27,5 +28,6 @@ pub use node::{
     Applied, Effects, FatalError, FoundError, Genesis, Identity, Node, OpenError, Options, Outbound,
     ProposeError, Role, StepError,
 };
+pub use recovery::{Recovery, RecoveryError};
 pub use state::{ClusterState, Deployment, EpochPlan, Member, ModelRecord};
 pub use store::{Conf, MemoryDisk, RedbStore, Store, StoreError};

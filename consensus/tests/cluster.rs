@@ -4,8 +4,8 @@ mod fleet;
 
 use fleet::{CLUSTER, Fleet, device, genesis, member};
 use mesh_consensus::{
-    Command, FoundError, MemoryDisk, Node, OpenError, Options, Outcome, ProposeError, RedbStore, Role,
-    StorageId,
+    Command, FoundError, MemoryDisk, Node, OpenError, Options, Outcome, ProposeError, Recovery,
+    RecoveryError, RedbStore, Role, StorageId,
 };
 
 fn rename(fleet: &mut Fleet, id: u64, name: &str) -> Outcome {
@@ -309,6 +309,53 @@ fn the_last_member_is_not_removed() {
     let removal = fleet.request(Command::RemoveMember { device: device(1) });
     let refused = fleet.leader_node().propose(&removal);
     assert!(matches!(refused, Err(ProposeError::Refused(reason)) if reason.contains("last member")));
+}
+
+#[test]
+fn after_a_majority_is_lost_for_good_one_copy_becomes_the_cluster() {
+    let mut fleet = Fleet::found(5, 5);
+    fleet.until_leader();
+    assert_eq!(rename(&mut fleet, 4, "kept"), Outcome::Done);
+    fleet.until("everybody has it", |fleet| {
+        fleet.nodes.values().all(|node| node.state().members[&4].name == "kept")
+    });
+    for lost in [1, 2, 3] {
+        fleet.kill(lost);
+    }
+    fleet.until("nobody leads", |fleet| fleet.leader().is_none());
+    fleet.kill(4);
+    let mut store = RedbStore::open_with_backend(fleet.disks[&4].backend()).unwrap();
+    let recovery = Recovery::of(&store).unwrap();
+    assert_eq!((recovery.me.name.as_str(), recovery.others().count()), ("kept", 4));
+    assert_eq!(recovery.voters, (1..=5).collect());
+    recovery.carry_out(&mut store).unwrap();
+    drop(store);
+    fleet.restart(4);
+    fleet.until_voters(&[4]);
+    assert_eq!(fleet.leader(), Some(4));
+    // The other survivor follows; the lost ones are removed, and a new device makes it three voters.
+    for lost in [1, 2, 3] {
+        assert_eq!(fleet.run(Command::RemoveMember { device: device(lost) }), Outcome::Done);
+    }
+    fleet.until("the other survivor follows", |fleet| {
+        fleet.nodes[&5].state().members.len() == 2 && fleet.nodes[&5].leader() == Some(4)
+    });
+    let sixth = fleet.join(6);
+    fleet.until_voters(&[4, 5, sixth]);
+    // One of the lost turns up with its old data: it is no member and unseats nobody.
+    fleet.restart(1);
+    (0..200).for_each(|_| fleet.tick());
+    assert_eq!(rename(&mut fleet, 5, "still here"), Outcome::Done);
+    assert_eq!(fleet.leader(), Some(4));
+}
+
+#[test]
+fn only_a_member_with_a_copy_can_recover() {
+    let store = RedbStore::open_with_backend(MemoryDisk::new().backend()).unwrap();
+    assert!(matches!(Recovery::of(&store), Err(RecoveryError::NoCluster)));
+    let mut store = store;
+    Node::join_empty(&mut store, CLUSTER, 3).unwrap();
+    assert!(matches!(Recovery::of(&store), Err(RecoveryError::Empty)));
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub(super) enum Command {
     Doctor(Doctor),
     /// Show a mesh of four daemons on this machine survive a loss
     Demo(Demo),
+    /// Go on with this device's copy after most devices that vote are lost for good
+    Recover(Recover),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write man pages
@@ -325,6 +327,22 @@ pub(super) struct Doctor {
     /// Print a JSON list of findings
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it with the daemon of this device stopped, on one device only, and only when most voters will never come back.
+
+Examples:
+  mesh recover            Say what would be done
+  mesh recover --force    Do it, after a question")]
+pub(super) struct Recover {
+    /// Do it; without this it is only said what would be done
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Do not ask
+    #[arg(long, requires = "force")]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod node;
 mod output;
 mod plan;
 mod progress;
+mod recover;
 mod run;
 mod settings;
 mod status;
@@ -68,6 +69,7 @@ fn dispatch(arguments: Arguments) -> Result<(), CliError> {
         Command::Model(args) => models::run(&global, &args),
         Command::Node(args) => node::run(&global, &args),
         Command::Doctor(args) => doctor::run(&global, &args),
+        Command::Recover(args) => recover::run(&global, &args),
         Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => docs::completions(&args, &mut Arguments::command()),
         Command::Man(args) => docs::man(&args, Arguments::command()),
