@@ -224,7 +224,12 @@ impl Ingress {
             FailureKind::Run | FailureKind::Inputs => self.run_failed(now, address.request, failure),
             FailureKind::Busy | FailureKind::Closed | FailureKind::Unreachable => {
                 request.avoid(failure.blame);
-                let pause = request.next_pause();
+                let mut pause = request.next_pause();
+                if failure.kind == FailureKind::Busy
+                    && let Some(deployment) = self.deployments.get_mut(&request.deployment)
+                {
+                    pause = pause.max(deployment.busy(now));
+                }
                 self.hold(now, address.request, Some(now + pause));
             }
             FailureKind::StaleEpoch | FailureKind::UnknownStage => {
@@ -263,7 +268,7 @@ impl Ingress {
                     for device in sent.address.devices.clone().iter() {
                         request.avoid(*device);
                     }
-                    self.resend(now, id);
+                    self.try_elsewhere(now, id);
                 }
                 State::Held { until: Some(until), .. } if *until <= now => self.resend(now, id),
                 State::Sent(_) | State::Held { .. } | State::InLine => self.set_timer(id),
@@ -320,6 +325,28 @@ impl Ingress {
             request.state = State::Held { until, missing: None };
         }
         self.set_timer(id);
+    }
+
+    /// An attempt takes long: sends the request on another route, if there is one. On the same devices, which live, a
+    /// second copy would only stand in the queue that the first one stands in.
+    fn try_elsewhere(&mut self, now: Instant, id: u64) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let Some(deployment) = self.deployments.get_mut(&request.deployment) else { return };
+        let State::Sent(sent) = &mut request.state else { return };
+        let here = Here { device: self.me, jobs: self.own_jobs };
+        let epoch = deployment.route.as_ref().map(|route| route.epoch);
+        let picked = deployment.pick(now, here, &self.up, &request.avoided);
+        let is_same = epoch == Some(sent.address.epoch)
+            && picked.as_ref().is_ok_and(|devices| devices[..] == sent.address.devices[..]);
+        if let (Ok(devices), Some(epoch)) = (&picked, epoch) {
+            deployment.release(epoch, devices);
+        }
+        if is_same {
+            sent.until = now + deployment.attempt_timeout(request.timeouts, &self.limits);
+            self.set_timer(id);
+        } else {
+            self.resend(now, id);
+        }
     }
 
     /// Sends the request on a route of now, or holds it until there is one.

@@ -17,29 +17,94 @@ pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
     let Ok(evaluation) = evaluate(problem, &plan) else { return plan };
     let instance = Instance::new(problem);
     let devices = problem.devices.iter().zip(&evaluation.memory_bytes);
-    let mut spare: Vec<u64> =
-        devices.map(|(device, used)| device.memory_bytes.saturating_sub(*used)).collect();
-    let mut busy: Vec<f64> = evaluation.processors.iter().map(|load| load.busy_s).collect();
-    plan.stages.iter_mut().for_each(|stage| stage.standbys.clear());
-    let mut alone: Vec<usize> =
-        (0..plan.stages.len()).filter(|&index| plan.stages[index].replicas.len() == 1).collect();
-    alone.sort_by_key(|&index| Reverse(plan.stages[index].weight_bytes));
-    for index in alone {
-        let stage = &mut plan.stages[index];
-        let (first, end) = (stage.first_block, stage.last_block + 1);
-        let bytes = instance.stage_bytes(first, end);
-        let runs_it = |device: usize| stage.replicas.iter().any(|r| r.device == instance.id(device));
-        let after = |device: usize| busy[device] + instance.seconds(device, first, end);
-        let found = (0..instance.devices())
-            .filter(|&device| instance.is_profiled(device) && spare[device] >= bytes && !runs_it(device))
-            .min_by(|&a, &b| after(a).total_cmp(&after(b)));
-        if let Some(device) = found {
-            spare[device] -= bytes;
-            busy[device] = after(device);
-            stage.standbys.push(instance.id(device).to_owned());
-        }
+    let stages = plan.stages.iter();
+    let mut search = Search {
+        instance: &instance,
+        alone: stages
+            .map(|stage| (stage.replicas.len() == 1).then(|| stage.replicas[0].device.as_str()))
+            .collect(),
+        spans: plan.stages.iter().map(|stage| (stage.first_block, stage.last_block + 1)).collect(),
+        spare: devices.map(|(device, used)| device.memory_bytes.saturating_sub(*used)).collect(),
+        busy: evaluation.processors.iter().map(|load| load.busy_s).collect(),
+        found: vec![None; plan.stages.len()],
+    };
+    let mut order: Vec<usize> =
+        (0..plan.stages.len()).filter(|&stage| search.alone[stage].is_some()).collect();
+    order.sort_by_key(|&stage| Reverse(plan.stages[stage].weight_bytes));
+    order.iter().for_each(|&stage| search.insure(stage));
+    let found = search.found;
+    for (stage, device) in plan.stages.iter_mut().zip(found) {
+        stage.standbys = device.into_iter().map(|device| problem.devices[device].id.clone()).collect();
     }
     plan
+}
+
+struct Search<'a> {
+    instance: &'a Instance<'a>,
+    /// The device of each stage that one device alone runs.
+    alone: Vec<Option<&'a str>>,
+    /// First block of each stage, and the one after its last.
+    spans: Vec<(usize, usize)>,
+    /// Bytes by device.
+    spare: Vec<u64>,
+    /// Seconds by device, with what it would take over.
+    busy: Vec<f64>,
+    found: Vec<Option<usize>>,
+}
+
+impl Search<'_> {
+    fn bytes(&self, stage: usize) -> u64 {
+        self.instance.stage_bytes(self.spans[stage].0, self.spans[stage].1)
+    }
+
+    fn seconds(&self, stage: usize, device: usize) -> f64 {
+        self.instance.seconds(device, self.spans[stage].0, self.spans[stage].1)
+    }
+
+    /// The device that would be least busy with a stage, other than `not`.
+    fn best(&self, stage: usize, not: Option<usize>) -> Option<usize> {
+        let may = |device: usize| {
+            self.instance.is_profiled(device)
+                && Some(device) != not
+                && self.alone[stage] != Some(self.instance.id(device))
+                && self.spare[device] >= self.bytes(stage)
+        };
+        let after = |device: usize| self.busy[device] + self.seconds(stage, device);
+        (0..self.instance.devices())
+            .filter(|&device| may(device))
+            .min_by(|&a, &b| after(a).total_cmp(&after(b)))
+    }
+
+    /// Finds a standby, if need be by moving another stage's.
+    fn insure(&mut self, stage: usize) {
+        if let Some(device) = self.best(stage, None) {
+            self.put(stage, device);
+            return;
+        }
+        for other in 0..self.found.len() {
+            let Some(device) = self.found[other] else { continue };
+            let Some(elsewhere) = self.best(other, Some(device)) else { continue };
+            let fits = self.spare[device] + self.bytes(other) >= self.bytes(stage);
+            if fits && self.alone[stage] != Some(self.instance.id(device)) {
+                self.take(other, device);
+                self.put(other, elsewhere);
+                self.put(stage, device);
+                return;
+            }
+        }
+    }
+
+    fn put(&mut self, stage: usize, device: usize) {
+        self.spare[device] -= self.bytes(stage);
+        self.busy[device] += self.seconds(stage, device);
+        self.found[stage] = Some(device);
+    }
+
+    fn take(&mut self, stage: usize, device: usize) {
+        self.spare[device] += self.bytes(stage);
+        self.busy[device] -= self.seconds(stage, device);
+        self.found[stage] = None;
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +138,7 @@ mod tests {
         let found = standbys(&[24, 24, 24]);
         assert_eq!(found.len(), 3);
         for (replicas, standbys) in &found {
-            assert_eq!(standbys.len(), 1);
+            assert_eq!(standbys.len(), 1, "{found:?}");
             assert!(!replicas.contains(&standbys[0]));
         }
         let mut all: Vec<&String> = found.iter().map(|(_, standbys)| &standbys[0]).collect();

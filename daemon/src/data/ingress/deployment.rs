@@ -19,6 +19,10 @@ use crate::data::{
 
 /// Before there are measured latencies, an attempt is given so many times the predicted one: there may be a queue.
 const UNMEASURED_TIMES: u32 = 20;
+/// The window is halved no more often than this: refusals come in flocks.
+const NARROWED_MIN: Duration = Duration::from_millis(500);
+/// After a refusal by a full queue a request waits for this part of the usual time of an answer.
+const BUSY_PART: u32 = 4;
 /// Fewest requests in the pipeline at a time, however short the pipeline is.
 const WINDOW_MIN: usize = 4;
 
@@ -29,6 +33,11 @@ pub(super) struct Deployment {
     pub(super) route: Option<Arc<Route>>,
     balancer: Option<Balancer>,
     pub(super) window: usize,
+    /// The window that the route allows; it is smaller after devices were busy, and grows back with answers.
+    window_full: usize,
+    /// Answers since the window has grown.
+    answered: usize,
+    narrowed: Option<Instant>,
     /// Requests that hold a slot of the window.
     pub(super) in_flight: usize,
     /// Requests that wait for a slot, in order.
@@ -48,6 +57,9 @@ impl Deployment {
             route: None,
             balancer: None,
             window: WINDOW_MIN.min(limits.window_max),
+            window_full: WINDOW_MIN.min(limits.window_max),
+            answered: 0,
+            narrowed: None,
             in_flight: 0,
             line: VecDeque::new(),
             requests: 0,
@@ -71,7 +83,8 @@ impl Deployment {
             return;
         }
         if let Some(route) = &route {
-            self.window = route.window().max(WINDOW_MIN).min(limits.window_max).max(1);
+            self.window_full = route.window().max(WINDOW_MIN).min(limits.window_max).max(1);
+            (self.window, self.answered) = (self.window_full, 0);
         }
         self.balancer = route.as_deref().map(Balancer::new);
         // Another plan has other latencies.
@@ -118,7 +131,25 @@ impl Deployment {
         base.saturating_mul(2u32.saturating_pow(timeouts.min(16))).min(limits.timeout_max)
     }
 
+    /// A queue was full: too much is under way, from here and from other ingresses. The window is halved, as TCP does
+    /// it; what comes back is the least time to wait before the request is sent again. Inputs that are sent in vain
+    /// cost a busy device the time that it is short of.
+    pub(super) fn busy(&mut self, now: Instant) -> Duration {
+        if self.narrowed.is_none_or(|at| now.saturating_duration_since(at) >= NARROWED_MIN) {
+            (self.window, self.answered) = ((self.window / 2).max(1), 0);
+            self.narrowed = Some(now);
+        }
+        let predicted = self.route.as_ref().map_or(Duration::ZERO, |route| route.latency);
+        self.attempt_latency.quantile(0.5).unwrap_or(predicted) / BUSY_PART
+    }
+
     pub(super) fn record_answer(&mut self, now: Instant, latency: Duration) {
+        if self.window < self.window_full {
+            self.answered += 1;
+            if self.answered >= self.window {
+                (self.window, self.answered) = (self.window + 1, 0);
+            }
+        }
         self.answers.record(now);
         self.latency.record(latency);
     }

@@ -313,16 +313,63 @@ proptest! {
 #[test]
 fn a_late_answer_of_an_older_attempt_is_taken() {
     let mut world = World::new();
-    world.plan(0, &[0b0001]);
+    let other = world.peers[1];
+    world.up.insert(other);
+    world.ingress.peer_up(world.now, other);
+    world.plan(0, &[0b0011]);
     world.begin(0, 3000);
     world.check();
     let first = world.sends[0].clone();
     world.apply(Event::Wait { ms: 800 });
     world.check();
     assert_eq!(world.sends.len(), 2, "sent again");
-    world.ingress.on_result(world.now, world.peers[0], &first, vec![("y".into(), tensor())]);
+    assert_ne!(world.sends[0].devices, world.sends[1].devices);
+    let last = first.devices[0];
+    world.ingress.on_result(world.now, last, &first, vec![("y".into(), tensor())]);
     let effects = world.ingress.take_effects();
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
+}
+
+#[test]
+fn a_slow_attempt_is_left_alone_where_there_is_no_other_device() {
+    let mut world = World::new();
+    world.plan(0, &[0b0001]);
+    world.begin(0, 20_000);
+    world.check();
+    let first = world.sends[0].clone();
+    for _ in 0..10 {
+        world.apply(Event::Wait { ms: 800 });
+        world.check();
+    }
+    assert_eq!(world.sends.len(), 1, "it stands in the queue already");
+    world.ingress.on_result(world.now, world.peers[0], &first, vec![("y".into(), tensor())]);
+    let effects = world.ingress.take_effects();
+    assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 0), "{effects:?}");
+}
+
+#[test]
+fn full_queues_narrow_the_window_and_answers_widen_it() {
+    let limits = DataLimits { window_max: 64, ..limits() };
+    let mut now = Instant::now();
+    let mut deployment = Deployment::new(now, &limits);
+    let replicas = (0..16).map(|_| (PeerId::random(), 1.0)).collect();
+    let stage = RouteStage { replicas, ..RouteStage::default() };
+    let route = Route { stages: vec![stage], latency: Duration::from_secs(4), ..Route::default() };
+    deployment.set_route(Some(Arc::new(route)), &limits);
+    let full = deployment.window;
+    assert!(full >= 16);
+    assert_eq!(deployment.busy(now), Duration::from_secs(1), "a part of the predicted time");
+    deployment.busy(now);
+    assert_eq!(deployment.window, full / 2, "once for a flock of refusals");
+    for _ in 0..10 {
+        now += Duration::from_secs(1);
+        deployment.busy(now);
+    }
+    assert_eq!(deployment.window, 1);
+    for _ in 0..full * full {
+        deployment.record_answer(now, Duration::from_millis(20));
+    }
+    assert_eq!(deployment.window, full);
 }
 
 #[test]
