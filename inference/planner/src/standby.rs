@@ -11,9 +11,12 @@ use crate::problem::Problem;
 /// holds the stage's weights and gets no requests while the stage has a live device.
 ///
 /// Stages with the most weights come first: they would take longest to be brought elsewhere. Of the devices that can
-/// hold a stage, the one that would be least busy with it is taken. Deterministic. A plan that is none for the problem
-/// stays as it is.
+/// hold a stage, the one that would be least busy with it is taken. Deterministic. A pinned plan stays as it is, and so does
+/// one that is none for the problem.
 pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
+    if problem.pin.is_some() {
+        return plan;
+    }
     let Ok(evaluation) = evaluate(problem, &plan) else { return plan };
     let instance = Instance::new(problem);
     let devices = problem.devices.iter().zip(&evaluation.memory_bytes);
