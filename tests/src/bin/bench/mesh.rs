@@ -92,16 +92,20 @@ pub(super) fn kills(page: &mut String) {
         page,
         "## Losing a device\n\nDigits in stages on four devices, four closed-loop clients at one of them, every answer \
          compared with the whole model's. `kill -9` of the only device of a stage (not the leader), and of \
-         the leader.\n\n| killed | tries | longest time a client waited: median | longest | wrong | lost |\n|---|---|---|---|---|---|"
+         the leader; and of the one device of a plan for latency, for which another one stands by.\n\n| killed | tries | longest time a client waited: median | longest | wrong | lost |\n|---|---|---|---|---|---|"
     );
-    for leader in [false, true] {
-        let results: Vec<_> = (0..KILLS).map(|_| kill(leader)).collect();
+    for victim in [Victim::Stage, Victim::Leader, Victim::Insured] {
+        let results: Vec<_> = (0..KILLS).map(|_| kill(victim)).collect();
         let mut gaps: Vec<Duration> = results.iter().map(|r| r.longest_gap).collect();
         gaps.sort();
         let _ = writeln!(
             page,
             "| {} | {KILLS} | {:.2} s | {:.2} s | {} | {} |",
-            if leader { "leader" } else { "stage device" },
+            match victim {
+                Victim::Stage => "stage device",
+                Victim::Leader => "leader",
+                Victim::Insured => "stage device with a standby",
+            },
             gaps[KILLS / 2].as_secs_f64(),
             gaps[KILLS - 1].as_secs_f64(),
             results.iter().map(|r| r.wrong).sum::<u64>(),
@@ -110,16 +114,48 @@ pub(super) fn kills(page: &mut String) {
     }
 }
 
-fn kill(leader: bool) -> mesh_tests::load::LoadResult {
-    let mut rack = deployed(4, &[ONE_THREAD, SMALL]);
+#[derive(Clone, Copy, PartialEq)]
+enum Victim {
+    Stage,
+    Leader,
+    Insured,
+}
+
+/// A rack with a plan for latency on one device, and a standby that is ready.
+fn insured() -> Rack {
+    let mut rack = Rack::new(4, &[ONE_THREAD]);
+    rack.start(4);
+    rack.wait_for_one_cluster(PATIENCE);
+    let model = digits::model().display().to_string();
+    let output = rack.devices[0].mesh(&[
+        "deploy",
+        &model,
+        "--name",
+        "digits",
+        "--objective",
+        "latency",
+        "--stages",
+        "1",
+    ]);
+    assert!(output.status.success(), "mesh deploy: {}", String::from_utf8_lossy(&output.stderr));
+    let ready = |device: &mesh_tests::rack::Device| {
+        let status = device.status();
+        status.is_some_and(|s| s.deployments[0].stages.iter().all(|stage| !stage.standbys.is_empty()))
+    };
+    mesh_tests::loopback::wait("a standby", PATIENCE, || rack.devices.iter().all(ready));
+    rack
+}
+
+fn kill(kind: Victim) -> mesh_tests::load::LoadResult {
+    let mut rack = if kind == Victim::Insured { insured() } else { deployed(4, &[ONE_THREAD, SMALL]) };
     let status = rack.devices[0].status().expect("status");
     // The only device of a stage: there must be a new plan before anything is answered again.
     let stages = status.deployments[0].stages.iter().filter(|s| s.replicas.len() == 1);
     let mut stages = stages.map(|s| s.replicas[0].node.clone());
-    let victim = if leader {
-        status.cluster.leader.clone()
-    } else {
-        stages.find(|n| *n != status.cluster.leader).expect("a stage off the leader")
+    let victim = match kind {
+        Victim::Leader => status.cluster.leader.clone(),
+        Victim::Stage => stages.find(|n| *n != status.cluster.leader).expect("a stage off the leader"),
+        Victim::Insured => stages.next().expect("a stage on one device"),
     };
     let ids: Vec<String> =
         rack.devices.iter().map(|d| d.status().map(|s| s.this_node).unwrap_or_default()).collect();
