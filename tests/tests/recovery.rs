@@ -14,7 +14,7 @@ fn said(output: &Output) -> String {
 }
 
 fn answers(device: &LoopDevice, digits: &Digits) -> bool {
-    let body = serde_json::to_vec(&digits.request(7)).unwrap();
+    let body = serde_json::to_vec(&digits.request(7)).expect("a request");
     let Some((200, answer)) = device.http("POST", "/v2/models/digits/infer", &body) else { return false };
     serde_json::from_str(&answer).is_ok_and(|answer| digits.is_right(7, &answer))
 }

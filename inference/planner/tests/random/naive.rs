@@ -36,17 +36,23 @@ fn flows(senders: &Spread, receivers: &Spread) -> Vec<(usize, usize, f64)> {
     flows
 }
 
-/// Bottleneck and latency; nothing when a device cannot hold its stage or a link is missing.
+/// Where requests enter, if anybody says.
+fn entering(problem: &Problem) -> Option<Spread> {
+    let ids = problem.devices.iter().map(|device| &device.id);
+    problem
+        .ingress
+        .as_ref()
+        .map(|ingress| ids.enumerate().map(|(index, id)| (index, *ingress.get(id).unwrap_or(&0.0))).collect())
+}
+
 fn left(device: &mesh_planner::Device) -> f64 {
     1.0 - device.transfer.rest_share
 }
 
+/// Bottleneck and latency; nothing when a device cannot hold its stage or a link is missing.
 pub(crate) fn cost(problem: &Problem, stages: &[NaiveStage]) -> Option<(f64, f64)> {
     let count = problem.devices.len();
-    let ids = problem.devices.iter().map(|device| &device.id);
-    let entering: Option<Spread> = problem.ingress.as_ref().map(|ingress| {
-        ids.enumerate().map(|(index, id)| (index, *ingress.get(id).unwrap_or(&0.0))).collect()
-    });
+    let entering = entering(problem);
     let (mut compute, mut moving) = (vec![0.0; count], vec![0.0; count]);
     let (mut out, mut into) = (vec![0.0; count], vec![0.0; count]);
     let mut links: BTreeMap<(usize, usize), f64> = BTreeMap::new();
