@@ -83,8 +83,8 @@ fn summary(document: &PlanDocument, status: &Status) -> String {
 }
 
 fn height(stage: &Stage) -> usize {
-    let lines = stage.replicas.len().min(NAMED_MAX) + usize::from(stage.replicas.len() > NAMED_MAX);
-    HEAD + lines * LINE + 8
+    let named = stage.replicas.len().min(NAMED_MAX) + usize::from(stage.replicas.len() > NAMED_MAX);
+    HEAD + (named + stage.standbys.len()).saturating_sub(1) * LINE + 12
 }
 
 fn draw_stage(
@@ -120,6 +120,11 @@ fn draw_stage(
     if stage.replicas.len() > NAMED_MAX {
         let more = format!("and {} more", stage.replicas.len() - NAMED_MAX);
         text(svg, (x + 10, y + HEAD + NAMED_MAX * LINE), "fill=\"#52606d\"", &more);
+    }
+    for (line, id) in stage.standbys.iter().enumerate() {
+        let at = y + height(stage) - 12 - line * LINE;
+        let name: String = name_of(status, id).chars().take(NAME_MAX).collect();
+        text(svg, (x + 10, at), "fill=\"#829ab1\"", &format!("{name} stands by"));
     }
 }
 
@@ -161,7 +166,7 @@ mod tests {
                 |r: usize| serde_json::json!({"device": format!("id<{r}>"), "share": 1.0 / replicas as f64});
             serde_json::json!({
                 "first_block": index, "last_block": index, "compute_s": 0.01, "hop_s": 0.001, "output_bytes": 1000,
-                "weight_bytes": 1 << 20, "replicas": (0..replicas).map(replica).collect::<Vec<_>>(),
+                "weight_bytes": 1 << 20, "replicas": (0..replicas).map(replica).collect::<Vec<_>>(), "standbys": ["id<8>"],
             })
         };
         let plan = serde_json::json!({
