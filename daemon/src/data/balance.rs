@@ -102,19 +102,18 @@ impl Balancer {
         up: &BTreeSet<PeerId>,
         avoid: &[PeerId],
     ) -> Result<Vec<PeerId>, usize> {
-        let alive = |load: &Load| up.contains(&load.peer);
-        let stand_ins: Vec<Option<PeerId>> =
-            (0..self.stages.len()).map(|stage| self.stand_in(stage, up, avoid)).collect();
-        let is_lost =
-            |(stage, loads): (usize, &Vec<Load>)| !loads.iter().any(alive) && stand_ins[stage].is_none();
-        if let Some(stage) = self.stages.iter().enumerate().position(is_lost) {
+        let mut stages = self.stages.iter().zip(&self.standbys);
+        let is_lost = |(loads, standbys): (&Vec<Load>, &Vec<PeerId>)| {
+            !loads.iter().map(|load| load.peer).chain(standbys.iter().copied()).any(|peer| up.contains(&peer))
+        };
+        if let Some(stage) = stages.position(is_lost) {
             return Err(stage);
         }
         let mut devices = Vec::with_capacity(self.stages.len());
         let mut at = here.device;
         let single = self.stages.len() == 1;
-        for (stage, loads) in self.stages.iter_mut().enumerate() {
-            if let Some(peer) = stand_ins[stage] {
+        for (stage, (loads, standbys)) in self.stages.iter_mut().zip(&self.standbys).enumerate() {
+            if let Some(peer) = stand_in(loads, standbys, up, avoid) {
                 at = peer;
                 devices.push(at);
                 continue;
@@ -131,16 +130,13 @@ impl Balancer {
         Ok(devices)
     }
 
-    /// The standby that takes a stage: when no replica is up, or all that are have failed this request and a standby
-    /// has not.
-    fn stand_in(&self, stage: usize, up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> Option<PeerId> {
-        let replicas = || self.stages[stage].iter().map(|load| load.peer).filter(|peer| up.contains(peer));
-        if replicas().any(|peer| !avoid.contains(&peer)) {
-            return None;
-        }
-        let standbys = || self.standbys.get(stage).into_iter().flatten().copied().filter(|p| up.contains(p));
-        let unhurt = standbys().find(|peer| !avoid.contains(peer));
-        unhurt.or_else(|| standbys().next().filter(|_| replicas().next().is_none()))
+    /// Whether a stage has a device that is up and not in `avoid`.
+    pub(super) fn has_other(&self, stage: usize, up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> bool {
+        let Some((loads, standbys)) = self.stages.get(stage).zip(self.standbys.get(stage)) else {
+            return false;
+        };
+        let mut peers = loads.iter().map(|load| load.peer).chain(standbys.iter().copied());
+        peers.any(|peer| up.contains(&peer) && !avoid.contains(&peer))
     }
 
     /// A device has told how many jobs it has at hand.
@@ -168,6 +164,18 @@ impl Balancer {
     pub(super) fn outstanding(&self) -> usize {
         self.stages.iter().map(|loads| loads.iter().map(|l| l.outstanding).sum()).max().unwrap_or(0)
     }
+}
+
+/// The standby that takes a stage: when no replica is up, or all that are have failed this request and a standby has
+/// not.
+fn stand_in(loads: &[Load], standbys: &[PeerId], up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> Option<PeerId> {
+    let replicas = || loads.iter().map(|load| load.peer).filter(|peer| up.contains(peer));
+    if replicas().any(|peer| !avoid.contains(&peer)) {
+        return None;
+    }
+    let standbys = || standbys.iter().copied().filter(|peer| up.contains(peer));
+    let unhurt = standbys().find(|peer| !avoid.contains(peer));
+    unhurt.or_else(|| standbys().next().filter(|_| replicas().next().is_none()))
 }
 
 fn standbys(route: &Route) -> Vec<Vec<PeerId>> {

@@ -227,6 +227,7 @@ impl Ingress {
                 let mut pause = request.next_pause();
                 if failure.kind == FailureKind::Busy
                     && let Some(deployment) = self.deployments.get_mut(&request.deployment)
+                    && !deployment.has_other(failure.stage, &self.up, &request.avoided)
                 {
                     pause = pause.max(deployment.busy(now));
                 }

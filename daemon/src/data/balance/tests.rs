@@ -43,6 +43,8 @@ fn standbys_take_over_when_no_replica_is_left_or_all_have_failed() {
     assert_eq!(pick(&mut balancer, &all, &[b, spare]), Ok(vec![a, b]));
     assert_eq!(pick(&mut balancer, &without, &[spare]), Ok(vec![a, spare]), "nothing else is left");
     assert_eq!(pick(&mut balancer, &[a].into(), &[]), Err(1));
+    assert!(balancer.has_other(1, &all, &[b]) && !balancer.has_other(1, &all, &[b, spare]));
+    assert!(!balancer.has_other(0, &all, &[a]) && !balancer.has_other(9, &all, &[]));
 }
 
 proptest! {

@@ -126,12 +126,17 @@ impl Deployment {
         let predicted = self.route.as_ref().map_or(Duration::ZERO, |route| route.latency);
         let base = match self.attempt_latency.quantile(0.99) {
             Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => (p99 * 8).max(limits.attempt_min),
-            Some(_) | None => limits.attempt_unmeasured.max(predicted * UNMEASURED_TIMES),
+            Some(_) | None => limits.attempt_unmeasured.max(predicted.saturating_mul(UNMEASURED_TIMES)),
         };
         base.saturating_mul(2u32.saturating_pow(timeouts.min(16))).min(limits.timeout_max)
     }
 
-    /// A queue was full: too much is under way, from here and from other ingresses. The window is halved, as TCP does
+    /// Whether a stage has a device that is up and that a request has no reason to avoid.
+    pub(super) fn has_other(&self, stage: usize, up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> bool {
+        self.balancer.as_ref().is_some_and(|balancer| balancer.has_other(stage, up, avoid))
+    }
+
+    /// The queues of all devices of a stage are full: too much is under way, from here and from other ingresses. The window is halved, as TCP does
     /// it; what comes back is the least time to wait before the request is sent again. Inputs that are sent in vain
     /// cost a busy device the time that it is short of.
     pub(super) fn busy(&mut self, now: Instant) -> Duration {
