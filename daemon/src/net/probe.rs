@@ -24,6 +24,7 @@ const CHUNK: usize = 64 * 1024;
 const LEFT_OUT: u64 = 3;
 /// ...where so many bytes come after it.
 const STEADY_MIN: u64 = 64 * 1024;
+const POINT_BYTES: u64 = 4 * 1024;
 /// Probes that are served at a time: more would measure each other.
 pub(super) const MAX_SERVED: usize = 2;
 
@@ -129,19 +130,32 @@ pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<P
     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// What arrived, and when: bytes so far at each read.
+/// What arrived, and when: bytes so far. Points lie at least `POINT_BYTES` apart, so that a peer that sends byte by byte
+/// does not fill the memory.
 #[derive(Debug)]
 struct Arrivals {
     start: Instant,
-    reads: Vec<(u64, Instant)>,
+    points: Vec<(u64, Instant)>,
+    last: (u64, Instant),
 }
 
 impl Arrivals {
+    fn new(start: Instant) -> Self {
+        Self { start, points: Vec::new(), last: (0, start) }
+    }
+
+    fn add(&mut self, bytes: u64, at: Instant) {
+        self.last = (bytes, at);
+        if self.points.last().is_none_or(|(point, _)| bytes >= point + POINT_BYTES) {
+            self.points.push(self.last);
+        }
+    }
+
     /// Bytes, and the time that they took, without the part at the beginning that a shaper or a card with a bucket lets
     /// through at once: on a slow link that would make a fifth of the rate.
     fn steady(&self) -> (u64, Duration) {
-        let (total, last) = self.reads.last().copied().unwrap_or((0, self.start));
-        let after = self.reads.iter().find(|(bytes, _)| *bytes >= total / LEFT_OUT);
+        let (total, last) = self.last;
+        let after = self.points.iter().find(|(bytes, _)| *bytes >= total / LEFT_OUT);
         let steady = after.map(|(bytes, at)| (total - bytes, last.saturating_duration_since(*at)));
         let whole = (total, last.saturating_duration_since(self.start));
         steady.filter(|(bytes, took)| *bytes >= STEADY_MIN && !took.is_zero()).unwrap_or(whole)
@@ -155,7 +169,7 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
         let mut buffer = vec![0; CHUNK];
         let processor = processor_s();
         let first = stream.read(&mut buffer).await?;
-        let mut arrivals = Arrivals { start: Instant::now(), reads: Vec::new() };
+        let mut arrivals = Arrivals::new(Instant::now());
         let mut counted = 0;
         while first + counted < 2 * MAX_BYTES {
             if buffer.len() < counted + CHUNK {
@@ -166,7 +180,7 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
                 break;
             }
             counted += read;
-            arrivals.reads.push((counted as u64, Instant::now()));
+            arrivals.add(counted as u64, Instant::now());
         }
         let (bytes, took) = arrivals.steady();
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
@@ -191,12 +205,13 @@ mod tests {
     /// A link of `rate` bytes per second that lets `burst` through at once.
     fn arrivals(total: u64, rate: f64, burst: u64) -> Arrivals {
         let start = Instant::now();
-        let reads = (1..=total / 1000).map(|read| {
+        let mut arrivals = Arrivals::new(start);
+        for read in 1..=total / 1000 {
             let bytes = read * 1000;
             let waits = bytes.saturating_sub(burst) as f64 / rate;
-            (bytes, start + Duration::from_secs_f64(waits))
-        });
-        Arrivals { start, reads: reads.collect() }
+            arrivals.add(bytes, start + Duration::from_secs_f64(waits));
+        }
+        arrivals
     }
 
     fn rate(arrivals: &Arrivals) -> f64 {
@@ -215,7 +230,7 @@ mod tests {
     #[test]
     fn little_counts_whole() {
         assert_eq!(arrivals(50_000, 1e6, 0).steady().0, 50_000);
-        let nothing = Arrivals { start: Instant::now(), reads: Vec::new() };
+        let nothing = Arrivals::new(Instant::now());
         assert_eq!(nothing.steady(), (0, Duration::ZERO));
     }
 }
