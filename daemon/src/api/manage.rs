@@ -1,16 +1,21 @@
 //! Status, plans, metrics and the small changes.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-
+use mesh_planner::Lift;
 use serde::Deserialize;
 
 use super::{Api, error::ApiError};
 use crate::app::{ModelSummary, PlanDocument};
+
+/// Whoever asks for a plan waits so long for what would lift it.
+const LIFTS_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn status(State(api): State<Api>) -> Response {
     Json(api.app.status()).into_response()
@@ -43,8 +48,23 @@ pub(super) async fn plan(
         return Ok(Json(api.app.problem(&name).await?).into_response());
     }
     let (epoch, plan) = api.app.plan(&name)?;
-    let lifts = if is_asked(asked.lifts.as_deref()) { api.app.lifts(&name).await? } else { Vec::new() };
+    let lifts = if is_asked(asked.lifts.as_deref()) { lifts(&api, &name).await } else { Vec::new() };
     Ok(Json(PlanDocument { name, epoch, plan, lifts }).into_response())
+}
+
+/// What would lift a plan; nothing where that cannot be said in time: the plan is what was asked for.
+async fn lifts(api: &Api, name: &str) -> Vec<Lift> {
+    match tokio::time::timeout(LIFTS_LIMIT, api.app.lifts(name)).await {
+        Ok(Ok(lifts)) => lifts,
+        Ok(Err(error)) => {
+            tracing::debug!(deployment = name, %error, "no word on what would lift the plan");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::debug!(deployment = name, "what would lift the plan takes too long to compute");
+            Vec::new()
+        }
+    }
 }
 
 pub(super) async fn models(State(api): State<Api>) -> Json<Vec<ModelSummary>> {
