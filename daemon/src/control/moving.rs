@@ -21,6 +21,10 @@ const STRETCH: Duration = Duration::from_secs(5);
 const STRETCHES: usize = 5;
 /// Stretches before anything is believed.
 const STRETCHES_TRUSTED: usize = 3;
+/// What is used at rest is told anew when it differs by this part.
+const REST_NEWS: f64 = 0.1;
+/// Stretches at rest that are remembered: two minutes.
+const RESTS: usize = 24;
 /// A stretch tells something when moving should have taken at least this part of the processors.
 const LEAST: f64 = 0.03;
 /// Corrections stay between these.
@@ -69,8 +73,10 @@ impl Sample {
 #[derive(Debug, Default)]
 pub struct Watch {
     last: Option<Sample>,
-    /// Processors in use at rest; `None` until the device was seen at rest.
-    rest: Option<f64>,
+    /// Processors in use in the last stretches at rest. The least counts: what else went on adds to it. Few are kept, for
+    /// it grows with the number of devices.
+    rests: VecDeque<f64>,
+    rest_told: f64,
     /// How many times the probes' costs moving data takes.
     moving: Middle,
     /// How many times the assumed cost clients take.
@@ -123,9 +129,14 @@ impl Watch {
             send_s_per_byte: probed.send_s_per_byte * moving,
             receive_s_per_byte: probed.receive_s_per_byte * moving,
             entry_s_per_byte: probed.entry_s_per_byte * entry,
-            rest_share: self.rest.map_or(0.0, |rest| (rest / cores).clamp(0.0, REST_MAX)),
+            rest_share: (self.rest_told / cores).clamp(0.0, REST_MAX),
             ..probed
         }
+    }
+
+    /// Processors in use at rest; `None` until the device was seen at rest.
+    fn rest(&self) -> Option<f64> {
+        self.rests.iter().copied().reduce(f64::min)
     }
 
     fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
@@ -147,9 +158,15 @@ impl Watch {
         let entry = entered * probed.entry_s_per_byte * cores;
         let least = LEAST * seconds * cores;
         if computed == 0.0 && moving + entry < least / 10.0 {
-            let rest = used / seconds;
-            self.rest = Some(self.rest.map_or(rest, |known| known.min(rest)));
-        } else if let Some(rest) = self.rest {
+            if self.rests.len() == RESTS {
+                self.rests.pop_front();
+            }
+            self.rests.push_back(used / seconds);
+            let rest = self.rest().unwrap_or(0.0);
+            if (rest - self.rest_told).abs() > REST_NEWS * rest {
+                self.rest_told = rest;
+            }
+        } else if let Some(rest) = self.rest() {
             let spent = used - computed - rest * seconds;
             // One measurement tells one thing: what most of it went into.
             if moving >= least.max(entry) {
