@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    io::{self, BufRead},
-    path::Path,
+    io::{self, BufRead, Read},
+    path::{Path, PathBuf},
 };
 
 use mesh_consensus::{Recovery, RedbStore, StoreError};
@@ -14,11 +14,15 @@ use super::{
     exit::{CliError, chain},
     output, settings,
 };
+use crate::files::write_atomically;
 
 /// Replicated state in the data directory.
 const STATE_FILE: &str = "cluster.redb";
-/// The copy that is kept of it.
+/// Copies that are kept of it have a number behind this.
 const KEPT_FILE: &str = "cluster.redb.before-recovery";
+const KEPT_MAX: u32 = 100;
+/// A cluster's name is shorter.
+const ANSWER_BYTES_MAX: u64 = 1024;
 
 pub(super) fn run(global: &Global, args: &Recover) -> Result<(), CliError> {
     let config = settings::load(global)?;
@@ -40,11 +44,12 @@ pub(super) fn run(global: &Global, args: &Recover) -> Result<(), CliError> {
     if !args.yes && !is_confirmed(&name)? {
         return Err(CliError::failed("nothing was changed"));
     }
-    keep(&state_file, &folder.join(KEPT_FILE))?;
+    let kept = keep(&state_file, folder)?;
     recovery.carry_out(&mut store).map_err(|error| CliError::failed(chain(&error)))?;
     output::note(&format!(
-        "Done. The state from before is kept in {KEPT_FILE}. Next: mesh run, then `mesh status`, and `mesh node remove NAME` \
-         for every device that is gone for good"
+        "Done. The state from before is kept in {}. Next: mesh run, then `mesh status`, and `mesh node remove NAME` \
+         for every device that is gone for good",
+        kept.display()
     ));
     Ok(())
 }
@@ -79,15 +84,20 @@ fn describe(recovery: &Recovery) -> String {
 fn is_confirmed(cluster: &str) -> Result<bool, CliError> {
     output::note(&format!("Type the name of the cluster ({cluster}) to go on:"));
     let mut line = String::new();
-    io::stdin().lock().read_line(&mut line)?;
+    io::stdin().lock().take(ANSWER_BYTES_MAX).read_line(&mut line)?;
     Ok(line.trim() == cluster)
 }
 
-/// Keeps a copy of the state; one that is there already is an earlier one, and stays.
-fn keep(state: &Path, kept: &Path) -> Result<(), CliError> {
-    if kept.exists() {
-        return Ok(());
-    }
-    let copied = fs::copy(state, kept).and_then(|_| fs::File::open(kept)?.sync_all());
-    copied.map_err(|error| CliError::because(format!("{} cannot be copied", state.display()), &error))
+/// Keeps a copy of the state, whole or not at all, beside those of earlier recoveries.
+fn keep(state: &Path, folder: &Path) -> Result<PathBuf, CliError> {
+    let numbered = (1..=KEPT_MAX).map(|number| folder.join(format!("{KEPT_FILE}-{number}")));
+    let kept = numbered.into_iter().find(|path| !path.exists()).ok_or_else(|| {
+        CliError::failed(format!(
+            "{} holds {KEPT_MAX} copies of earlier states: move some away",
+            folder.display()
+        ))
+    })?;
+    let copied = fs::read(state).and_then(|bytes| write_atomically(&kept, &bytes));
+    copied.map_err(|error| CliError::because(format!("{} cannot be copied", state.display()), &error))?;
+    Ok(kept)
 }
