@@ -14,7 +14,7 @@ use std::{
     fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use clap::Parser;
@@ -99,8 +99,9 @@ fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> 
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let _ = writeln!(
         text,
-        "\nHost: {cores} processors, {}. Command: `make bench SECTIONS={name}`.\n",
-        processor()
+        "\nHost: {cores} processors, {}. Code: {}. Command: `make bench SECTIONS={name}`.\n",
+        processor(),
+        commit()
     );
     println!("{text}");
     Ok(write(&docs().join("benchmarks").join(format!("{name}.md")), &text)?)
@@ -110,7 +111,7 @@ fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> 
 fn page() -> io::Result<()> {
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `make bench`. Every section is from one run on one host with all devices in network\n\
-         namespaces of it: compare ratios within a section, not times.\n\n",
+         namespaces of it: compare ratios within a section, not times. Each names the code that it measured.\n\n",
     );
     for name in SECTIONS {
         if let Ok(section) = fs::read_to_string(docs().join("benchmarks").join(format!("{name}.md"))) {
@@ -128,6 +129,16 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)?;
     let mut file = fs::File::create(path)?;
     io::Write::write_all(&mut file, text.as_bytes())
+}
+
+/// What was measured, as git names it.
+fn commit() -> String {
+    let git = Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty=, changed since"])
+        .output();
+    let named = git.ok().filter(|output| output.status.success());
+    let name = named.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    name.unwrap_or_else(|| "not under git".to_owned())
 }
 
 fn processor() -> String {
