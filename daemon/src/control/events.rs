@@ -6,15 +6,18 @@ use std::{
 };
 
 use mesh_consensus::{Command, DeviceId, Outcome, Request};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+};
 
 use super::{
     consensus::{Consensus, Input, Phase},
     facts::Facts,
-    planning::BYTES_PER_S_UNMEASURED,
+    links::Links,
     problems::Problems,
     propose::{ProposeFailure, Proposer},
-    report::{LinkReport, NodeReport},
+    report::NodeReport,
     rpc::{
         HaveCall, JoinCall, JoinReply, METHOD_HAVE, METHOD_JOIN, METHOD_PROBLEM, METHOD_PROPOSE, ProblemCall,
         ProposeReply, decode, encode,
@@ -23,7 +26,7 @@ use super::{
 };
 use crate::{
     data::DataPlane,
-    net::{Channel, Net, NetEvent, NetEvents, PeerId, Probe, Topic},
+    net::{Channel, Net, NetEvent, NetEvents, PeerId, Topic},
 };
 
 /// Blob streams served at a time.
@@ -32,16 +35,6 @@ const BLOB_STREAMS: usize = 16;
 const CALLS: usize = 64;
 /// Patience of a member that forwards a device's wish to join.
 const JOIN_PATIENCE: Duration = Duration::from_secs(3);
-/// A link is measured this long after the peer came up, spread over the following second.
-const PROBE_AFTER: Duration = Duration::from_millis(300);
-
-/// A link is probed so often: of the costs that this shows, the smallest count...
-const PROBES: usize = 3;
-/// ...after pauses of this.
-const PROBE_AGAIN: Duration = Duration::from_millis(2200);
-/// Small calls that show what a message costs.
-const COST_CALLS: u32 = 24;
-
 /// Hands network events to their owners.
 #[derive(Debug, Clone)]
 pub struct Events {
@@ -97,6 +90,10 @@ impl Events {
     pub async fn run(self, mut events: NetEvents) {
         let blob_streams = Arc::new(Semaphore::new(BLOB_STREAMS));
         let calls = Arc::new(Semaphore::new(CALLS));
+        // Ends with this.
+        let mut watching = JoinSet::new();
+        let serving = blob_streams.clone();
+        watching.spawn(self.links().watch(move || serving.available_permits() < BLOB_STREAMS));
         while let Some(event) = events.recv().await {
             match event {
                 NetEvent::PeerUp { peer, address } => self.peer_up(peer, address.to_string()),
@@ -144,53 +141,17 @@ impl Events {
         }
     }
 
+    fn links(&self) -> Links {
+        Links { net: self.net.clone(), facts: self.facts.clone(), data: self.data.clone() }
+    }
+
     fn peer_up(&self, peer: PeerId, address: String) {
         tracing::info!(%peer, %address, "peer is up");
         self.facts.peers().up(peer, address);
         self.data.peer_up(peer);
         self.consensus.offer(Input::PeerUp(peer));
-        let this = self.clone();
-        tokio::spawn(async move { this.measure(peer).await });
-    }
-
-    /// Measures the link to a peer, and what moving data costs, and puts both into this device's report.
-    async fn measure(&self, peer: PeerId) {
-        let spread = Duration::from_millis(rand::random::<u64>() % 1000);
-        tokio::time::sleep(PROBE_AFTER + spread).await;
-        for again in 0..PROBES {
-            if again > 0 {
-                tokio::time::sleep(PROBE_AGAIN).await;
-            }
-            let Ok(probe) = self.net.probe(peer).await else { return };
-            self.note_link(peer, probe);
-            let body = encode(&HaveCall { hashes: Vec::new() });
-            if let Some(cost) = self.net.message_cost(peer, METHOD_HAVE, body, COST_CALLS).await {
-                let cost = cost / mesh_inference::profile::cores();
-                self.facts.update_own(&self.net, |own| {
-                    let known = own.transfer.request_s;
-                    own.transfer.request_s = if known > 0.0 { known.min(cost) } else { cost };
-                });
-            }
-            // Each device has its own price of a byte, not each link: with many peers one look at each shows it.
-            if self.facts.peers().live().len() > PROBES {
-                return;
-            }
-        }
-    }
-
-    fn note_link(&self, peer: PeerId, probe: Probe) {
-        let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
-        if probe.bytes_per_s <= 0.0 {
-            return;
-        }
-        tracing::debug!(%peer, ?probe, latency_s, "link measured");
-        // Where a processor was what took the time, the link has not been seen to be slow.
-        let floor = if probe.processor_bound { BYTES_PER_S_UNMEASURED } else { 0.0 };
-        let bytes_per_s = probe.bytes_per_s.max(floor);
-        self.data.set_link_rate(peer, bytes_per_s);
-        self.facts.update_own(&self.net, |own| {
-            own.links.insert(peer.to_string(), LinkReport { bytes_per_s, latency_s });
-        });
+        let links = self.links();
+        tokio::spawn(async move { links.measure(peer).await });
     }
 
     async fn answer(&self, peer: PeerId, method: u16, body: &[u8], reply: oneshot::Sender<bytes::Bytes>) {

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod facts;
 pub mod forecast;
 pub mod leader;
+pub mod links;
 pub mod metrics;
 pub mod models;
 pub mod moves;

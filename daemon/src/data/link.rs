@@ -64,6 +64,7 @@ struct Numbers {
     frames: u64,
     bytes_sent: u64,
     bytes_raw: u64,
+    busy_s: f64,
     bytes_per_s: f64,
 }
 
@@ -143,12 +144,13 @@ impl Link {
 
     pub(super) fn metrics(&self) -> LinkMetrics {
         let numbers = self.shared.numbers();
-        let Numbers { codec, frames, bytes_sent, bytes_raw, bytes_per_s } = &*numbers;
+        let Numbers { codec, frames, bytes_sent, bytes_raw, busy_s, bytes_per_s } = &*numbers;
         LinkMetrics {
             peer: self.shared.peer,
             frames: *frames,
             bytes_sent: *bytes_sent,
             bytes_raw: *bytes_raw,
+            busy_s: *busy_s,
             bytes_per_s: *bytes_per_s,
             codec,
             queue: self.queue.max_capacity() - self.queue.capacity(),
@@ -317,6 +319,7 @@ impl Sender {
         numbers.bytes_sent += wire_bytes as u64;
         numbers.bytes_raw += outgoing.raw_bytes as u64;
         if wire_bytes >= MEASURED_MIN && seconds > 0.0 {
+            numbers.busy_s += seconds;
             numbers.bytes_per_s = smooth(numbers.bytes_per_s, wire_bytes as f64 / seconds);
         }
         Ok(())

@@ -70,6 +70,8 @@ pub struct LinkMetrics {
     pub bytes_sent: u64,
     /// Bytes before compression.
     pub bytes_raw: u64,
+    /// Seconds that the writes of large frames have taken.
+    pub busy_s: f64,
     /// Rate of the stream while it was busy with large frames, smoothed, in bytes per second; 0 before the first.
     pub bytes_per_s: f64,
     /// Codec of the last large tensor.

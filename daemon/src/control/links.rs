@@ -1,0 +1,296 @@
+//! The links of this device: probed when a peer comes, and watched while they carry activations.
+//!
+//! A link changes: somebody walks away with a laptop, an access point gets crowded. Where what is really sent tells
+//! another rate than what is known, the link is probed again, and the higher of both rates counts.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    facts::Facts,
+    moving::processor_s,
+    planning::BYTES_PER_S_UNMEASURED,
+    report::LinkReport,
+    rpc::{HaveCall, METHOD_HAVE, encode},
+};
+use crate::{
+    data::{DataPlane, LinkMetrics},
+    net::{Net, PeerId, Probe},
+};
+
+/// A link is measured this long after the peer came up, spread over the following second.
+const PROBE_AFTER: Duration = Duration::from_millis(300);
+/// A link is probed so often: of the costs that this shows, the smallest count...
+const PROBES: usize = 3;
+/// ...after pauses of this.
+const PROBE_AGAIN: Duration = Duration::from_millis(2200);
+/// Small calls that show what a message costs.
+const COST_CALLS: u32 = 24;
+
+/// Links are looked at so often.
+const LOOK: Duration = Duration::from_secs(10);
+/// A link whose writer was at work for this part of the time carries what it can...
+const FULL: f64 = 0.8;
+/// ...unless this device's processors were busy for this part of the time.
+const PROCESSOR_BOUND: f64 = 0.6;
+/// Fewer bytes between two looks say nothing.
+const BYTES_MIN: u64 = 512 * 1024;
+/// More bytes than buffers hold show that a link is faster than was known.
+const BYTES_FAST: u64 = 4 * 1024 * 1024;
+/// A rate that differs by this part is another one.
+const NEWS: f64 = 0.25;
+/// So many looks in a row have to show it.
+const LOOKS: u32 = 2;
+/// A link that was found as it was known is left alone for this long; doubles each time.
+const PAUSE_MIN: Duration = Duration::from_secs(20);
+const PAUSE_MAX: Duration = Duration::from_secs(640);
+/// A link that was found slower and carries nothing any more is probed again this often: it may have recovered, and
+/// no plan would use it to find out.
+const RECOVERED_EVERY: Duration = Duration::from_secs(60);
+
+/// Measures the links and puts what they carry into this device's report.
+#[derive(Debug, Clone)]
+pub struct Links {
+    /// The network.
+    pub net: Net,
+    /// This device's report.
+    pub facts: Facts,
+    /// What flows, and where the rates are used.
+    pub data: DataPlane,
+}
+
+impl Links {
+    /// Measures the link to a peer that came up, and what moving data costs.
+    pub async fn measure(&self, peer: PeerId) {
+        let spread = Duration::from_millis(rand::random::<u64>() % 1000);
+        tokio::time::sleep(PROBE_AFTER + spread).await;
+        for again in 0..PROBES {
+            if again > 0 {
+                tokio::time::sleep(PROBE_AGAIN).await;
+            }
+            let Ok(probe) = self.net.probe(peer).await else { return };
+            self.note(peer, probe);
+            let body = encode(&HaveCall { hashes: Vec::new() });
+            if let Some(cost) = self.net.message_cost(peer, METHOD_HAVE, body, COST_CALLS).await {
+                let cost = cost / mesh_inference::profile::cores();
+                self.facts.update_own(&self.net, |own| {
+                    let known = own.transfer.request_s;
+                    own.transfer.request_s = if known > 0.0 { known.min(cost) } else { cost };
+                });
+            }
+            // Each device has its own price of a byte, not each link: with many peers one look at each shows it.
+            if self.facts.peers().live().len() > PROBES {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, peer: PeerId, probe: Probe) {
+        if probe.bytes_per_s <= 0.0 {
+            return;
+        }
+        let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
+        tracing::debug!(%peer, ?probe, latency_s, "link measured");
+        // Where a processor was what took the time, the link has not been seen to be slow.
+        let floor = if probe.processor_bound { BYTES_PER_S_UNMEASURED } else { 0.0 };
+        self.set(peer, probe.bytes_per_s.max(floor), latency_s);
+    }
+
+    fn set(&self, peer: PeerId, bytes_per_s: f64, latency_s: f64) {
+        self.data.set_link_rate(peer, bytes_per_s);
+        self.facts.update_own(&self.net, |own| {
+            own.links.insert(peer.to_string(), LinkReport { bytes_per_s, latency_s });
+        });
+    }
+
+    fn known(&self, peer: PeerId) -> Option<LinkReport> {
+        self.facts.own().links.get(&peer.to_string()).copied()
+    }
+
+    /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
+    /// of a link to activations says nothing.
+    pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
+        let mut watch = LinkWatch::default();
+        let mut before = (Instant::now(), processor_s());
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = (Instant::now(), processor_s());
+            let seconds = now.0.saturating_duration_since(before.0).as_secs_f64();
+            let busy = (now.1 - before.1) / mesh_inference::profile::cores() / seconds.max(1e-3);
+            before = now;
+            let live = self.facts.peers().live();
+            let flows = flows(&self.data.metrics().links, &live);
+            let believed = busy < PROCESSOR_BOUND && !is_serving_blobs();
+            for suspicion in watch.look(now.0, believed, &flows, |peer| Some(self.known(peer)?.bytes_per_s)) {
+                let change = self.clear_up(&suspicion).await;
+                watch.cleared_up(&suspicion, change, Instant::now());
+            }
+        }
+    }
+
+    /// Probes the link of a suspicion, and sets its rate where it is another one: the rate before, and now.
+    async fn clear_up(&self, suspicion: &Suspicion) -> Option<(f64, f64)> {
+        let known = self.known(suspicion.peer)?;
+        let probe = self.net.probe(suspicion.peer).await.ok()?;
+        let bytes_per_s = suspicion.rate(known.bytes_per_s, probe)?;
+        tracing::info!(
+            peer = %suspicion.peer,
+            known = known.bytes_per_s,
+            seen = suspicion.seen,
+            ?probe,
+            "the link has another rate now"
+        );
+        // A link full of activations answers late: the latency of an idle one stays.
+        self.set(suspicion.peer, bytes_per_s, known.latency_s);
+        Some((known.bytes_per_s, bytes_per_s))
+    }
+}
+
+/// What a link has carried so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Flow {
+    /// Bytes sent.
+    sent: u64,
+    /// Seconds that writes of large frames have taken.
+    busy_s: f64,
+}
+
+/// A peer may have several streams: their bytes add up, the busiest one tells whether the link was full.
+fn flows(links: &[LinkMetrics], live: &[PeerId]) -> BTreeMap<PeerId, Flow> {
+    let mut flows: BTreeMap<PeerId, Flow> = live.iter().map(|peer| (*peer, Flow::default())).collect();
+    for link in links {
+        if let Some(flow) = flows.get_mut(&link.peer) {
+            flow.sent += link.bytes_sent;
+            flow.busy_s = flow.busy_s.max(link.busy_s);
+        }
+    }
+    flows
+}
+
+/// A link that seems to have another rate than the one known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Suspicion {
+    peer: PeerId,
+    /// Bytes per second that it carried, full or not; 0 where it carried nothing.
+    seen: f64,
+}
+
+impl Suspicion {
+    /// The link's rate after a probe, where it is another one.
+    fn rate(&self, known: f64, probe: Probe) -> Option<f64> {
+        // The probe had to share the link with the activations, and the activations with the probe.
+        let rate = self.seen.max(probe.bytes_per_s);
+        let is_slow = rate < known && !probe.processor_bound && self.seen > 0.0;
+        ((is_slow || rate > known) && apart(rate, known)).then_some(rate)
+    }
+}
+
+/// Finds links that carry more or less than is known of them.
+#[derive(Debug, Default)]
+struct LinkWatch {
+    links: BTreeMap<PeerId, Watched>,
+    /// Links that were found slower than they had been, and what they had carried.
+    slowed: BTreeMap<PeerId, f64>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    at: Instant,
+    flow: Flow,
+    /// Where the looks began that show another rate, and how many they are.
+    since: Option<(Instant, Flow, u32)>,
+    pause: Duration,
+    not_before: Instant,
+}
+
+impl LinkWatch {
+    /// Looks at all links of live peers. Where nothing is `believed`, looks start anew.
+    fn look(
+        &mut self,
+        now: Instant,
+        believed: bool,
+        flows: &BTreeMap<PeerId, Flow>,
+        known: impl Fn(PeerId) -> Option<f64>,
+    ) -> Vec<Suspicion> {
+        self.links.retain(|peer, _| flows.contains_key(peer));
+        self.slowed.retain(|peer, _| flows.contains_key(peer));
+        let mut suspicions = Vec::new();
+        for (&peer, &flow) in flows {
+            let fresh = Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now };
+            let link = self.links.entry(peer).or_insert(fresh);
+            let seen = known(peer)
+                .and_then(|known| link.look(now, believed, flow, known, self.slowed.contains_key(&peer)));
+            (link.at, link.flow) = (now, flow);
+            if let Some(seen) = seen {
+                suspicions.push(Suspicion { peer, seen });
+            }
+        }
+        suspicions
+    }
+
+    /// A suspicion was looked into: the link's rate before and now, where it is another one.
+    fn cleared_up(&mut self, suspicion: &Suspicion, change: Option<(f64, f64)>, now: Instant) {
+        let Some(link) = self.links.get_mut(&suspicion.peer) else { return };
+        link.since = None;
+        let was_at_rest = suspicion.seen == 0.0;
+        link.pause = match change {
+            Some(_) => PAUSE_MIN,
+            None if was_at_rest => link.pause,
+            None => (link.pause * 2).min(PAUSE_MAX),
+        };
+        link.not_before = now + if was_at_rest { RECOVERED_EVERY } else { link.pause };
+        let Some((known, rate)) = change else { return };
+        let before = *self.slowed.entry(suspicion.peer).or_insert(known);
+        if rate >= before * (1.0 - NEWS) {
+            self.slowed.remove(&suspicion.peer);
+        }
+    }
+}
+
+impl Watched {
+    /// The rate that was seen, if it is worth a probe.
+    fn look(
+        &mut self,
+        now: Instant,
+        believed: bool,
+        flow: Flow,
+        known: f64,
+        was_slowed: bool,
+    ) -> Option<f64> {
+        let (sent, took) = between((self.at, self.flow), (now, flow));
+        if sent == 0 && was_slowed && now >= self.not_before {
+            return Some(0.0);
+        }
+        let busy_s = flow.busy_s - self.flow.busy_s;
+        let is_full = sent >= BYTES_MIN && busy_s >= FULL * took;
+        let is_slow = believed && is_full && sent as f64 / busy_s < known * (1.0 - NEWS);
+        let is_fast = sent >= BYTES_FAST && sent as f64 / took > known * (1.0 + NEWS);
+        if !is_slow && !is_fast {
+            self.since = None;
+            return None;
+        }
+        let (start, at_start, looks) = self.since.unwrap_or((self.at, self.flow, 0));
+        self.since = Some((start, at_start, looks + 1));
+        if looks + 1 < LOOKS || now < self.not_before {
+            return None;
+        }
+        let (sent, took) = between((start, at_start), (now, flow));
+        Some(sent as f64 / if is_slow { flow.busy_s - at_start.busy_s } else { took })
+    }
+}
+
+/// Bytes and seconds between two moments.
+fn between(before: (Instant, Flow), now: (Instant, Flow)) -> (u64, f64) {
+    let took = now.0.saturating_duration_since(before.0).as_secs_f64();
+    // A stream that began anew counts from nothing.
+    (now.1.sent.saturating_sub(before.1.sent), took.max(1e-3))
+}
+
+fn apart(a: f64, b: f64) -> bool {
+    (a - b).abs() > NEWS * a.max(b)
+}
+
+#[cfg(test)]
+mod tests;

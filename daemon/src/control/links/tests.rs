@@ -1,0 +1,138 @@
+//! A link's flow over time, and what the watch makes of it.
+
+use super::*;
+
+/// A link of `rate` bytes per second that somebody wants to send `wanted` bytes per second over.
+struct World {
+    watch: LinkWatch,
+    peer: PeerId,
+    now: Instant,
+    flow: Flow,
+    rate: f64,
+    wanted: f64,
+    known: f64,
+    believed: bool,
+}
+
+impl World {
+    fn new(known: f64, rate: f64, wanted: f64) -> Self {
+        let (watch, peer, flow) = (LinkWatch::default(), PeerId::random(), Flow::default());
+        let mut world = Self { watch, peer, now: Instant::now(), flow, rate, wanted, known, believed: true };
+        assert_eq!(world.look(), None, "the first look shows nothing");
+        world
+    }
+
+    fn look(&mut self) -> Option<Suspicion> {
+        let flows = BTreeMap::from([(self.peer, self.flow)]);
+        let found = self.watch.look(self.now, self.believed, &flows, |_| Some(self.known));
+        found.first().copied()
+    }
+
+    fn later(&mut self) -> Option<Suspicion> {
+        let seconds = LOOK.as_secs_f64();
+        let carried = self.rate.min(self.wanted) * seconds;
+        self.flow.sent += carried as u64;
+        self.flow.busy_s += carried / self.rate;
+        self.now += LOOK;
+        self.look()
+    }
+
+    /// The suspicion is looked into with a probe that gets `share` of the link.
+    fn probe(&mut self, suspicion: Suspicion, share: f64, processor_bound: bool) {
+        let probe = Probe { bytes_per_s: self.rate * share, processor_bound };
+        let change = suspicion.rate(self.known, probe).map(|rate| (self.known, rate));
+        self.known = change.map_or(self.known, |(_, rate)| rate);
+        self.watch.cleared_up(&suspicion, change, self.now);
+    }
+
+    /// Suspicions in this many looks, each with a probe that shares the link.
+    fn suspicions(&mut self, looks: u32, processor_bound: bool) -> u32 {
+        let mut count = 0;
+        for _ in 0..looks {
+            if let Some(suspicion) = self.later() {
+                count += 1;
+                self.probe(suspicion, 0.4, processor_bound);
+            }
+        }
+        count
+    }
+}
+
+#[test]
+fn a_full_link_that_carries_less_is_found_once() {
+    let mut world = World::new(12.5e6, 1.2e6, 5e6);
+    assert_eq!(world.later(), None, "one look is not enough");
+    assert_eq!(world.suspicions(10, false), 1);
+    assert!((world.known / 1.2e6 - 1.0).abs() < 1e-3, "{}", world.known);
+}
+
+#[test]
+fn a_link_that_carries_what_is_wanted_of_it_is_not_suspected() {
+    for (known, rate, wanted) in
+        [(12.5e6, 12.5e6, 1e6), (12.5e6, 10e6, 50e6), (1e6, 12e6, 1.1e6), (1e8, 1e7, 1e3)]
+    {
+        assert_eq!(World::new(known, rate, wanted).suspicions(20, false), 0, "{known} {rate} {wanted}");
+    }
+}
+
+#[test]
+fn a_link_that_got_faster_is_found() {
+    let mut world = World::new(0.6e6, 12e6, 4e6);
+    assert_eq!(world.suspicions(10, false), 1);
+    // A probe beside the activations shows more than they need.
+    assert!((world.known / 4.8e6 - 1.0).abs() < 1e-3, "{}", world.known);
+}
+
+#[test]
+fn busy_processors_are_not_slow_links() {
+    let mut world = World::new(125e6, 5e6, 50e6);
+    world.believed = false;
+    assert_eq!(world.suspicions(20, false), 0, "this device is busy");
+    world.believed = true;
+    let asked = world.suspicions(360, true);
+    assert!((2..=12).contains(&asked), "the peer is busy: {asked} probes in an hour");
+    assert!((world.known - 125e6).abs() < 1.0);
+}
+
+#[test]
+fn a_slowed_link_at_rest_is_tried_until_it_has_recovered() {
+    let mut world = World::new(12.5e6, 1e6, 50e6);
+    assert_eq!(world.suspicions(3, false), 1);
+    world.wanted = 0.0;
+    assert_eq!(world.suspicions(60, false), 10, "one a minute");
+    assert!((world.known / 1e6 - 1.0).abs() < 1e-3, "{}", world.known);
+    world.rate = 12.5e6 / 0.4;
+    assert_eq!(world.suspicions(60, false), 1);
+    assert!((world.known / 12.5e6 - 1.0).abs() < 1e-3, "{}", world.known);
+}
+
+#[test]
+fn peers_that_are_gone_are_forgotten() {
+    let mut world = World::new(12.5e6, 1e6, 50e6);
+    assert_eq!(world.suspicions(3, false), 1);
+    assert!(world.watch.look(world.now, true, &BTreeMap::new(), |_| None).is_empty());
+    assert!(world.watch.links.is_empty() && world.watch.slowed.is_empty());
+}
+
+#[test]
+fn streams_of_a_peer_add_up_and_may_begin_anew() {
+    let link = |peer, bytes_sent, busy_s| LinkMetrics {
+        peer,
+        frames: 1,
+        bytes_sent,
+        bytes_raw: bytes_sent,
+        busy_s,
+        bytes_per_s: 0.0,
+        codec: "raw",
+        queue: 0,
+    };
+    let (a, b, gone) = (PeerId::random(), PeerId::random(), PeerId::random());
+    let links = [link(a, 10, 1.0), link(a, 20, 3.0), link(gone, 5, 1.0)];
+    let flows = flows(&links, &[a, b]);
+    assert_eq!(flows, BTreeMap::from([(a, Flow { sent: 30, busy_s: 3.0 }), (b, Flow::default())]));
+
+    let mut world = World::new(12.5e6, 1e6, 50e6);
+    assert_eq!(world.later(), None);
+    world.flow = Flow::default();
+    assert_eq!(world.later(), None, "the stream began anew");
+}
