@@ -105,6 +105,19 @@ impl DaemonApp {
         async move { proposer.propose(command, patience).await.map(|_| ()).map_err(app_error) }.boxed()
     }
 
+    /// The data plane knows no deployment of this name; a device that has just started may know one all the same.
+    fn not_served(&self, name: &str, message: String) -> AppError {
+        let view = self.view();
+        if view.state.deployments.contains_key(name) {
+            return AppError::Unavailable {
+                message: format!("`{name}` is being set up on this device: try again in a moment"),
+                retry_after_s: 1,
+            };
+        }
+        let unknown = self.unknown(name);
+        if matches!(unknown, AppError::NotFound(_)) { AppError::NotFound(message) } else { unknown }
+    }
+
     /// There is no deployment of this name here. A device outside the cluster cannot know.
     fn unknown(&self, name: &str) -> AppError {
         let view = self.view();
@@ -223,7 +236,9 @@ impl App for DaemonApp {
         let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
         let Some(active) = &deployment.active else { return Ok(false) };
         let live = |s: &mesh_planner::Stage| s.replicas.iter().any(|r| self.facts.is_live(&r.device));
-        Ok(self.models.get(&active.model).is_some() && active.plan.stages.iter().all(live))
+        Ok(self.data.serves(name)
+            && self.models.get(&active.model).is_some()
+            && active.plan.stages.iter().all(live))
     }
 
     fn ready(&self) -> bool {
@@ -231,8 +246,14 @@ impl App for DaemonApp {
     }
 
     fn infer(&self, request: InferRequest) -> BoxFuture<'static, Result<InferResponse, AppError>> {
-        let data = self.data.clone();
-        async move { data.infer(request).await }.boxed()
+        let (this, name) = (self.clone(), request.model.clone());
+        async move {
+            match this.data.infer(request).await {
+                Err(AppError::NotFound(message)) => Err(this.not_served(&name, message)),
+                answer => answer,
+            }
+        }
+        .boxed()
     }
 
     fn upload_dir(&self, id: &str) -> Result<PathBuf, AppError> {

@@ -234,6 +234,11 @@ impl DataPlane {
         }
     }
 
+    /// Whether requests for a deployment are taken here.
+    pub fn serves(&self, name: &str) -> bool {
+        lock(&self.shared.desk).ingress.serves(name)
+    }
+
     /// Runs a request through the mesh. Ends by the request's deadline; dropping the future gives the request up.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, AppError> {
         let (client, answer) = oneshot::channel();
