@@ -174,7 +174,9 @@ impl App for DaemonApp {
 
     fn plan(&self, name: &str) -> Result<(u64, Plan), AppError> {
         let view = self.view();
-        let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
+        // What a device that was removed still knows is old.
+        let known = view.state.deployments.get(name).filter(|_| view.refused.is_none());
+        let deployment = known.ok_or_else(|| self.unknown(name))?;
         let plan = deployment.active.as_ref().or(deployment.preparing.as_ref());
         let now =
             |p: &EpochPlan| self.forecasts.restated(name, p.epoch, &p.plan).unwrap_or_else(|| p.plan.clone());

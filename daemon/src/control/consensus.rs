@@ -2,6 +2,7 @@
 //! one bounded inbox; everybody reads its state from one watch.
 
 mod thread;
+mod view;
 
 use std::{
     path::PathBuf,
@@ -125,6 +126,8 @@ pub enum Input {
     PeerUp(PeerId),
     /// A peer went away.
     PeerDown(PeerId),
+    /// A peer says at the door that this device was removed from the cluster.
+    RemovedBy(PeerId),
     /// Propose a command if this device leads.
     Propose(Request, oneshot::Sender<ProposeReply>),
     /// Answer to the request of this device, with this data directory, to join.

@@ -134,7 +134,10 @@ impl Events {
                         drop(permit);
                     });
                 }
-                NetEvent::Refused { whom, why } => {
+                NetEvent::Refused { whom, why, removed_by } => {
+                    if let Some(peer) = removed_by {
+                        self.consensus.offer(Input::RemovedBy(peer));
+                    }
                     self.refusals.add(whom, why);
                 }
             }

@@ -128,6 +128,8 @@ pub enum NetEvent {
         whom: String,
         /// Why, for people.
         why: String,
+        /// The peer, where it is the one that refuses: it says that this device was removed.
+        removed_by: Option<PeerId>,
     },
 }
 

@@ -256,10 +256,11 @@ impl NetworkTask {
         }
         self.told.insert((peer, why), now);
         tracing::warn!(%peer, address = %remote, %why, "device refused");
-        // For people only: a full queue drops it.
-        let _ = self
-            .channels
-            .events
-            .try_send(NetEvent::Refused { whom: format!("{peer} at {remote}"), why: why.to_string() });
+        // It is refused again before long: a full queue drops it.
+        let _ = self.channels.events.try_send(NetEvent::Refused {
+            whom: format!("{peer} at {remote}"),
+            why: why.to_string(),
+            removed_by: (why == Refusal::RemovedUs).then_some(peer),
+        });
     }
 }

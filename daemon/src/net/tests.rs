@@ -86,7 +86,7 @@ impl Node {
 
     async fn until_refused(&mut self) -> (String, String) {
         self.until(|event| match event {
-            NetEvent::Refused { whom, why } => Some((whom, why)),
+            NetEvent::Refused { whom, why, .. } => Some((whom, why)),
             _ => None,
         })
         .await

@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     ClusterView, ConsensusError, ELECTION_TICKS, FOUNDING_RECORD, GRACE_TICKS, HEARTBEAT_TICKS, Input, Join,
-    Phase, SNAPSHOT_TICKS, STORAGE_RECORD, TICK, TICKS_CATCH_UP, ThreadStart, WAITERS_MAX,
+    SNAPSHOT_TICKS, STORAGE_RECORD, TICK, TICKS_CATCH_UP, ThreadStart, WAITERS_MAX,
 };
 use crate::{
     control::rpc::{JoinReply, ProposeReply},
@@ -30,8 +30,11 @@ use crate::{
 /// Inputs taken before the next write to disk.
 const BATCH: usize = 128;
 
+pub(super) const REMOVED: &str =
+    "it was removed from the cluster; to let it join anew, move its data directory away and restart it";
+
 /// Outside any cluster, or a member of one.
-enum Stage {
+pub(super) enum Stage {
     Outside(RedbStore),
     Member(Box<Node<RedbStore>>),
 }
@@ -41,20 +44,22 @@ pub(super) struct Thread {
     devices: u32,
     cluster_name: String,
     path: PathBuf,
-    data_dir: String,
+    pub(super) data_dir: String,
     net: Net,
     join: Join,
-    publish: watch::Sender<ClusterView>,
-    stage: Option<Stage>,
-    founding: Founding,
+    pub(super) publish: watch::Sender<ClusterView>,
+    pub(super) stage: Option<Stage>,
+    pub(super) founding: Founding,
     waiters: HashMap<RequestId, oneshot::Sender<ProposeReply>>,
     /// Which device a replica's frames came from: a fresh learner must answer before it knows the members.
     routes: HashMap<RaftId, PeerId>,
     /// Which device each member of the replicated state is.
     addresses: HashMap<RaftId, PeerId>,
     /// The replicated state as it was last published.
-    shared: Arc<ClusterState>,
-    refused: Option<String>,
+    pub(super) shared: Arc<ClusterState>,
+    pub(super) refused: Option<String>,
+    /// A member has said that this device was removed, which this device has not seen in its log.
+    pub(super) told_removed: bool,
     told: Option<MembershipView>,
     started: Instant,
     tick_due: Instant,
@@ -89,6 +94,7 @@ impl Thread {
             addresses: HashMap::new(),
             shared: Arc::new(ClusterState::empty(ClusterId([0; 16]))),
             refused: None,
+            told_removed: false,
             told: None,
             started: Instant::now(),
             tick_due: Instant::now() + TICK,
@@ -198,6 +204,11 @@ impl Thread {
                 }
                 Err(error) => tracing::warn!(%peer, %error, "founding message refused"),
             },
+            Input::RemovedBy(peer) => {
+                let teller = peer.to_string();
+                self.told_removed |= self.shared.members.values().any(|m| m.device.0 == teller);
+                self.publish_view();
+            }
             Input::PeerUp(peer) => {
                 return self.found(Event::PeerUp(DeviceId(peer.to_string())));
             }
@@ -449,9 +460,8 @@ impl Thread {
 
     /// This device was removed, or another disk has taken its place: it stops taking part.
     fn leave(&mut self) {
-        let reason = "it was removed from the cluster; to let it join anew, move its data directory away and restart it";
-        tracing::warn!(%reason, "this device is no longer a member");
-        self.refused = Some(reason.to_owned());
+        tracing::warn!(reason = REMOVED, "this device is no longer a member");
+        self.refused = Some(REMOVED.to_owned());
         self.stage = None;
         self.waiters.clear();
         self.refresh();
@@ -487,58 +497,6 @@ impl Thread {
             in_use: !state.models.is_empty() || !state.deployments.is_empty(),
             leader,
         })
-    }
-
-    fn publish_view(&self) {
-        let conflict = self.founding.conflicts().first().map(|c| (c.what(), c.remedy(&self.data_dir)));
-        let fresh = match &self.stage {
-            Some(Stage::Member(node)) => member_view(node, &self.shared, conflict, self.refused.clone()),
-            Some(Stage::Outside(_)) | None => ClusterView {
-                phase: match self.founding.progress() {
-                    mesh_consensus::founding::Progress::Joining(_) => Phase::Joining,
-                    mesh_consensus::founding::Progress::Seeking { present, needed } => {
-                        Phase::Founding { present, needed }
-                    }
-                    mesh_consensus::founding::Progress::Member(_) => Phase::Member,
-                },
-                state: Arc::clone(&self.shared),
-                raft_id: 0,
-                term: 0,
-                leader: None,
-                is_leader: false,
-                voters: Vec::new(),
-                conflict,
-                refused: self.refused.clone(),
-            },
-        };
-        self.publish.send_if_modified(|view| {
-            let changed = !view.same(&fresh);
-            if changed {
-                *view = fresh;
-            }
-            changed
-        });
-    }
-}
-
-fn member_view(
-    node: &Node<RedbStore>,
-    shared: &Arc<ClusterState>,
-    conflict: Option<(String, String)>,
-    refused: Option<String>,
-) -> ClusterView {
-    let state = node.state();
-    let leader = node.leader().and_then(|id| state.members.get(&id)).and_then(|m| m.device.0.parse().ok());
-    ClusterView {
-        phase: Phase::Member,
-        state: Arc::clone(shared),
-        raft_id: node.id(),
-        term: node.term(),
-        leader,
-        is_leader: node.role() == Role::Leader,
-        voters: node.conf().voters.iter().copied().collect(),
-        conflict,
-        refused,
     }
 }
 

@@ -1,0 +1,68 @@
+//! What the consensus thread shows of itself.
+
+use std::sync::Arc;
+
+use mesh_consensus::{ClusterState, Node, RedbStore, Role, founding::Progress};
+
+use super::{
+    ClusterView, Phase,
+    thread::{REMOVED, Stage, Thread},
+};
+
+impl Thread {
+    /// Shows the newest view to those who wait for one.
+    pub(super) fn publish_view(&self) {
+        let conflict = self.founding.conflicts().first().map(|c| (c.what(), c.remedy(&self.data_dir)));
+        let fresh = match &self.stage {
+            Some(Stage::Member(node)) => {
+                // Who has a leader is a member, whatever a device of a cluster that was split by force says.
+                let removed = self.told_removed && node.leader().is_none();
+                let refused = self.refused.clone().or_else(|| removed.then(|| REMOVED.to_owned()));
+                member_view(node, &self.shared, conflict, refused)
+            }
+            Some(Stage::Outside(_)) | None => ClusterView {
+                phase: match self.founding.progress() {
+                    Progress::Joining(_) => Phase::Joining,
+                    Progress::Seeking { present, needed } => Phase::Founding { present, needed },
+                    Progress::Member(_) => Phase::Member,
+                },
+                state: Arc::clone(&self.shared),
+                raft_id: 0,
+                term: 0,
+                leader: None,
+                is_leader: false,
+                voters: Vec::new(),
+                conflict,
+                refused: self.refused.clone(),
+            },
+        };
+        self.publish.send_if_modified(|view| {
+            let changed = !view.same(&fresh);
+            if changed {
+                *view = fresh;
+            }
+            changed
+        });
+    }
+}
+
+fn member_view(
+    node: &Node<RedbStore>,
+    shared: &Arc<ClusterState>,
+    conflict: Option<(String, String)>,
+    refused: Option<String>,
+) -> ClusterView {
+    let state = node.state();
+    let leader = node.leader().and_then(|id| state.members.get(&id)).and_then(|m| m.device.0.parse().ok());
+    ClusterView {
+        phase: Phase::Member,
+        state: Arc::clone(shared),
+        raft_id: node.id(),
+        term: node.term(),
+        leader,
+        is_leader: node.role() == Role::Leader,
+        voters: node.conf().voters.iter().copied().collect(),
+        conflict,
+        refused,
+    }
+}
