@@ -142,6 +142,8 @@ pub fn speed(evaluation: &Evaluation, objective: Objective) -> f64 {
 }
 
 fn search(problem: Problem, running: &Plan) -> Result<Found, String> {
+    // Requests share the replicas by themselves: another plan has to be better than that.
+    let running = &mesh_planner::reshare(&problem, running).map_err(|e| e.to_string())?;
     let now = mesh_planner::evaluate(&problem, running).map_err(|e| e.to_string())?;
     // The leader computes stages too: planning must not be what makes it slow.
     let part = mesh_inference::profile::cores().clamp(LEAST_STEPS, 1.0);

@@ -13,6 +13,7 @@ use mesh_planner::{Evaluation, Plan, Problem};
 use super::{
     consensus::{ClusterView, Consensus},
     correction::{Corrections, RUNS_TRUSTED, Seen},
+    entering::shares,
     facts::Facts,
     leader::wishes,
     models::Models,
@@ -22,6 +23,8 @@ use super::{
 
 /// Reports are learnt from this often.
 const LOOK: Duration = Duration::from_secs(2);
+/// What is forecast for a plan stands for at least this long: to share requests well takes a slow device milliseconds.
+const STANDS: Duration = Duration::from_secs(6);
 
 /// The newest forecasts. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -42,8 +45,11 @@ pub struct Forecast {
     pub problem: Problem,
     /// The plan's costs in it.
     pub evaluation: Evaluation,
+    /// The same problem with the requests entering where they have entered lately, and the plan's costs in that.
+    served: Option<(Problem, Evaluation)>,
     /// All stages on all devices have been measured.
     pub is_measured: bool,
+    made: Instant,
 }
 
 impl Forecasts {
@@ -55,7 +61,9 @@ impl Forecasts {
     /// A running plan with the numbers that are true now.
     pub fn restated(&self, deployment: &str, epoch: u64, plan: &Plan) -> Option<Plan> {
         let forecast = self.get(deployment, epoch)?;
-        let mut restated = mesh_planner::restate(&forecast.problem, plan).ok()?;
+        let problem = forecast.served().0;
+        let shared = mesh_planner::reshare(problem, plan).ok()?;
+        let mut restated = mesh_planner::restate(problem, &shared).ok()?;
         if (restated.throughput_rps / plan.throughput_rps - 1.0).abs() > 0.01 {
             let note = format!(" When it was made, {:.3} requests/s were predicted.", plan.throughput_rps);
             restated.why.push_str(&note);
@@ -107,9 +115,17 @@ impl Forecasts {
         }
         let mut current = BTreeMap::new();
         for (deployment, active, profile) in &stored {
-            if let Some(forecast) =
-                forecast(&state.corrections, (deployment, active), profile, &devices, &report)
-            {
+            let before = state.current.get(&deployment.name).filter(|f| f.epoch == active.epoch);
+            if let Some(before) = before.filter(|f| now.saturating_duration_since(f.made) < STANDS) {
+                current.insert(deployment.name.clone(), Arc::clone(before));
+                continue;
+            }
+            let entering = shares(devices.iter().filter_map(|device| {
+                let rate = *facts.report(&device.id)?.entering.get(&deployment.name)?;
+                Some((device.id.clone(), rate))
+            }));
+            let of = (*deployment, *active);
+            if let Some(forecast) = forecast(&state.corrections, of, profile, &devices, &report, entering) {
                 current.insert(deployment.name.clone(), Arc::new(forecast));
             }
         }
@@ -118,6 +134,14 @@ impl Forecasts {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Forecast {
+    /// For the requests as they enter: a plan is made for requests that enter everywhere alike, but who brings all of
+    /// them to one device has to know what that can do.
+    pub fn served(&self) -> (&Problem, &Evaluation) {
+        self.served.as_ref().map_or((&self.problem, &self.evaluation), |(problem, costs)| (problem, costs))
     }
 }
 
@@ -180,17 +204,25 @@ fn forecast(
     profile: &StoredProfile,
     devices: &[DeviceFacts],
     report: &Report<'_>,
+    entering: Option<BTreeMap<String, f64>>,
 ) -> Option<Forecast> {
     if !corrections.knows(&active.model) {
         return None;
     }
     let mut problem = planning::problem(profile, devices, &wishes(deployment));
     corrections.apply(&active.model, &mut problem);
-    let evaluation = mesh_planner::evaluate(&problem, &active.plan).ok()?;
+    let plan = mesh_planner::reshare(&problem, &active.plan).ok()?;
+    let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
     let is_measured = active.plan.stages.iter().enumerate().all(|(index, stage)| {
         let key = StageKey { deployment: &deployment.name, epoch: active.epoch, index };
         let trusted = |device: &str| report(device, &key).is_some_and(|r| r.runs >= RUNS_TRUSTED);
         stage.replicas.iter().all(|replica| trusted(&replica.device))
     });
-    Some(Forecast { epoch: active.epoch, problem, evaluation, is_measured })
+    let served = entering.and_then(|entering| {
+        let served = Problem { ingress: Some(entering), ..problem.clone() };
+        let plan = mesh_planner::reshare(&served, &plan).ok()?;
+        let costs = mesh_planner::evaluate(&served, &plan).ok()?;
+        Some((served, costs))
+    });
+    Some(Forecast { epoch: active.epoch, problem, evaluation, served, is_measured, made: Instant::now() })
 }

@@ -11,13 +11,13 @@ use std::{
 use super::{
     facts::Facts,
     moving::processor_s,
-    planning::BYTES_PER_S_UNMEASURED,
+    planning::{BYTES_PER_S_UNMEASURED, LATENCY_S_UNMEASURED},
     report::LinkReport,
     rpc::{HaveCall, METHOD_HAVE, encode},
 };
 use crate::{
     data::{DataPlane, LinkMetrics},
-    net::{Net, PeerId, Probe},
+    net::{Net, NetError, PeerId, Probe},
 };
 
 /// A link is measured this long after the peer came up, spread over the following second.
@@ -26,6 +26,8 @@ const PROBE_AFTER: Duration = Duration::from_millis(300);
 const PROBES: usize = 3;
 /// ...after pauses of this.
 const PROBE_AGAIN: Duration = Duration::from_millis(2200);
+/// Probes that something else disturbed are repeated, after pauses that double: two minutes in all.
+const PROBES_MAX: usize = 8;
 /// Small calls that show what a message costs.
 const COST_CALLS: u32 = 24;
 
@@ -66,25 +68,50 @@ impl Links {
     pub async fn measure(&self, peer: PeerId) {
         let spread = Duration::from_millis(rand::random::<u64>() % 1000);
         tokio::time::sleep(PROBE_AFTER + spread).await;
-        for again in 0..PROBES {
+        let (mut shown, mut pause) = (0, PROBE_AGAIN);
+        for again in 0..PROBES_MAX {
             if again > 0 {
-                tokio::time::sleep(PROBE_AGAIN).await;
+                tokio::time::sleep(pause).await;
             }
-            let Ok(probe) = self.net.probe(peer).await else { return };
+            let probe = match self.net.probe(peer).await {
+                Ok(probe) => probe,
+                Err(NetError::NotConnected) => return,
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "the link could not be measured");
+                    pause *= 2;
+                    continue;
+                }
+            };
             self.note(peer, probe);
-            let body = encode(&HaveCall { hashes: Vec::new() });
-            if let Some(cost) = self.net.message_cost(peer, METHOD_HAVE, body, COST_CALLS).await {
-                let cost = cost / mesh_inference::profile::cores();
-                self.facts.update_own(&self.net, |own| {
-                    let known = own.transfer.request_s;
-                    own.transfer.request_s = if known > 0.0 { known.min(cost) } else { cost };
-                });
+            self.measure_message(peer).await;
+            if self.is_disturbed(peer, probe) {
+                pause *= 2;
+                continue;
             }
+            shown += 1;
             // Each device has its own price of a byte, not each link: with many peers one look at each shows it.
-            if self.facts.peers().live().len() > PROBES {
+            if shown == PROBES || self.facts.peers().live().len() > PROBES {
                 return;
             }
         }
+    }
+
+    async fn measure_message(&self, peer: PeerId) {
+        let body = encode(&HaveCall { hashes: Vec::new() });
+        if let Some(cost) = self.net.message_cost(peer, METHOD_HAVE, body, COST_CALLS).await {
+            let cost = cost / mesh_inference::profile::cores();
+            self.facts.update_own(&self.net, |own| {
+                let known = own.transfer.request_s;
+                own.transfer.request_s = if known > 0.0 { known.min(cost) } else { cost };
+            });
+        }
+    }
+
+    /// Whether something else kept a processor busy: the probe got less than half of what moving bytes alone allows.
+    fn is_disturbed(&self, peer: PeerId, probe: Probe) -> bool {
+        let costs = self.facts.moving_costs();
+        let cost = costs.iter().find(|(other, _)| *other == peer).map_or(0.0, |(_, s_per_byte)| *s_per_byte);
+        probe.processor_bound && probe.bytes_per_s * cost < 0.5
     }
 
     fn note(&self, peer: PeerId, probe: Probe) {
@@ -94,7 +121,7 @@ impl Links {
         let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
         tracing::debug!(%peer, ?probe, latency_s, "link measured");
         // Where a processor was what took the time, the link has not been seen to be slow.
-        let floor = if probe.processor_bound { BYTES_PER_S_UNMEASURED } else { 0.0 };
+        let floor = if probe.processor_bound { self.known(peer).bytes_per_s } else { 0.0 };
         self.set(peer, probe.bytes_per_s.max(floor), latency_s);
     }
 
@@ -105,8 +132,10 @@ impl Links {
         });
     }
 
-    fn known(&self, peer: PeerId) -> Option<LinkReport> {
-        self.facts.own().links.get(&peer.to_string()).copied()
+    /// What this device knows, or assumes, of its way to a peer.
+    fn known(&self, peer: PeerId) -> LinkReport {
+        let assumed = LinkReport { bytes_per_s: BYTES_PER_S_UNMEASURED, latency_s: LATENCY_S_UNMEASURED };
+        self.facts.own().links.get(&peer.to_string()).copied().unwrap_or(assumed)
     }
 
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
@@ -123,7 +152,7 @@ impl Links {
             let live = self.facts.peers().live();
             let flows = flows(&self.data.metrics().links, &live);
             let believed = busy < PROCESSOR_BOUND && !is_serving_blobs();
-            for suspicion in watch.look(now.0, believed, &flows, |peer| Some(self.known(peer)?.bytes_per_s)) {
+            for suspicion in watch.look(now.0, believed, &flows, |peer| self.known(peer).bytes_per_s) {
                 let change = self.clear_up(&suspicion).await;
                 watch.cleared_up(&suspicion, change, Instant::now());
             }
@@ -132,7 +161,7 @@ impl Links {
 
     /// Probes the link of a suspicion, and sets its rate where it is another one: the rate before, and now.
     async fn clear_up(&self, suspicion: &Suspicion) -> Option<(f64, f64)> {
-        let known = self.known(suspicion.peer)?;
+        let known = self.known(suspicion.peer);
         let probe = self.net.probe(suspicion.peer).await.ok()?;
         let bytes_per_s = suspicion.rate(known.bytes_per_s, probe)?;
         tracing::info!(
@@ -212,7 +241,7 @@ impl LinkWatch {
         now: Instant,
         believed: bool,
         flows: &BTreeMap<PeerId, Flow>,
-        known: impl Fn(PeerId) -> Option<f64>,
+        known: impl Fn(PeerId) -> f64,
     ) -> Vec<Suspicion> {
         self.links.retain(|peer, _| flows.contains_key(peer));
         self.slowed.retain(|peer, _| flows.contains_key(peer));
@@ -220,8 +249,7 @@ impl LinkWatch {
         for (&peer, &flow) in flows {
             let fresh = Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now };
             let link = self.links.entry(peer).or_insert(fresh);
-            let seen = known(peer)
-                .and_then(|known| link.look(now, believed, flow, known, self.slowed.contains_key(&peer)));
+            let seen = link.look(now, believed, flow, known(peer), self.slowed.contains_key(&peer));
             (link.at, link.flow) = (now, flow);
             if let Some(seen) = seen {
                 suspicions.push(Suspicion { peer, seen });

@@ -7,6 +7,7 @@ pub mod consensus;
 pub mod correction;
 pub mod deploy;
 pub mod document;
+pub mod entering;
 pub mod events;
 pub mod explain;
 pub mod facts;

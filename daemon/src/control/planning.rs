@@ -13,7 +13,7 @@ const CLASS: &str = "profiled";
 /// Assumed for a link that has not been measured yet: 1 Gbit/s.
 pub const BYTES_PER_S_UNMEASURED: f64 = 125e6;
 /// Assumed latency of a link that has not been measured yet, seconds.
-const LATENCY_S_UNMEASURED: f64 = 0.0005;
+pub const LATENCY_S_UNMEASURED: f64 = 0.0005;
 
 /// A profile as it is stored in a blob: with the calibration time of the device that measured it, so that other
 /// devices can be scaled from it.

@@ -17,6 +17,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 use super::{
     consensus::Consensus,
     correction::RUNS_TRUSTED,
+    entering::Entering,
     facts::Facts,
     models::Models,
     moving::{Sample, Watch, processor_s},
@@ -64,6 +65,7 @@ pub struct Reconciler {
     wanted_models: HashMap<String, AbortHandle>,
     told: HashMap<StageKey, Told>,
     moving: Watch,
+    entering: Entering,
 }
 
 impl std::fmt::Debug for Reconciler {
@@ -144,6 +146,7 @@ impl Reconciler {
             wanted_models: HashMap::new(),
             told: HashMap::new(),
             moving: Watch::default(),
+            entering: Entering::default(),
         }
     }
 
@@ -383,7 +386,10 @@ impl Reconciler {
         let cores = mesh_inference::profile::cores();
         let sample = Sample::new(now, processor_s(), &metrics, is_settled);
         let transfer = self.moving.look(sample, probed, cores);
+        let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
+        let entering = self.entering.look(now, requests);
         self.facts.update_own(&self.net, |own| {
+            own.entering = entering;
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());

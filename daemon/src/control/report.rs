@@ -31,6 +31,9 @@ pub struct NodeReport {
     /// What moving data costs this device; zeros until measured.
     #[serde(default)]
     pub transfer: TransferCost,
+    /// Requests per second that clients have lately brought to this device, by deployment.
+    #[serde(default)]
+    pub entering: BTreeMap<String, f64>,
 }
 
 /// A measured link from the reporting device to a peer.

@@ -313,6 +313,7 @@ fn first_report(config: &Config, memory_budget_bytes: u64, threads: usize) -> No
             compute_share: (threads as f64 / mesh_inference::profile::cores()).min(1.0),
             ..TransferCost::default()
         },
+        entering: std::collections::BTreeMap::new(),
     }
 }
 

@@ -120,7 +120,7 @@ pub fn evaluate(problem: &Problem, plan: &Plan) -> Result<Evaluation, CheckError
     Ok(evaluation)
 }
 
-fn draft_of(problem: &Problem, plan: &Plan) -> Result<Draft, CheckError> {
+pub(crate) fn draft_of(problem: &Problem, plan: &Plan) -> Result<Draft, CheckError> {
     let blocks = problem.blocks.len();
     let index: BTreeMap<&str, usize> =
         problem.devices.iter().enumerate().map(|(i, device)| (device.id.as_str(), i)).collect();

@@ -24,6 +24,6 @@ pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica
 pub use problem::{
     Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,
 };
-pub use restate::restate;
+pub use restate::{reshare, restate};
 pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve};
 pub use standby::with_standbys;

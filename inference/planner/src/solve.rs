@@ -317,6 +317,18 @@ fn quickest(instance: &Instance<'_>, draft: Draft, bottleneck_s: f64, steps: &mu
     quick.filter(|quick| evaluate_draft(instance, quick).bottleneck_s <= goal.cap_s).unwrap_or(draft)
 }
 
+/// The same stages and devices with better shares, every device kept.
+pub(crate) fn reshared(instance: &Instance<'_>, draft: Draft) -> Draft {
+    let mut by_speed = draft.clone();
+    for stage in &mut by_speed.stages {
+        let devices: Vec<usize> = stage.replicas.iter().map(|&(device, _)| device).collect();
+        stage.replicas = shares::by_speed(instance, &devices, stage.first, stage.end);
+    }
+    let polished = [draft, by_speed].map(|draft| shares::polish(instance, draft, true));
+    let [a, b] = polished;
+    if a.1.bottleneck_s <= b.1.bottleneck_s { a.0 } else { b.0 }
+}
+
 fn pinned(instance: &Instance<'_>) -> Result<Solution, Infeasible> {
     let index = |id: &String| instance.problem.devices.iter().position(|device| device.id == *id);
     let mut stages = Vec::new();

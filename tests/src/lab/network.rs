@@ -127,6 +127,7 @@ impl Network {
     ) -> Result<Port, NetworkError> {
         run("ip", &["netns", "add", namespace])?;
         run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
+        usual_congestion_control(namespace);
         if !relayed {
             let veth = ["link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace];
             self.switch(&veth)?;
@@ -231,6 +232,15 @@ pub fn traffic(port: &Port) -> (u64, u64) {
     let bytes =
         |way: &str| json.as_ref().and_then(|json| json[0]["stats64"][way]["bytes"].as_u64()).unwrap_or(0);
     (bytes("rx"), bytes("tx"))
+}
+
+/// Devices use cubic, as Linux has it from the start, whatever this host uses: BBR takes what a slow card's queue lets
+/// through at once for the rate of the link, and half of what it then sends is lost. A host that allows namespaces no
+/// cubic has reno, which is the same on such short ways.
+fn usual_congestion_control(namespace: &str) {
+    let set =
+        "for usual in cubic reno; do echo $usual > /proc/sys/net/ipv4/tcp_congestion_control && break; done";
+    let _ = run("ip", &["netns", "exec", namespace, "sh", "-c", set]);
 }
 
 fn clear(namespace: &str, card: &str) {

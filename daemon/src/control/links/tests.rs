@@ -24,7 +24,7 @@ impl World {
 
     fn look(&mut self) -> Option<Suspicion> {
         let flows = BTreeMap::from([(self.peer, self.flow)]);
-        let found = self.watch.look(self.now, self.believed, &flows, |_| Some(self.known));
+        let found = self.watch.look(self.now, self.believed, &flows, |_| self.known);
         found.first().copied()
     }
 
@@ -110,7 +110,7 @@ fn a_slowed_link_at_rest_is_tried_until_it_has_recovered() {
 fn peers_that_are_gone_are_forgotten() {
     let mut world = World::new(12.5e6, 1e6, 50e6);
     assert_eq!(world.suspicions(3, false), 1);
-    assert!(world.watch.look(world.now, true, &BTreeMap::new(), |_| None).is_empty());
+    assert!(world.watch.look(world.now, true, &BTreeMap::new(), |_| 0.0).is_empty());
     assert!(world.watch.links.is_empty() && world.watch.slowed.is_empty());
 }
 

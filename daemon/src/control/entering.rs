@@ -1,0 +1,148 @@
+//! Where requests enter: each device tells how many come to it, so that what a plan can do is stated for the requests
+//! as they really come.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// Rates are taken this often...
+const STEP: Duration = Duration::from_secs(5);
+/// ...and what is older than this hardly counts.
+const MEMORY_S: f64 = 30.0;
+/// A rate that has moved by less than this part is told as before.
+const NEWS: f64 = 0.1;
+/// Fewer requests per second are none.
+const LEAST: f64 = 1e-3;
+
+/// Learns the rates at which requests for each deployment enter here.
+#[derive(Debug, Default)]
+pub struct Entering {
+    looked: Option<Instant>,
+    deployments: BTreeMap<String, Counted>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    requests: u64,
+    rate: f64,
+    told: f64,
+}
+
+impl Entering {
+    /// `requests`: accepted so far, by deployment. What to tell: requests per second, without those that get none.
+    pub fn look<'a>(
+        &mut self,
+        now: Instant,
+        requests: impl Iterator<Item = (&'a str, u64)>,
+    ) -> BTreeMap<String, f64> {
+        let since = self.looked.map(|at| now.saturating_duration_since(at));
+        if since.is_none_or(|since| since >= STEP) {
+            self.looked = Some(now);
+            self.count(since.unwrap_or_default().as_secs_f64(), requests);
+        }
+        let told = self.deployments.iter().filter(|(_, counted)| counted.told > 0.0);
+        told.map(|(name, counted)| (name.clone(), counted.told)).collect()
+    }
+
+    fn count<'a>(&mut self, seconds: f64, requests: impl Iterator<Item = (&'a str, u64)>) {
+        let mut before = std::mem::take(&mut self.deployments);
+        for (name, requests) in requests {
+            // What was counted before this device looked for the first time came at no known rate.
+            let mut counted = before.remove(name).unwrap_or(Counted { requests, ..Counted::default() });
+            let came = requests.saturating_sub(counted.requests) as f64;
+            counted.requests = requests;
+            if seconds > 0.0 {
+                counted.rate += (1.0 - (-seconds / MEMORY_S).exp()) * (came / seconds - counted.rate);
+            }
+            if counted.rate < LEAST {
+                counted.told = 0.0;
+            } else if (counted.rate - counted.told).abs() > NEWS * counted.told {
+                counted.told = counted.rate;
+            }
+            self.deployments.insert(name.to_owned(), counted);
+        }
+    }
+}
+
+/// Each device's part of what enters, from rates; `None` when nothing does.
+pub fn shares(rates: impl Iterator<Item = (String, f64)>) -> Option<BTreeMap<String, f64>> {
+    // Peers say what they like.
+    let rates: BTreeMap<String, f64> = rates.filter(|(_, rate)| rate.is_finite() && *rate > 0.0).collect();
+    let total: f64 = rates.values().sum();
+    let is_some = total.is_finite() && total > 0.0;
+    is_some.then(|| rates.into_iter().map(|(device, rate)| (device, rate / total)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told after `seconds` of `per_second` requests, looked at once a second.
+    fn after(
+        entering: &mut Entering,
+        now: &mut Instant,
+        total: &mut f64,
+        per_second: f64,
+        seconds: u32,
+    ) -> f64 {
+        let mut told = BTreeMap::new();
+        for _ in 0..seconds {
+            *now += Duration::from_secs(1);
+            *total += per_second;
+            told = entering.look(*now, [("digits", *total as u64)].into_iter());
+        }
+        told.get("digits").copied().unwrap_or(0.0)
+    }
+
+    #[test]
+    fn rates_are_followed_and_forgotten() {
+        let (mut entering, mut now, mut total) = (Entering::default(), Instant::now(), 1e6);
+        assert_eq!(
+            after(&mut entering, &mut now, &mut total, 0.0, 60),
+            0.0,
+            "earlier requests are not counted"
+        );
+        let busy = after(&mut entering, &mut now, &mut total, 20.0, 180);
+        assert!((18.0..22.0).contains(&busy), "{busy}");
+        let few = after(&mut entering, &mut now, &mut total, 0.5, 300);
+        assert!((0.4..0.6).contains(&few), "{few}");
+        assert_eq!(after(&mut entering, &mut now, &mut total, 0.0, 600), 0.0);
+    }
+
+    #[test]
+    fn a_deployment_made_anew_counts_from_nothing() {
+        let (mut entering, mut now, mut total) = (Entering::default(), Instant::now(), 0.0);
+        after(&mut entering, &mut now, &mut total, 20.0, 60);
+        total = 0.0;
+        let told = after(&mut entering, &mut now, &mut total, 20.0, 60);
+        assert!((10.0..22.0).contains(&told), "{told}");
+        now += STEP;
+        assert!(entering.look(now, std::iter::empty()).is_empty(), "it is gone");
+        assert!(entering.deployments.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_changes_seldom() {
+        let (mut entering, mut now, mut total) = (Entering::default(), Instant::now(), 0.0);
+        after(&mut entering, &mut now, &mut total, 20.0, 120);
+        let mut told: Vec<u64> = (0..300)
+            .map(|second| {
+                let wave = 20.0 + f64::from(second % 7) / 7.0;
+                after(&mut entering, &mut now, &mut total, wave, 1).to_bits()
+            })
+            .collect();
+        told.dedup();
+        assert!(told.len() <= 3, "{} different rates", told.len());
+    }
+
+    #[test]
+    fn shares_of_nothing_or_of_nonsense_are_none() {
+        let of = |rates: &[(&str, f64)]| shares(rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate)));
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[("a", 0.0), ("b", f64::NAN), ("c", -1.0), ("d", f64::INFINITY)]), None);
+        assert_eq!(of(&[("a", f64::MAX), ("b", f64::MAX)]), None);
+        let shares = of(&[("a", 3.0), ("b", 1.0), ("c", f64::NAN)]).expect("some enter");
+        assert_eq!(shares, BTreeMap::from([("a".to_owned(), 0.75), ("b".to_owned(), 0.25)]));
+    }
+}
