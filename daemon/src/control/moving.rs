@@ -23,8 +23,8 @@ const STRETCHES: usize = 5;
 const STRETCHES_TRUSTED: usize = 3;
 /// What is used at rest is told anew when it differs by this part.
 const REST_NEWS: f64 = 0.1;
-/// Stretches at rest that are remembered: two minutes.
-const RESTS: usize = 24;
+/// Stretches at rest that are remembered: ten minutes.
+const RESTS: usize = 120;
 /// A stretch tells something when moving should have taken at least this part of the processors.
 const LEAST: f64 = 0.03;
 /// Corrections stay between these.
@@ -49,7 +49,7 @@ pub struct Sample {
     pub received: u64,
     /// Bytes of tensors that clients brought and took.
     pub entered: u64,
-    /// Nothing is being prepared: no weights come, no session is made.
+    /// Nothing is being prepared: no model is imported or profiled, no weights come, no session is made.
     pub is_settled: bool,
 }
 

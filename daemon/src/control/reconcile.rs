@@ -170,14 +170,14 @@ impl Reconciler {
     /// Time to the next look.
     fn pause(&self, state: &ClusterState) -> Duration {
         let settled = |d: &Deployment| d.active.is_some() && d.preparing.is_none();
-        let ready = |slot: &Slot| matches!(slot, Slot::Ready(_));
-        let idle = state.deployments.values().all(settled)
-            && self.sessions.values().all(ready)
-            && state
-                .models
-                .keys()
-                .all(|hash| self.models.get(hash).is_some() && self.spread.kept().contains(hash));
+        let idle = state.deployments.values().all(settled) && self.is_settled(state);
         if idle { LOOK_IDLE } else { LOOK }
+    }
+
+    /// Whether all that this device should hold is here and loaded.
+    fn is_settled(&self, state: &ClusterState) -> bool {
+        let is_here = |hash: &String| self.models.get(hash).is_some() && self.spread.kept().contains(hash);
+        self.sessions.values().all(|slot| matches!(slot, Slot::Ready(_))) && state.models.keys().all(is_here)
     }
 
     fn reconcile(&mut self, state: &ClusterState) {
@@ -208,7 +208,8 @@ impl Reconciler {
             keep
         });
         self.publish_routes(state);
-        self.report(&wanted);
+        let is_settled = self.is_settled(state) && !self.spread.is_importing();
+        self.report(&wanted, is_settled);
     }
 
     fn retire(&mut self, now: Instant) {
@@ -354,7 +355,7 @@ impl Reconciler {
     }
 
     /// Puts what is held and prepared here into this device's report.
-    fn report(&mut self, wanted: &BTreeMap<StageKey, SessionKey>) {
+    fn report(&mut self, wanted: &BTreeMap<StageKey, SessionKey>, is_settled: bool) {
         let metrics = self.data.metrics();
         let now = Instant::now();
         self.told.retain(|key, _| wanted.contains_key(key));
@@ -381,7 +382,6 @@ impl Reconciler {
             Slot::Preparing { .. } | Slot::Failed { .. } => 0,
         });
         let used = used.sum();
-        let is_settled = self.sessions.values().all(|slot| matches!(slot, Slot::Ready(_)));
         let probed = costs(self.facts.own().transfer, &self.net);
         let cores = mesh_inference::profile::cores();
         let sample = Sample::new(now, processor_s(), &metrics, is_settled);

@@ -95,6 +95,11 @@ impl Spread {
         members.filter(|d| self.facts.is_live(d)).collect()
     }
 
+    /// Whether a model is imported, or profiled, on this device.
+    pub fn is_importing(&self) -> bool {
+        self.imports.any()
+    }
+
     /// Removes blobs that belong to no model: of models that were removed, and of imports that failed. Only as a
     /// member, with all models known, and while nothing is being imported here.
     fn sweep(&mut self, state: &ClusterState, models: &Models, caught_up: bool) {

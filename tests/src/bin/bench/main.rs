@@ -32,7 +32,7 @@ struct Args {
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
-const SECTIONS: [&str; 17] = [
+const SECTIONS: [&str; 18] = [
     "founding",
     "cost",
     "codec",
@@ -46,6 +46,7 @@ const SECTIONS: [&str; 17] = [
     "edgepipe-large",
     "edgepipe-large-delay",
     "unequal",
+    "unequal-cpu",
     "seifer",
     "planner-vit",
     "planner-wifi",
