@@ -26,8 +26,10 @@ const PROBE_AFTER: Duration = Duration::from_millis(300);
 const PROBES: usize = 3;
 /// ...after pauses of this.
 const PROBE_AGAIN: Duration = Duration::from_millis(2200);
-/// Probes that something else disturbed are repeated, after pauses that double: two minutes in all.
-const PROBES_MAX: usize = 8;
+/// Probes that failed, or that something else disturbed, are repeated so often...
+const PROBES_MAX: usize = 12;
+/// ...after pauses that double up to this.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(20);
 /// Small calls that show what a message costs.
 const COST_CALLS: u32 = 24;
 
@@ -69,23 +71,25 @@ impl Links {
         let spread = Duration::from_millis(rand::random::<u64>() % 1000);
         tokio::time::sleep(PROBE_AFTER + spread).await;
         let (mut shown, mut pause) = (0, PROBE_AGAIN);
+        let mut best = None;
         for again in 0..PROBES_MAX {
             if again > 0 {
-                tokio::time::sleep(pause).await;
+                // Not all devices at the same time.
+                tokio::time::sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
             }
             let probe = match self.net.probe(peer).await {
                 Ok(probe) => probe,
                 Err(NetError::NotConnected) => return,
                 Err(error) => {
                     tracing::debug!(%peer, %error, "the link could not be measured");
-                    pause *= 2;
+                    pause = (pause * 2).min(PROBE_PAUSE_MAX);
                     continue;
                 }
             };
-            self.note(peer, probe);
+            self.note(peer, probe, &mut best);
             self.measure_message(peer).await;
             if self.is_disturbed(peer, probe) {
-                pause *= 2;
+                pause = (pause * 2).min(PROBE_PAUSE_MAX);
                 continue;
             }
             shown += 1;
@@ -114,15 +118,23 @@ impl Links {
         probe.processor_bound && probe.bytes_per_s * cost < 0.5
     }
 
-    fn note(&self, peer: PeerId, probe: Probe) {
-        if probe.bytes_per_s <= 0.0 {
-            return;
-        }
-        let latency_s = self.net.link(peer).and_then(|l| l.rtt).map_or(0.0, |rtt| rtt.as_secs_f64() / 2.0);
+    /// Takes the best that probes have shown in a row: what else goes on only makes them worse.
+    fn note(&self, peer: PeerId, probe: Probe, best: &mut Option<LinkReport>) {
+        let rtt = self.net.link(peer).and_then(|link| link.rtt);
+        let latency_s = rtt.map_or(LATENCY_S_UNMEASURED, |rtt| rtt.as_secs_f64() / 2.0);
         tracing::debug!(%peer, ?probe, latency_s, "link measured");
         // Where a processor was what took the time, the link has not been seen to be slow.
-        let floor = if probe.processor_bound { self.known(peer).bytes_per_s } else { 0.0 };
-        self.set(peer, probe.bytes_per_s.max(floor), latency_s);
+        let floor = match best {
+            Some(best) => best.bytes_per_s,
+            None if probe.processor_bound => self.known(peer).bytes_per_s,
+            None => 0.0,
+        };
+        let bytes_per_s = probe.bytes_per_s.max(floor);
+        let latency_s = best.map_or(latency_s, |best| best.latency_s.min(latency_s));
+        self.set(peer, bytes_per_s, latency_s);
+        if !probe.processor_bound || best.is_some() {
+            *best = Some(LinkReport { bytes_per_s, latency_s });
+        }
     }
 
     fn set(&self, peer: PeerId, bytes_per_s: f64, latency_s: f64) {

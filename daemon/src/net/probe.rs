@@ -26,7 +26,7 @@ const LEFT_OUT: u64 = 3;
 const STEADY_MIN: u64 = 64 * 1024;
 const POINT_BYTES: u64 = 4 * 1024;
 /// Probes that are served at a time: more would measure each other.
-pub(super) const MAX_SERVED: usize = 2;
+pub(super) const MAX_SERVED: usize = 1;
 
 /// Samples of a cost that are remembered; the smallest counts, for everything else that goes on adds to it.
 const SAMPLES: usize = 8;
