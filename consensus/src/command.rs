@@ -130,6 +130,10 @@ pub enum Command {
     SetFault {
         /// The deployment.
         deployment: String,
+        /// Must be the deployment's `next_epoch`: what cannot be served may have been asked for before. `None` in logs
+        /// from before this was told.
+        #[serde(default)]
+        epoch: Option<u64>,
         /// Why, for people.
         reason: Option<String>,
     },

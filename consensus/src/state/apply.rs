@@ -79,9 +79,11 @@ impl ClusterState {
                 deployment.fault = Some(reason);
                 Ok(Outcome::Done)
             }
-            Command::SetFault { deployment, reason } => {
+            Command::SetFault { deployment, epoch, reason } => {
                 check_text("reason", reason.as_deref().unwrap_or_default())?;
-                self.deployment_mut(&deployment)?.fault = reason;
+                let deployment = self.deployment_mut(&deployment)?;
+                epoch.map_or(Ok(()), |epoch| deployment.fence(epoch))?;
+                deployment.fault = reason;
                 Ok(Outcome::Done)
             }
         }

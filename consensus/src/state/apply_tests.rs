@@ -198,6 +198,23 @@ fn plans_are_prepared_then_activated_and_old_leaders_are_fenced() {
 }
 
 #[test]
+fn what_was_at_fault_before_is_not_held_against_what_is_asked_now() {
+    let mut script = Script::new();
+    script.done(model("aa"));
+    script.done(deploy("net", "aa"));
+    let fault = |epoch| {
+        let reason = Some("its device is away".to_owned());
+        Command::SetFault { deployment: "net".to_owned(), epoch, reason }
+    };
+    script.done(fault(Some(1)));
+    script.done(deploy("net", "aa"));
+    assert_eq!(script.deployment().fault, None);
+    script.refused(fault(Some(1)), "takes epoch 2 next");
+    script.done(fault(Some(2)));
+    script.done(fault(None));
+}
+
+#[test]
 fn a_new_spec_keeps_the_old_plan_serving_and_spends_an_epoch() {
     let mut script = Script::new();
     script.done(model("aa"));
@@ -286,7 +303,11 @@ fn commands() -> impl Strategy<Value = Command> {
         (1_u64..8).prop_map(prepare),
         (1_u64..8).prop_map(activate),
         (1_u64..8).prop_map(abandon),
-        Just(Command::SetFault { deployment: "net".to_owned(), reason: Some("why".to_owned()) }),
+        prop::option::of(0..6u64).prop_map(|epoch| Command::SetFault {
+            deployment: "net".to_owned(),
+            epoch,
+            reason: Some("why".to_owned())
+        }),
     ]
 }
 

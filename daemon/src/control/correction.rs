@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use mesh_planner::Problem;
 
-/// Stages that have run so often are believed.
-pub const RUNS_TRUSTED: u64 = 20;
+/// Stages that have run so often are believed...
+const RUNS_TRUSTED: u64 = 20;
+/// ...or fewer times, but for so long: what lasts seconds varies little.
+const RUNS_LEAST: u64 = 5;
+const TIME_TRUSTED_S: f64 = 10.0;
 /// A device whose stage takes this much longer than before has become slow: its blocks have not.
 const JUMP: f64 = 1.3;
 /// Factors stay within `1 / LARGEST` and `LARGEST`.
@@ -89,6 +92,11 @@ struct DeviceFacts {
     ran: Instant,
 }
 
+/// Whether so many runs of so many seconds each are enough to be believed.
+pub fn is_trusted(runs: u64, seconds: f64) -> bool {
+    runs >= RUNS_TRUSTED || (runs >= RUNS_LEAST && runs as f64 * seconds >= TIME_TRUSTED_S)
+}
+
 impl Corrections {
     /// Whether anything has been learnt about a model.
     pub fn knows(&self, model: &str) -> bool {
@@ -133,7 +141,7 @@ impl Learnt {
             stage.ratios.retain(|device, _| here(device));
         }
         let mut fresh = BTreeMap::new();
-        for seen in seen.iter().filter(|seen| seen.runs >= RUNS_TRUSTED) {
+        for seen in seen.iter().filter(|seen| is_trusted(seen.runs, seen.seconds)) {
             if let Some(is_first) = self.take(block_seconds, seen, now) {
                 *fresh.entry((seen.first_block, seen.last_block)).or_insert(false) |= is_first;
             }

@@ -12,7 +12,7 @@ use mesh_planner::{Evaluation, Plan, Problem};
 
 use super::{
     consensus::{ClusterView, Consensus},
-    correction::{Corrections, RUNS_TRUSTED, Seen},
+    correction::{Corrections, Seen, is_trusted},
     entering::shares,
     facts::Facts,
     leader::wishes,
@@ -215,7 +215,7 @@ fn forecast(
     let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
     let is_measured = active.plan.stages.iter().enumerate().all(|(index, stage)| {
         let key = StageKey { deployment: &deployment.name, epoch: active.epoch, index };
-        let trusted = |device: &str| report(device, &key).is_some_and(|r| r.runs >= RUNS_TRUSTED);
+        let trusted = |device: &str| report(device, &key).is_some_and(|r| is_trusted(r.runs, r.seconds));
         stage.replicas.iter().all(|replica| trusted(&replica.device))
     });
     let served = entering.and_then(|entering| {

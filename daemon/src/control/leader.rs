@@ -222,7 +222,7 @@ impl Leader {
         let name = deployment.name.clone();
         match need {
             Need::None => {}
-            Need::Healed => self.command(Command::SetFault { deployment: name, reason: None }).await,
+            Need::Healed => self.set_fault(deployment, None).await,
             Need::Activate(epoch) => {
                 tracing::info!(deployment = %name, epoch, "all stages are ready");
                 self.command(Command::ActivatePlan { deployment: name, epoch }).await;
@@ -272,9 +272,8 @@ impl Leader {
             }
             Err(reason) => {
                 if deployment.fault.as_ref() != Some(&reason) {
-                    let name = deployment.name.clone();
-                    tracing::warn!(deployment = %name, %reason, "cannot be served as asked");
-                    self.command(Command::SetFault { deployment: name, reason: Some(reason) }).await;
+                    tracing::warn!(deployment = %deployment.name, %reason, "cannot be served as asked");
+                    self.set_fault(deployment, Some(reason)).await;
                 }
             }
         }
@@ -322,6 +321,11 @@ impl Leader {
             Ok(problem) => self.memory.better.look(name, active, problem, now),
             Err(reason) => tracing::debug!(deployment = %name, %reason, "no better plan"),
         }
+    }
+
+    async fn set_fault(&self, deployment: &Deployment, reason: Option<String>) {
+        let (name, epoch) = (deployment.name.clone(), Some(deployment.next_epoch));
+        self.command(Command::SetFault { deployment: name, epoch, reason }).await;
     }
 
     async fn command(&self, command: Command) {

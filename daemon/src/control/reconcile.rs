@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
     consensus::Consensus,
-    correction::RUNS_TRUSTED,
+    correction::is_trusted,
     entering::Entering,
     facts::Facts,
     models::Models,
@@ -95,7 +95,7 @@ impl Told {
         let now = Self { compute_s, runs, at };
         let Some(told) = before else { return now };
         let moved = (compute_s - told.compute_s).abs() > NEWS * told.compute_s;
-        let enough = told.runs < RUNS_TRUSTED && runs >= RUNS_TRUSTED;
+        let enough = !is_trusted(told.runs, told.compute_s) && is_trusted(runs, compute_s);
         let later = runs != told.runs && at.saturating_duration_since(told.at) >= RUNS_NEWS;
         if moved || enough || later { now } else { told }
     }
