@@ -15,8 +15,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::data::{DataMetrics, StageKey};
 
-/// Length of a stretch.
+/// Length of a stretch...
 const STRETCH: Duration = Duration::from_secs(5);
+/// ...which has to hold this many of the longest runs: one that reaches over its end is in no count...
+const RUNS: f64 = 20.0;
+/// ...and does not, where it would have to be longer than this many seconds.
+const STRETCH_MAX_S: f64 = 120.0;
 /// Stretches of which the middle one counts.
 const STRETCHES: usize = 5;
 /// Stretches before anything is believed.
@@ -43,6 +47,8 @@ pub struct Sample {
     pub processor_s: f64,
     /// Runs of each stage, and what one costs in seconds of the device.
     pub stages: BTreeMap<StageKey, (u64, f64)>,
+    /// Jobs that wait or run.
+    pub jobs: usize,
     /// Bytes sent over the data plane, as they were on the wire.
     pub sent: u64,
     /// Bytes received.
@@ -61,11 +67,33 @@ impl Sample {
             at,
             processor_s,
             stages: metrics.stages.iter().map(stage).collect(),
+            jobs: metrics.stages.iter().map(|stage| stage.queue).sum(),
             sent: metrics.links.iter().map(|link| link.bytes_sent).sum(),
             received: metrics.received,
             entered: metrics.entered,
             is_settled,
         }
+    }
+
+    /// Whether nothing ran since `last`. A run may take longer than a stretch: it has ended in none, and the processors
+    /// were busy all the same.
+    fn is_idle_since(&self, last: &Self) -> bool {
+        let ran = |(key, (runs, _)): (&StageKey, &(u64, f64))| {
+            last.stages.get(key).is_some_and(|(before, _)| runs != before)
+        };
+        last.jobs + self.jobs == 0 && !self.stages.iter().any(ran)
+    }
+
+    /// Seconds of the longest run, in seconds of the device.
+    fn longest_s(&self) -> f64 {
+        self.stages.values().map(|(_, seconds)| *seconds).fold(0.0, f64::max)
+    }
+
+    /// Whether the stretch that began with `last` is long enough.
+    fn ends(&self, last: &Self) -> bool {
+        let took = self.at.saturating_duration_since(last.at);
+        let needed = (RUNS * self.longest_s()).min(STRETCH_MAX_S);
+        took >= STRETCH && (self.is_idle_since(last) || took.as_secs_f64() >= needed)
     }
 }
 
@@ -118,10 +146,12 @@ impl Watch {
     pub fn look(&mut self, now: Sample, probed: TransferCost, cores: f64) -> TransferCost {
         match &self.last {
             None => self.last = Some(now),
-            Some(last) if now.at.saturating_duration_since(last.at) >= STRETCH => {
+            Some(last) if now.ends(last) => {
                 self.learn(&now, probed, cores);
                 self.last = Some(now);
             }
+            // Rest may begin here.
+            Some(last) if now.jobs == 0 && last.jobs > 0 => self.last = Some(now),
             Some(_) => {}
         }
         let (moving, entry) = (self.moving.times(), self.entry.times());
@@ -157,7 +187,7 @@ impl Watch {
         let moving = (sent * probed.send_s_per_byte + received * probed.receive_s_per_byte) * cores;
         let entry = entered * probed.entry_s_per_byte * cores;
         let least = LEAST * seconds * cores;
-        if computed == 0.0 && moving + entry < least / 10.0 {
+        if now.is_idle_since(last) && moving + entry < least / 10.0 {
             if self.rests.len() == RESTS {
                 self.rests.pop_front();
             }
@@ -166,7 +196,7 @@ impl Watch {
             if (rest - self.rest_told).abs() > REST_NEWS * rest {
                 self.rest_told = rest;
             }
-        } else if let Some(rest) = self.rest() {
+        } else if let Some(rest) = self.rest().filter(|_| RUNS * now.longest_s() <= STRETCH_MAX_S) {
             let spent = used - computed - rest * seconds;
             // One measurement tells one thing: what most of it went into.
             if moving >= least.max(entry) {
@@ -210,6 +240,7 @@ mod tests {
                 at: Instant::now(),
                 processor_s: 1.0,
                 stages: BTreeMap::from([(key, (0, 0.05))]),
+                jobs: 0,
                 sent: 0,
                 received: 0,
                 entered: 0,
@@ -286,6 +317,43 @@ mod tests {
         assert_eq!((0..8).map(|_| device.work(0, 2.0, 0.1)).last(), Some(1.0), "nothing was moved");
         device.now.is_settled = false;
         assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "something was prepared");
+    }
+
+    #[test]
+    fn a_run_that_outlasts_a_stretch_is_not_rest() {
+        let mut device = Device::new();
+        for stage in device.now.stages.values_mut() {
+            stage.1 = 12.0;
+        }
+        device.now.jobs = 2;
+        let busy = |device: &mut Device| device.look(5.0, 0, 0.0, 5.0 * CORES).rest_share;
+        assert_eq!((0..30).map(|_| busy(&mut device)).last(), Some(0.0));
+        device.now.jobs = 0;
+        device.look(5.0, 0, 0.0, 0.0);
+        let rest = device.look(5.0, 0, 0.0, 0.0).rest_share;
+        assert!((rest * CORES - 0.004).abs() < 1e-3, "{rest}");
+    }
+
+    #[test]
+    fn a_stretch_holds_many_runs() {
+        let mut device = Device::new();
+        device.work(0, 1.0, 0.0);
+        device.work(0, 1.0, 0.0);
+        for stage in device.now.stages.values_mut() {
+            stage.1 = 1.0;
+        }
+        // Five seconds each: a run that began in one stretch ends in the next.
+        for turn in 0..23 {
+            device.now.jobs = 1;
+            device.now.sent += 1_000_000;
+            let early = if turn % 2 == 0 { 0.5 } else { -0.5 };
+            device.now.at += STRETCH;
+            device.now.processor_s += (4.0 * 1.0 + 6e-3 * 1.5 + early) * CORES + 0.02;
+            device.now.stages.values_mut().for_each(|(runs, _)| *runs += 4);
+            let told = device.watch.look(device.now.clone(), PROBED, CORES);
+            assert_eq!(told.send_s_per_byte, PROBED.send_s_per_byte, "too little was moved to tell");
+        }
+        assert!(device.now.at.saturating_duration_since(device.watch.last.unwrap().at) < 5 * STRETCH);
     }
 
     #[test]
