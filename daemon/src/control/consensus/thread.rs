@@ -45,7 +45,7 @@ pub(super) struct Thread {
     cluster_name: String,
     path: PathBuf,
     pub(super) data_dir: String,
-    net: Net,
+    pub(super) net: Net,
     join: Join,
     pub(super) publish: watch::Sender<ClusterView>,
     pub(super) stage: Option<Stage>,

@@ -10,13 +10,21 @@ use super::{
 };
 
 impl Thread {
+    /// Whether this device leads, or is connected to the one that does.
+    fn is_led(&self, node: &Node<RedbStore>) -> bool {
+        let leader = node.leader().and_then(|id| node.state().members.get(&id));
+        let leader = leader.and_then(|member| member.device.0.parse().ok());
+        node.role() == Role::Leader || leader.is_some_and(|peer| self.net.peers().borrow().contains(&peer))
+    }
+
     /// Shows the newest view to those who wait for one.
     pub(super) fn publish_view(&self) {
         let conflict = self.founding.conflicts().first().map(|c| (c.what(), c.remedy(&self.data_dir)));
         let fresh = match &self.stage {
             Some(Stage::Member(node)) => {
-                // Who has a leader is a member, whatever a device of a cluster that was split by force says.
-                let removed = self.told_removed && node.leader().is_none();
+                // Who is in touch with its leader is a member, whatever a device of a cluster that was split by force
+                // says. Who does not vote remembers a leader for good.
+                let removed = self.told_removed && !self.is_led(node);
                 let refused = self.refused.clone().or_else(|| removed.then(|| REMOVED.to_owned()));
                 member_view(node, &self.shared, conflict, refused)
             }

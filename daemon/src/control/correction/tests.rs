@@ -171,9 +171,14 @@ fn few_runs_and_nonsense_teach_nothing() {
         speed: 1.0,
     };
     let now = Instant::now();
-    for seen in
-        [seen(1.0, 19, 5), seen(f64::NAN, 99, 5), seen(-1.0, 99, 5), seen(1.0, 99, 6), seen(0.0, 99, 5)]
-    {
+    for seen in [
+        seen(0.1, 19, 5),
+        seen(9.0, 4, 5),
+        seen(f64::NAN, 99, 5),
+        seen(-1.0, 99, 5),
+        seen(1.0, 99, 6),
+        seen(0.0, 99, 5),
+    ] {
         learnt.learn(MODEL, &BLOCKS, &[seen], now);
         assert!(!learnt.knows(MODEL), "{seen:?}");
     }
