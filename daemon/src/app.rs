@@ -216,6 +216,10 @@ pub trait App: Send + Sync + 'static {
     fn ready(&self) -> bool;
     /// Runs a request through the mesh.
     fn infer(&self, request: InferRequest) -> BoxFuture<'static, Result<InferResponse, AppError>>;
+    /// Held while a file of an upload comes in: the device is at work, and not at rest.
+    fn uploading(&self) -> Box<dyn std::any::Any + Send> {
+        Box::new(())
+    }
     /// The folder that an upload's files are written to; made when new. `id` has been checked to be a plain name.
     fn upload_dir(&self, id: &str) -> Result<std::path::PathBuf, AppError>;
     /// Imports, plans and serves; progress goes to `events` (bounded), the last event tells the end.

@@ -70,6 +70,7 @@ pub(super) async fn write(
         )
         .retry_after(1)
     })?;
+    let _at_work = api.app.uploading();
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let (pieces, to_write) = mpsc::channel::<Bytes>(PIECES_MAX);
     let target = folder.join(&file);

@@ -258,6 +258,10 @@ impl App for DaemonApp {
         .boxed()
     }
 
+    fn uploading(&self) -> Box<dyn std::any::Any + Send> {
+        Box::new(self.deployer.imports.begin())
+    }
+
     fn upload_dir(&self, id: &str) -> Result<PathBuf, AppError> {
         let dir = self.uploads.join(id);
         crate::files::make_private_dir(&dir).map_err(|e| {

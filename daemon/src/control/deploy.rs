@@ -68,7 +68,8 @@ pub struct Deployer {
     pub imports: Imports,
 }
 
-/// Counts imports that are under way: their blobs belong to no model yet and must not be swept away.
+/// Counts uploads and imports that are under way: their blobs belong to no model yet and must not be swept away, and what
+/// they cost is no rest.
 #[derive(Debug, Clone, Default)]
 pub struct Imports(Arc<AtomicUsize>);
 
@@ -78,13 +79,16 @@ impl Imports {
         self.0.load(Ordering::Acquire) > 0
     }
 
-    fn begin(&self) -> ImportGuard {
+    /// One more, until the guard is dropped.
+    pub fn begin(&self) -> ImportGuard {
         self.0.fetch_add(1, Ordering::AcqRel);
         ImportGuard(Arc::clone(&self.0))
     }
 }
 
-struct ImportGuard(Arc<AtomicUsize>);
+/// An upload or import that is under way.
+#[derive(Debug)]
+pub struct ImportGuard(Arc<AtomicUsize>);
 
 impl Drop for ImportGuard {
     fn drop(&mut self) {
