@@ -29,6 +29,8 @@ const STRETCHES_TRUSTED: usize = 3;
 const REST_NEWS: f64 = 0.1;
 /// Stretches at rest that are remembered: ten minutes.
 const RESTS: usize = 120;
+/// Stretches at rest before the least is believed.
+const RESTS_TRUSTED: usize = 3;
 /// A stretch tells something when moving should have taken at least this part of the processors.
 const LEAST: f64 = 0.03;
 /// Corrections stay between these.
@@ -164,9 +166,10 @@ impl Watch {
         }
     }
 
-    /// Processors in use at rest; `None` until the device was seen at rest.
+    /// Processors in use at rest; `None` until the device was seen at rest a few times.
     fn rest(&self) -> Option<f64> {
-        self.rests.iter().copied().reduce(f64::min)
+        let least = self.rests.iter().copied().reduce(f64::min);
+        least.filter(|_| self.rests.len() >= RESTS_TRUSTED)
     }
 
     fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
@@ -267,6 +270,11 @@ mod tests {
             self.look(5.0, runs, moving, other).send_s_per_byte / PROBED.send_s_per_byte
         }
 
+        /// Long enough for rest to be known.
+        fn rest(&mut self) {
+            (0..=RESTS_TRUSTED).for_each(|_| drop(self.work(0, 1.0, 0.0)));
+        }
+
         /// Five seconds with so many requests of 1 MB by clients, at `times` the assumed cost.
         fn serve(&mut self, requests: u64, times: f64) -> f64 {
             self.now.entered += requests * 1_000_000;
@@ -279,7 +287,7 @@ mod tests {
     fn what_moving_really_costs_is_found() {
         let mut device = Device::new();
         assert_eq!(device.work(0, 1.0, 0.0), 1.0);
-        device.work(0, 1.0, 0.0);
+        device.rest();
         let told = (0..4).map(|_| device.work(50, 1.8, 0.0)).last().unwrap();
         assert!((told - 1.8).abs() < 0.05, "{told}");
         // One odd stretch does not count, a lasting change does.
@@ -291,8 +299,7 @@ mod tests {
     #[test]
     fn what_clients_cost_is_found_beside_it() {
         let mut device = Device::new();
-        device.work(0, 1.0, 0.0);
-        device.work(0, 1.0, 0.0);
+        device.rest();
         let told = (0..4).map(|_| device.serve(80, 1.5)).last().unwrap();
         assert!((told - 1.5).abs() < 0.05, "{told}");
         // Known by then, it is not taken for the cost of moving.
@@ -312,8 +319,7 @@ mod tests {
         let mut device = Device::new();
         assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "rest was never seen");
         let mut device = Device::new();
-        device.work(0, 1.0, 0.0);
-        device.work(0, 1.0, 0.0);
+        device.rest();
         assert_eq!((0..8).map(|_| device.work(0, 2.0, 0.1)).last(), Some(1.0), "nothing was moved");
         device.now.is_settled = false;
         assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "something was prepared");
@@ -329,7 +335,7 @@ mod tests {
         let busy = |device: &mut Device| device.look(5.0, 0, 0.0, 5.0 * CORES).rest_share;
         assert_eq!((0..30).map(|_| busy(&mut device)).last(), Some(0.0));
         device.now.jobs = 0;
-        device.look(5.0, 0, 0.0, 0.0);
+        device.rest();
         let rest = device.look(5.0, 0, 0.0, 0.0).rest_share;
         assert!((rest * CORES - 0.004).abs() < 1e-3, "{rest}");
     }
@@ -337,8 +343,7 @@ mod tests {
     #[test]
     fn a_stretch_holds_many_runs() {
         let mut device = Device::new();
-        device.work(0, 1.0, 0.0);
-        device.work(0, 1.0, 0.0);
+        device.rest();
         for stage in device.now.stages.values_mut() {
             stage.1 = 1.0;
         }
@@ -359,8 +364,7 @@ mod tests {
     #[test]
     fn corrections_are_bounded_and_leave_the_rest() {
         let mut device = Device::new();
-        device.work(0, 1.0, 0.0);
-        device.work(0, 1.0, 0.0);
+        device.rest();
         assert_eq!((0..5).map(|_| device.work(50, 30.0, 0.0)).last(), Some(4.0));
         let costs = device.look(1.0, 0, 0.0, 0.0);
         assert!((costs.rest_share * CORES - 0.004).abs() < 1e-3, "{costs:?}");

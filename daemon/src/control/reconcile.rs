@@ -208,7 +208,8 @@ impl Reconciler {
             keep
         });
         self.publish_routes(state);
-        let is_settled = self.is_settled(state) && !self.spread.is_importing();
+        let has_started = self.facts.own().calibration_s.is_some();
+        let is_settled = has_started && self.is_settled(state) && !self.spread.is_importing();
         self.report(&wanted, is_settled);
     }
 
