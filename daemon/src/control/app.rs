@@ -105,34 +105,38 @@ impl DaemonApp {
         async move { proposer.propose(command, patience).await.map(|_| ()).map_err(app_error) }.boxed()
     }
 
-    /// The data plane knows no deployment of this name; a device that has just started may know one all the same.
-    fn not_served(&self, name: &str, message: String) -> AppError {
-        let view = self.view();
-        if view.state.deployments.contains_key(name) {
-            return AppError::Unavailable {
-                message: format!("`{name}` is being set up on this device: try again in a moment"),
-                retry_after_s: 1,
-            };
-        }
-        let unknown = self.unknown(name);
-        if matches!(unknown, AppError::NotFound(_)) { AppError::NotFound(message) } else { unknown }
-    }
-
-    /// There is no deployment of this name here. A device outside the cluster cannot know.
+    /// There is no deployment of this name here.
     fn unknown(&self, name: &str) -> AppError {
-        let view = self.view();
-        if view.phase != Phase::Member || view.refused.is_some() {
-            return AppError::Unavailable {
-                message: format!(
-                    "this device is not in the cluster and does not serve `{name}`: see `mesh status`"
-                ),
-                retry_after_s: 5,
-            };
-        }
-        AppError::NotFound(format!(
-            "no deployment `{name}`; `mesh status` shows all, `mesh deploy` makes one"
-        ))
+        unknown_in(
+            &self.view(),
+            name,
+            format!("no deployment `{name}`; `mesh status` shows all, `mesh deploy` makes one"),
+        )
     }
+}
+
+/// There is no deployment of this name, as `message` says. A device outside the cluster cannot know.
+fn unknown_in(view: &ClusterView, name: &str, message: String) -> AppError {
+    if view.phase != Phase::Member || view.refused.is_some() {
+        return AppError::Unavailable {
+            message: format!(
+                "this device is not in the cluster and does not serve `{name}`: see `mesh status`"
+            ),
+            retry_after_s: 5,
+        };
+    }
+    AppError::NotFound(message)
+}
+
+/// The data plane knows no deployment of this name; a device that has just started may know one all the same.
+fn not_served(view: &ClusterView, name: &str, message: String) -> AppError {
+    if view.state.deployments.contains_key(name) {
+        return AppError::Unavailable {
+            message: format!("`{name}` is being set up on this device: try again in a moment"),
+            retry_after_s: 1,
+        };
+    }
+    unknown_in(view, name, message)
 }
 
 fn app_error(failure: ProposeFailure) -> AppError {
@@ -248,10 +252,10 @@ impl App for DaemonApp {
     }
 
     fn infer(&self, request: InferRequest) -> BoxFuture<'static, Result<InferResponse, AppError>> {
-        let (this, name) = (self.clone(), request.model.clone());
+        let (data, view, name) = (self.data.clone(), self.consensus.view(), request.model.clone());
         async move {
-            match this.data.infer(request).await {
-                Err(AppError::NotFound(message)) => Err(this.not_served(&name, message)),
+            match data.infer(request).await {
+                Err(AppError::NotFound(message)) => Err(not_served(&view.borrow(), &name, message)),
                 answer => answer,
             }
         }
