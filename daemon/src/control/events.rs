@@ -1,6 +1,7 @@
 //! The one reader of network events: hands each to its owner.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,7 +9,7 @@ use std::{
 use mesh_consensus::{Command, DeviceId, Outcome, Request};
 use tokio::{
     sync::{Semaphore, oneshot},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 
 use super::{
@@ -94,11 +95,17 @@ impl Events {
         let mut watching = JoinSet::new();
         let serving = blob_streams.clone();
         watching.spawn(self.links().watch(move || serving.available_permits() < BLOB_STREAMS));
+        // One per peer that is up, however often it comes and goes.
+        let mut measuring: BTreeMap<PeerId, AbortHandle> = BTreeMap::new();
         while let Some(event) = events.recv().await {
             match event {
-                NetEvent::PeerUp { peer, address } => self.peer_up(peer, address.to_string()),
+                NetEvent::PeerUp { peer, address } => {
+                    let before = measuring.insert(peer, self.peer_up(peer, address.to_string()));
+                    before.inspect(AbortHandle::abort);
+                }
                 NetEvent::PeerDown { peer, silent } => {
                     tracing::info!(%peer, silent, "peer is gone");
+                    measuring.remove(&peer).inspect(AbortHandle::abort);
                     self.facts.peers().down(peer);
                     self.data.peer_down(peer);
                     self.consensus.offer(Input::PeerDown(peer));
@@ -148,13 +155,14 @@ impl Events {
         Links { net: self.net.clone(), facts: self.facts.clone(), data: self.data.clone() }
     }
 
-    fn peer_up(&self, peer: PeerId, address: String) {
+    /// Tells everybody of a peer that came up. Gives the measuring of its link, which goes on for some seconds.
+    fn peer_up(&self, peer: PeerId, address: String) -> AbortHandle {
         tracing::info!(%peer, %address, "peer is up");
         self.facts.peers().up(peer, address);
         self.data.peer_up(peer);
         self.consensus.offer(Input::PeerUp(peer));
         let links = self.links();
-        tokio::spawn(async move { links.measure(peer).await });
+        tokio::spawn(async move { links.measure(peer).await }).abort_handle()
     }
 
     async fn answer(&self, peer: PeerId, method: u16, body: &[u8], reply: oneshot::Sender<bytes::Bytes>) {

@@ -114,8 +114,8 @@ pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<P
             number.copy_from_slice(&answer[at..at + 8]);
             u64::from_le_bytes(number)
         });
-        // Fewer bytes than make a rate, or a time of nothing: the peer does not measure.
-        if bytes == 0 || micros == 0 {
+        // Bytes that make no rate, more than were sent, or a time of nothing: the peer does not measure.
+        if bytes == 0 || bytes > sent as u64 || micros == 0 {
             return Err(io::ErrorKind::InvalidData.into());
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
