@@ -263,7 +263,7 @@ impl App for DaemonApp {
     }
 
     fn uploading(&self) -> Box<dyn std::any::Any + Send> {
-        Box::new(self.deployer.imports.begin())
+        Box::new(self.deployer.imports.begin_upload())
     }
 
     fn upload_dir(&self, id: &str) -> Result<PathBuf, AppError> {

@@ -68,27 +68,46 @@ pub struct Deployer {
     pub imports: Imports,
 }
 
-/// Counts uploads and imports that are under way: their blobs belong to no model yet and must not be swept away, and what
-/// they cost is no rest.
+/// Counts uploads and imports that are under way. What they cost is no rest; and the blobs of imports belong to no model
+/// yet and must not be swept away.
 #[derive(Debug, Clone, Default)]
-pub struct Imports(Arc<AtomicUsize>);
+pub struct Imports {
+    imports: Arc<AtomicUsize>,
+    uploads: Arc<AtomicUsize>,
+}
 
 impl Imports {
     /// Whether any import is under way.
     pub fn any(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
+        self.imports.load(Ordering::Acquire) > 0
     }
 
-    /// One more, until the guard is dropped.
-    pub fn begin(&self) -> ImportGuard {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        ImportGuard(Arc::clone(&self.0))
+    /// Whether any import or upload is under way.
+    pub fn is_at_work(&self) -> bool {
+        self.any() || self.uploads.load(Ordering::Acquire) > 0
+    }
+
+    fn begin(&self) -> ImportGuard {
+        ImportGuard::of(&self.imports)
+    }
+
+    /// A file of an upload comes in, until the guard is dropped. A client that is slow for hours keeps nothing from
+    /// being swept.
+    pub fn begin_upload(&self) -> ImportGuard {
+        ImportGuard::of(&self.uploads)
     }
 }
 
 /// An upload or import that is under way.
 #[derive(Debug)]
 pub struct ImportGuard(Arc<AtomicUsize>);
+
+impl ImportGuard {
+    fn of(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
 
 impl Drop for ImportGuard {
     fn drop(&mut self) {

@@ -17,9 +17,9 @@ use crate::data::{DataMetrics, StageKey};
 
 /// Length of a stretch...
 const STRETCH: Duration = Duration::from_secs(5);
-/// ...which has to hold this many of the longest runs: one that reaches over its end is in no count...
+/// ...which has to hold this many of the longest runs, for one that reaches over its end is counted in the next...
 const RUNS: f64 = 20.0;
-/// ...and does not, where it would have to be longer than this many seconds.
+/// ...up to this many seconds: where runs would need more, nothing is learnt from them.
 const STRETCH_MAX_S: f64 = 120.0;
 /// Stretches of which the middle one counts.
 const STRETCHES: usize = 5;
@@ -57,7 +57,7 @@ pub struct Sample {
     pub received: u64,
     /// Bytes of tensors that clients brought and took.
     pub entered: u64,
-    /// Nothing is being prepared: no model is imported or profiled, no weights come, no session is made.
+    /// Nothing is being prepared: no model is uploaded, imported or profiled, no weights come, no session is made.
     pub is_settled: bool,
 }
 
@@ -103,8 +103,8 @@ impl Sample {
 #[derive(Debug, Default)]
 pub struct Watch {
     last: Option<Sample>,
-    /// Processors in use in the last stretches at rest. The least counts: what else went on adds to it. Few are kept, for
-    /// it grows with the number of devices.
+    /// Processors in use in the last stretches at rest. The least counts: what else went on adds to it. Old ones are
+    /// forgotten, for it grows with the number of devices.
     rests: VecDeque<f64>,
     rest_told: f64,
     /// How many times the probes' costs moving data takes.

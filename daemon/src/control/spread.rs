@@ -95,9 +95,9 @@ impl Spread {
         members.filter(|d| self.facts.is_live(d)).collect()
     }
 
-    /// Whether a model is imported, or profiled, on this device.
+    /// Whether a model is uploaded, imported or profiled on this device.
     pub fn is_importing(&self) -> bool {
-        self.imports.any()
+        self.imports.is_at_work()
     }
 
     /// Removes blobs that belong to no model: of models that were removed, and of imports that failed. Only as a

@@ -136,9 +136,9 @@ impl Deployment {
         self.balancer.as_ref().is_some_and(|balancer| balancer.has_other(stage, up, avoid))
     }
 
-    /// The queues of all devices of a stage are full: too much is under way, from here and from other ingresses. The window is halved, as TCP does
-    /// it; what comes back is the least time to wait before the request is sent again. Inputs that are sent in vain
-    /// cost a busy device the time that it is short of.
+    /// The queues of all devices of a stage are full: too much is under way, from here and from other ingresses. The
+    /// window is halved, as TCP does it; what comes back is the least time to wait before the request is sent again.
+    /// Inputs that are sent in vain cost a busy device the time that it is short of.
     pub(super) fn busy(&mut self, now: Instant) -> Duration {
         if self.narrowed.is_none_or(|at| now.saturating_duration_since(at) >= NARROWED_MIN) {
             (self.window, self.answered) = ((self.window / 2).max(1), 0);
