@@ -138,10 +138,10 @@ impl Sources<'_> {
             reason,
             stages: active.map(|a| self.stages(&deployment.name, a, forecast.as_deref())).unwrap_or_default(),
             bottleneck: active.map(|a| {
-                bottleneck(forecast.as_ref().map_or(&a.plan.bottleneck, |f| &f.served().1.bottleneck))
+                bottleneck(forecast.as_ref().map_or(&a.plan.bottleneck, |f| &f.served.evaluation.bottleneck))
             }),
             predicted_rps: active.map_or(0.0, |a| {
-                forecast.as_ref().map_or(a.plan.throughput_rps, |f| f.served().1.throughput_rps)
+                forecast.as_ref().map_or(a.plan.throughput_rps, |f| f.served.evaluation.throughput_rps)
             }),
             measured_rps: metrics.rps,
             p50_ms: ms(metrics.p50),
@@ -163,7 +163,8 @@ impl Sources<'_> {
                     .filter_map(|r| self.facts.stage(&r.device, name, active.epoch, index))
                     .map(|s| s.compute_s)
                     .fold(0.0, f64::max);
-                let hop_s = forecast.and_then(|f| f.served().1.stages.get(index)).map(|cost| cost.hop_s);
+                let hop_s =
+                    forecast.and_then(|f| f.served.evaluation.stages.get(index)).map(|cost| cost.hop_s);
                 StageStatus {
                     index,
                     first_block: stage.first_block,

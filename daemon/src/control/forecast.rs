@@ -45,11 +45,23 @@ pub struct Forecast {
     pub problem: Problem,
     /// The plan's costs in it.
     pub evaluation: Evaluation,
-    /// The same problem with the requests entering where they have entered lately, and the plan's costs in that.
-    served: Option<(Problem, Evaluation)>,
+    /// The same for the requests as they enter: a plan is made for requests that enter everywhere alike, but who brings
+    /// all of them to one device has to know what that can do.
+    pub served: Served,
     /// All stages on all devices have been measured.
     pub is_measured: bool,
     made: Instant,
+}
+
+/// What a plan can do for the requests that have come lately.
+#[derive(Debug)]
+pub struct Served {
+    /// With the requests entering where they have entered.
+    problem: Problem,
+    /// With the shares that requests take of themselves.
+    plan: Plan,
+    /// The plan's costs in the problem.
+    pub evaluation: Evaluation,
 }
 
 impl Forecasts {
@@ -61,9 +73,7 @@ impl Forecasts {
     /// A running plan with the numbers that are true now.
     pub fn restated(&self, deployment: &str, epoch: u64, plan: &Plan) -> Option<Plan> {
         let forecast = self.get(deployment, epoch)?;
-        let problem = forecast.served().0;
-        let shared = mesh_planner::reshare(problem, plan).ok()?;
-        let mut restated = mesh_planner::restate(problem, &shared).ok()?;
+        let mut restated = mesh_planner::restate(&forecast.served.problem, &forecast.served.plan).ok()?;
         if (restated.throughput_rps / plan.throughput_rps - 1.0).abs() > 0.01 {
             let note = format!(" When it was made, {:.3} requests/s were predicted.", plan.throughput_rps);
             restated.why.push_str(&note);
@@ -134,14 +144,6 @@ impl Forecasts {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Forecast {
-    /// For the requests as they enter: a plan is made for requests that enter everywhere alike, but who brings all of
-    /// them to one device has to know what that can do.
-    pub fn served(&self) -> (&Problem, &Evaluation) {
-        self.served.as_ref().map_or((&self.problem, &self.evaluation), |(problem, costs)| (problem, costs))
     }
 }
 
@@ -218,11 +220,14 @@ fn forecast(
         let trusted = |device: &str| report(device, &key).is_some_and(|r| is_trusted(r.runs, r.seconds));
         stage.replicas.iter().all(|replica| trusted(&replica.device))
     });
-    let served = entering.and_then(|entering| {
-        let served = Problem { ingress: Some(entering), ..problem.clone() };
-        let plan = mesh_planner::reshare(&served, &plan).ok()?;
-        let costs = mesh_planner::evaluate(&served, &plan).ok()?;
-        Some((served, costs))
-    });
+    let served = match entering {
+        Some(entering) => {
+            let problem = Problem { ingress: Some(entering), ..problem.clone() };
+            let plan = mesh_planner::reshare(&problem, &plan).ok()?;
+            let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
+            Served { problem, plan, evaluation }
+        }
+        None => Served { problem: problem.clone(), plan, evaluation: evaluation.clone() },
+    };
     Some(Forecast { epoch: active.epoch, problem, evaluation, served, is_measured, made: Instant::now() })
 }
