@@ -13,7 +13,10 @@ use std::{
 use mesh_planner::TransferCost;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::data::{DataMetrics, StageKey};
+use crate::{
+    data::{DataMetrics, StageKey},
+    net::Probing,
+};
 
 /// Length of a stretch...
 const STRETCH: Duration = Duration::from_secs(5);
@@ -57,13 +60,22 @@ pub struct Sample {
     pub received: u64,
     /// Bytes of tensors that clients brought and took.
     pub entered: u64,
-    /// Nothing is being prepared: no model is uploaded, imported or profiled, no weights come, no session is made.
+    /// Measurements of links that have begun so far.
+    pub probes: u64,
+    /// Nothing is being prepared: no model is uploaded, imported or profiled, no weights come, no session is made, no
+    /// link is measured.
     pub is_settled: bool,
 }
 
 impl Sample {
     /// From the data plane's numbers.
-    pub fn new(at: Instant, processor_s: f64, metrics: &DataMetrics, is_settled: bool) -> Self {
+    pub fn new(
+        at: Instant,
+        processor_s: f64,
+        metrics: &DataMetrics,
+        probing: Probing,
+        is_settled: bool,
+    ) -> Self {
         let stage = |s: &crate::data::StageMetrics| (s.key.clone(), (s.runs, s.compute_s));
         Self {
             at,
@@ -73,7 +85,8 @@ impl Sample {
             sent: metrics.links.iter().map(|link| link.bytes_sent).sum(),
             received: metrics.received,
             entered: metrics.entered,
-            is_settled,
+            probes: probing.begun,
+            is_settled: is_settled && probing.under_way == 0,
         }
     }
 
@@ -174,7 +187,7 @@ impl Watch {
 
     fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
         let Some(last) = &self.last else { return };
-        let same = last.stages.keys().eq(now.stages.keys());
+        let same = last.stages.keys().eq(now.stages.keys()) && last.probes == now.probes;
         if !(last.is_settled && now.is_settled && same) {
             return;
         }
@@ -247,6 +260,7 @@ mod tests {
                 sent: 0,
                 received: 0,
                 entered: 0,
+                probes: 0,
                 is_settled: true,
             };
             Self { watch: Watch::default(), now }
@@ -337,6 +351,19 @@ mod tests {
         let busy = |device: &mut Device| device.look(5.0, 0, 0.0, 5.0 * CORES).rest_share;
         assert_eq!((0..30).map(|_| busy(&mut device)).last(), Some(0.0));
         device.now.jobs = 0;
+        device.rest();
+        let rest = device.look(5.0, 0, 0.0, 0.0).rest_share;
+        assert!((rest * CORES - 0.004).abs() < 1e-3, "{rest}");
+    }
+
+    #[test]
+    fn measuring_links_is_not_rest() {
+        let mut device = Device::new();
+        for _ in 0..30 {
+            device.now.probes += 1;
+            device.look(5.0, 0, 0.0, 4.0 * CORES);
+        }
+        assert_eq!(device.look(1.0, 0, 0.0, 0.0).rest_share, 0.0);
         device.rest();
         let rest = device.look(5.0, 0, 0.0, 0.0).rest_share;
         assert!((rest * CORES - 0.004).abs() < 1e-3, "{rest}");

@@ -385,7 +385,7 @@ impl Reconciler {
         let used = used.sum();
         let probed = costs(self.facts.own().transfer, &self.net);
         let cores = mesh_inference::profile::cores();
-        let sample = Sample::new(now, processor_s(), &metrics, is_settled);
+        let sample = Sample::new(now, processor_s(), &metrics, self.net.probing(), is_settled);
         let transfer = self.moving.look(sample, probed, cores);
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -45,14 +48,46 @@ pub struct Probe {
     pub processor_bound: bool,
 }
 
+/// Measurements of links in which this device takes part, at either end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Probing {
+    /// That go on now.
+    pub under_way: u64,
+    /// That have begun since the start.
+    pub begun: u64,
+}
+
 /// Processor seconds per byte as the last probes have shown them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
     sent: Mutex<VecDeque<f64>>,
     received: Mutex<VecDeque<f64>>,
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// A measurement that goes on until this is dropped.
+pub(super) struct AtWork<'a>(&'a Costs);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl Costs {
+    pub(super) fn begin(&self) -> AtWork<'_> {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        AtWork(self)
+    }
+
+    pub(super) fn probing(&self) -> Probing {
+        // What ended was begun before: in this order the difference is never negative.
+        let ended = self.ended.load(Ordering::Acquire);
+        let begun = self.begun.load(Ordering::Acquire);
+        Probing { under_way: begun - ended, begun }
+    }
+
     fn note(samples: &Mutex<VecDeque<f64>>, bytes: u64, seconds: f64) {
         if bytes < COST_BYTES_MIN {
             return;
@@ -96,6 +131,7 @@ pub(super) fn processor_s() -> f64 {
 
 /// Measures the way to the peer behind `stream`.
 pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<Probe> {
+    let _at_work = shared.costs.begin();
     tokio::time::timeout(MAX_SENDING + SETTLE, async {
         // As large as what it stands for: a tensor does not lie in the processor's cache.
         let data = vec![1; MAX_BYTES];
@@ -164,6 +200,7 @@ impl Arrivals {
 
 /// The receiving side. Counts from the end of the first read, which starts the clock.
 pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
+    let _at_work = shared.costs.begin();
     let serving = async {
         // Fresh memory for what comes, as a tensor would have it: that is part of the price.
         let mut buffer = vec![0; CHUNK];
