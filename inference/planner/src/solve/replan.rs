@@ -252,12 +252,14 @@ impl Search<'_> {
             return Vec::new();
         }
         let mut drafts = vec![Draft { stages }];
-        while let Some(empty) = drafts[0].stages.iter().position(|stage| stage.replicas.is_empty()) {
-            let filled = drafts.iter().flat_map(|draft| self.filled(draft, empty));
-            drafts = filled.take(64).collect();
-            if drafts.is_empty() {
-                return drafts;
-            }
+        // Where a stage was merged with the next, the others have moved up: every draft has an empty stage of its own.
+        let empty = |draft: &Draft| draft.stages.iter().position(|stage| stage.replicas.is_empty());
+        while drafts.iter().any(|draft| empty(draft).is_some()) {
+            let filled = |draft: &Draft| match empty(draft) {
+                Some(empty) => self.filled(draft, empty),
+                None => vec![draft.clone()],
+            };
+            drafts = drafts.iter().flat_map(filled).take(64).collect();
         }
         drafts.retain(|draft| fits(self.instance, draft));
         drafts.sort_by_cached_key(|draft| (evaluate_draft(self.instance, draft).bottleneck_s * 1e9) as u64);

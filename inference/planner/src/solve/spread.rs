@@ -22,7 +22,8 @@ pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<(Draf
     let (min, max) = instance.stage_limits();
     let (price, work) = prices(instance);
     let most = max.min(MAX_STAGES).min(instance.usable().len());
-    let mut found: Vec<(Draft, Evaluation)> = Vec::new();
+    // Only what orders them is kept: among a thousand devices the loads of a draft's links take ten megabytes.
+    let mut found: Vec<(Draft, f64)> = Vec::new();
     for stages in min..=most {
         for slack in [SLACK, 0.0] {
             let bounds = boundaries(instance, &work, stages, slack);
@@ -32,12 +33,12 @@ pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Option<(Draf
                 break;
             }
             if fits(instance, &draft) {
-                let evaluation = evaluate_draft(instance, &draft);
-                found.push((draft, evaluation));
+                let bottleneck_s = evaluate_draft(instance, &draft).bottleneck_s;
+                found.push((draft, bottleneck_s));
             }
         }
     }
-    found.sort_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s));
+    found.sort_by(|a, b| a.1.total_cmp(&b.1));
     found.truncate(POLISHED);
     let polished = found.into_iter().map(|(draft, _)| polish(instance, draft, false));
     polished.min_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s))
