@@ -30,4 +30,4 @@ pub use node::{
 };
 pub use recovery::{Recovery, RecoveryError};
 pub use state::{ClusterState, Deployment, EpochPlan, Member, ModelRecord};
-pub use store::{Conf, MemoryDisk, RedbStore, Store, StoreError};
+pub use store::{Conf, DiskLie, MemoryDisk, RedbStore, Store, StoreError};

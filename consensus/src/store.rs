@@ -16,7 +16,7 @@ use thiserror::Error;
 pub(crate) use log::{
     Log, from_conf_state, from_entry, from_hard_state, from_snapshot, to_entry, to_snapshot,
 };
-pub use memory_disk::MemoryDisk;
+pub use memory_disk::{DiskLie, MemoryDisk};
 pub use redb::RedbStore;
 
 use crate::ids::RaftId;

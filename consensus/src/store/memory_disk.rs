@@ -27,6 +27,18 @@ struct Platter {
     operations: u64,
     /// From this operation on, everything fails.
     fails_from: Option<u64>,
+    lie: Option<DiskLie>,
+    /// With [`DiskLie::SyncsLate`]: changes before the last sync, which the next one writes.
+    owed: usize,
+}
+
+/// How a disk breaks its word. Nobody can build on such a disk: a check that does not find it is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskLie {
+    /// A sync says that it is done and does nothing.
+    SkipsSync,
+    /// A sync says that it is done and writes what the one before it should have written.
+    SyncsLate,
 }
 
 #[derive(Debug)]
@@ -39,6 +51,11 @@ impl MemoryDisk {
     /// An empty disk.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty disk that breaks its word.
+    pub fn lying(lie: DiskLie) -> Self {
+        Self(Arc::new(Mutex::new(Platter { lie: Some(lie), ..Platter::default() })))
     }
 
     /// A handle for redb. It dies with the next [`MemoryDisk::crash`].
@@ -61,6 +78,7 @@ impl MemoryDisk {
         platter.synced = image;
         platter.power_cycle += 1;
         platter.fails_from = None;
+        platter.owed = 0;
     }
 
     /// Writes and syncs so far.
@@ -159,8 +177,14 @@ impl StorageBackend for DiskHandle {
     fn sync_data(&self) -> io::Result<()> {
         let mut platter = self.live()?;
         platter.operate()?;
-        let Platter { pending, synced, .. } = &mut *platter;
-        pending.drain(..).for_each(|change| change.apply(synced));
+        let Platter { pending, synced, lie, owed, .. } = &mut *platter;
+        let written = match lie {
+            None => pending.len(),
+            Some(DiskLie::SkipsSync) => 0,
+            Some(DiskLie::SyncsLate) => *owed,
+        };
+        pending.drain(..written).for_each(|change| change.apply(synced));
+        *owed = pending.len();
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! Everything follows from replicated state and the newest reports, so that a new leader carries on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use mesh_planner::{Plan, Problem};
 use super::{
     better::{self, Improver},
     consensus::{ClusterView, Consensus},
+    duties::{Duties, Need, Sight},
     facts::Facts,
     forecast::Forecasts,
     models::Models,
@@ -27,14 +28,6 @@ const LOOK: Duration = Duration::from_millis(200);
 const LOOK_IDLE: Duration = Duration::from_secs(1);
 /// Time for one command of the leader to be applied; what fails is tried again at the next look.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A device that failed to prepare a stage is left out for this long.
-const EXCLUSION: Duration = Duration::from_secs(30);
-/// A deployment that could not be planned is tried again this often while nothing changes.
-const RETRY: Duration = Duration::from_secs(5);
-/// A first plan whose weights cannot be spread (a full disk) is activated all the same after this long.
-const SPREAD_PATIENCE: Duration = Duration::from_secs(120);
-/// Live devices that have not measured themselves are waited for this long before a plan is made without them.
-const UNMEASURED_PATIENCE: Duration = Duration::from_secs(5);
 /// Planner's budget, in steps.
 pub const PLANNER_STEPS: u64 = 2_000_000;
 
@@ -47,42 +40,37 @@ pub struct Leader {
     proposer: Proposer,
     problems: Problems,
     forecasts: Forecasts,
-    memory: Memory,
-}
-
-/// What a leader remembers between looks; losing it costs time, never correctness.
-#[derive(Debug, Default)]
-struct Memory {
-    leading_since: Option<Instant>,
-    /// Devices left out of a deployment's plans after they failed, until when.
-    excluded: HashMap<(String, String), Instant>,
-    /// When a deployment was last planned, and for which devices.
-    planned: HashMap<String, Planned>,
+    duties: Duties,
     better: Improver,
 }
 
-#[derive(Debug)]
-struct Planned {
-    at: Instant,
-    devices: BTreeSet<String>,
-    asked_epoch: u64,
+/// What the reports say, with the members that they are about.
+struct Seen<'a> {
+    facts: &'a Facts,
+    view: &'a ClusterView,
 }
 
-/// What should be done about a deployment now.
-#[derive(Debug, PartialEq)]
-enum Need {
-    /// Nothing.
-    None,
-    /// A plan, whatever it costs.
-    Plan,
-    /// A better plan, if there is one that is worth a move.
-    Better,
-    /// What was wrong is over: its devices are back.
-    Healed,
-    /// All stages of the prepared plan are ready.
-    Activate(u64),
-    /// The prepared plan cannot be had.
-    Abandon { epoch: u64, reason: String, culprit: Option<String> },
+impl Sight for Seen<'_> {
+    fn is_live(&self, device: &str) -> bool {
+        self.facts.is_live(device)
+    }
+
+    fn stage(&self, device: &str, deployment: &str, epoch: u64, stage: usize) -> Option<StageState> {
+        self.facts.stage(device, deployment, epoch, stage).map(|report| report.state)
+    }
+
+    fn keeps(&self, device: &str, model: &str) -> bool {
+        self.facts.report(device).is_some_and(|report| report.kept.contains(model))
+    }
+
+    fn ready(&self) -> (BTreeSet<String>, usize) {
+        let (devices, unmeasured) = self.facts.devices(self.view);
+        (devices.into_iter().map(|device| device.id).collect(), unmeasured.len())
+    }
+
+    fn name(&self, device: &str) -> String {
+        self.facts.name(self.view, device)
+    }
 }
 
 impl Leader {
@@ -95,7 +83,16 @@ impl Leader {
         problems: Problems,
         forecasts: Forecasts,
     ) -> Self {
-        Self { consensus, facts, models, proposer, problems, forecasts, memory: Memory::default() }
+        Self {
+            consensus,
+            facts,
+            models,
+            proposer,
+            problems,
+            forecasts,
+            duties: Duties::default(),
+            better: Improver::default(),
+        }
     }
 
     /// Runs until the consensus thread ends.
@@ -106,10 +103,10 @@ impl Leader {
             let view = changes.borrow_and_update().clone();
             turns.mark_unchanged();
             if view.is_leader {
-                self.memory.leading_since.get_or_insert_with(Instant::now);
                 self.look(&view).await;
             } else {
-                self.memory = Memory::default();
+                self.duties.resign();
+                self.better = Improver::default();
             }
             let settled = |d: &Deployment| d.active.is_some() && d.preparing.is_none() && d.fault.is_none();
             let idle = !view.is_leader || view.state.deployments.values().all(settled);
@@ -123,99 +120,21 @@ impl Leader {
     }
 
     async fn look(&mut self, view: &ClusterView) {
-        self.memory.planned.retain(|name, _| view.state.deployments.contains_key(name));
-        self.memory.better.retain(|name| view.state.deployments.contains_key(name));
+        self.duties.look(Instant::now(), &view.state);
+        self.better.retain(|name| view.state.deployments.contains_key(name));
         self.problems.retain(|name| view.state.deployments.contains_key(name));
-        let now = Instant::now();
-        self.memory.excluded.retain(|_, until| *until > now);
         for deployment in view.state.deployments.values() {
-            let need = self.need(view, deployment);
+            let need = self.duties.need(Instant::now(), &view.state, deployment, &self.seen(view));
             self.meet(view, deployment, need).await;
         }
     }
 
-    fn need(&self, view: &ClusterView, deployment: &Deployment) -> Need {
-        if let Some(preparing) = &deployment.preparing {
-            return self.preparing(view, deployment, preparing);
-        }
-        let Some(active) = &deployment.active else { return self.first_plan(deployment, view) };
-        let lost = plan_devices(&active.plan).any(|d| !self.can_serve(view, d));
-        if lost || active.epoch < deployment.asked_epoch {
-            return self.unless_tried(deployment, view, Need::Plan);
-        }
-        if deployment.fault.is_some() {
-            return Need::Healed;
-        }
-        Need::Better
+    fn seen<'a>(&'a self, view: &'a ClusterView) -> Seen<'a> {
+        Seen { facts: &self.facts, view }
     }
 
-    /// A device serves while it is live, a member, and not draining.
-    fn can_serve(&self, view: &ClusterView, device: &str) -> bool {
-        self.facts.is_live(device) && view.state.members.values().any(|m| m.device.0 == device && !m.draining)
-    }
-
-    fn preparing(&self, view: &ClusterView, deployment: &Deployment, preparing: &EpochPlan) -> Need {
-        let mut ready = true;
-        for (index, stage) in preparing.plan.stages.iter().enumerate() {
-            for replica in &stage.replicas {
-                if !self.can_serve(view, &replica.device) {
-                    let name = self.facts.name(view, &replica.device);
-                    let reason = format!("{name} went away while it prepared stage {index}");
-                    return Need::Abandon { epoch: preparing.epoch, reason, culprit: None };
-                }
-                let report = self.facts.stage(&replica.device, &deployment.name, preparing.epoch, index);
-                match report.map(|r| r.state) {
-                    Some(StageState::Ready) => {}
-                    Some(StageState::Failed { reason }) => {
-                        let name = self.facts.name(view, &replica.device);
-                        return Need::Abandon {
-                            epoch: preparing.epoch,
-                            reason: format!("{name} cannot prepare stage {index}: {reason}"),
-                            culprit: Some(replica.device.clone()),
-                        };
-                    }
-                    Some(StageState::Preparing { .. }) | None => ready = false,
-                }
-            }
-        }
-        if ready && self.is_safe(view, deployment) { Need::Activate(preparing.epoch) } else { Need::None }
-    }
-
-    /// Whether the loss of one device would lose no weights: a deployment's first plan waits for that, so that a
-    /// model that serves can be served again.
-    fn is_safe(&self, view: &ClusterView, deployment: &Deployment) -> bool {
-        let waited =
-            self.memory.planned.get(&deployment.name).is_none_or(|p| p.at.elapsed() > SPREAD_PATIENCE);
-        let mut live = view.state.members.values().filter(|m| self.facts.is_live(&m.device.0));
-        let kept =
-            |device: &str| self.facts.report(device).is_some_and(|r| r.kept.contains(&deployment.model));
-        deployment.active.is_some() || waited || live.all(|m| kept(&m.device.0))
-    }
-
-    fn first_plan(&self, deployment: &Deployment, view: &ClusterView) -> Need {
-        let (_, unmeasured) = self.facts.devices(view);
-        let waited = self.memory.leading_since.is_none_or(|since| since.elapsed() > UNMEASURED_PATIENCE);
-        if !unmeasured.is_empty() && !waited {
-            return Need::None;
-        }
-        self.unless_tried(deployment, view, Need::Plan)
-    }
-
-    /// Plans again only when something has changed since the last try, or some time has passed.
-    fn unless_tried(&self, deployment: &Deployment, view: &ClusterView, need: Need) -> Need {
-        let Some(last) = self.memory.planned.get(&deployment.name) else { return need };
-        let unchanged =
-            last.devices == self.usable(deployment, view) && last.asked_epoch == deployment.asked_epoch;
-        if unchanged && last.at.elapsed() < RETRY { Need::None } else { need }
-    }
-
-    fn usable(&self, deployment: &Deployment, view: &ClusterView) -> BTreeSet<String> {
-        let (devices, _) = self.facts.devices(view);
-        devices.into_iter().map(|d| d.id).filter(|id| !self.excluded(deployment, id)).collect()
-    }
-
-    fn excluded(&self, deployment: &Deployment, device: &str) -> bool {
-        self.memory.excluded.contains_key(&(deployment.name.clone(), device.to_owned()))
+    fn usable(&self, view: &ClusterView, deployment: &Deployment) -> BTreeSet<String> {
+        self.duties.usable(&deployment.name, &self.seen(view))
     }
 
     async fn meet(&mut self, view: &ClusterView, deployment: &Deployment, need: Need) {
@@ -229,10 +148,7 @@ impl Leader {
             }
             Need::Abandon { epoch, reason, culprit } => {
                 tracing::warn!(deployment = %name, epoch, %reason, "the prepared plan is given up");
-                if let Some(device) = culprit {
-                    self.memory.excluded.insert((name.clone(), device), Instant::now() + EXCLUSION);
-                }
-                self.memory.planned.remove(&name);
+                self.duties.abandoned(Instant::now(), &name, culprit);
                 self.command(Command::AbandonPlan { deployment: name, epoch, reason }).await;
             }
             Need::Plan => self.plan(view, deployment).await,
@@ -246,8 +162,7 @@ impl Leader {
 
     /// Plans a deployment and has the plan prepared.
     async fn plan(&mut self, view: &ClusterView, deployment: &Deployment) {
-        let devices = self.usable(deployment, view);
-        let planned = Planned { at: Instant::now(), devices, asked_epoch: deployment.asked_epoch };
+        let (begun, devices) = (Instant::now(), self.usable(view, deployment));
         let result = match self.problem(view, deployment).await {
             Ok(problem) => {
                 // After a loss what runs stays where it can; what somebody asks for anew is planned anew.
@@ -264,10 +179,10 @@ impl Leader {
             }
             Err(reason) => Err(reason),
         };
-        self.memory.planned.insert(deployment.name.clone(), planned);
+        self.duties.planned(begun, deployment, devices);
         match result {
             Ok(solved) => {
-                self.memory.better.planned(&deployment.name, &solved.problem, Instant::now());
+                self.better.planned(&deployment.name, &solved.problem, Instant::now());
                 self.prepare(deployment, solved).await;
             }
             Err(reason) => {
@@ -291,7 +206,7 @@ impl Leader {
         let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
         let profile = self.models.profile(profile).await.map_err(|e| super::chain(&e))?;
-        let usable = self.usable(deployment, view);
+        let usable = self.usable(view, deployment);
         let (devices, _) = self.facts.devices(view);
         let devices: Vec<DeviceFacts> = devices.into_iter().filter(|d| usable.contains(&d.id)).collect();
         let mut problem = problem(&profile, &devices, &wishes(deployment));
@@ -302,23 +217,22 @@ impl Leader {
     /// Looks for a plan that is worth a move, and moves to it.
     async fn improve(&mut self, view: &ClusterView, deployment: &Deployment, active: &EpochPlan) {
         let (name, now) = (&deployment.name, Instant::now());
-        if let Some(found) = self.memory.better.found(name, active.epoch, now).await {
-            let devices = self.usable(deployment, view);
-            let asked_epoch = deployment.asked_epoch;
-            self.memory.planned.insert(name.clone(), Planned { at: now, devices, asked_epoch });
+        if let Some(found) = self.better.found(name, active.epoch, now).await {
+            let devices = self.usable(view, deployment);
+            self.duties.planned(now, deployment, devices);
             tracing::info!(deployment = %name, gain = found.gain, "a better plan is worth a move");
             self.prepare(deployment, found.solved).await;
             return;
         }
-        if !self.memory.better.is_due(name, now) {
+        if !self.better.is_due(name, now) {
             return;
         }
         if let Some(forecast) = self.forecasts.get(name, active.epoch).filter(|f| f.is_measured) {
             let speed = better::speed(&forecast.evaluation, deployment.objective);
-            self.memory.better.judge(name, active.epoch, speed, now);
+            self.better.judge(name, active.epoch, speed, now);
         }
         match self.problem(view, deployment).await {
-            Ok(problem) => self.memory.better.look(name, active, problem, now),
+            Ok(problem) => self.better.look(name, active, problem, now),
             Err(reason) => tracing::debug!(deployment = %name, %reason, "no better plan"),
         }
     }
@@ -374,11 +288,6 @@ pub fn verified(problem: Problem, plan: Plan) -> Result<Solved, String> {
 /// What a deployment asks of its plan.
 pub fn wishes(deployment: &Deployment) -> Wishes {
     Wishes { objective: deployment.objective, stages: deployment.stages, pin: deployment.pin.clone() }
-}
-
-/// All devices of a plan, some more than once.
-fn plan_devices(plan: &Plan) -> impl Iterator<Item = &str> {
-    plan.stages.iter().flat_map(|s| s.replicas.iter().map(|r| r.device.as_str()))
 }
 
 /// Stages of a plan by device, for messages.

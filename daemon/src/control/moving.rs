@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     data::{DataMetrics, StageKey},
-    net::Probing,
+    net::Chores,
 };
 
 /// Length of a stretch...
@@ -60,10 +60,10 @@ pub struct Sample {
     pub received: u64,
     /// Bytes of tensors that clients brought and took.
     pub entered: u64,
-    /// Measurements of links that have begun so far.
-    pub probes: u64,
-    /// Nothing is being prepared: no model is uploaded, imported or profiled, no weights come, no session is made, no
-    /// link is measured.
+    /// Chores that have begun so far.
+    pub chores: u64,
+    /// Nothing is being prepared: no model is uploaded, imported or profiled, no weights come or go, no session is made,
+    /// no link is measured.
     pub is_settled: bool,
 }
 
@@ -73,7 +73,7 @@ impl Sample {
         at: Instant,
         processor_s: f64,
         metrics: &DataMetrics,
-        probing: Probing,
+        chores: Chores,
         is_settled: bool,
     ) -> Self {
         let stage = |s: &crate::data::StageMetrics| (s.key.clone(), (s.runs, s.compute_s));
@@ -85,8 +85,8 @@ impl Sample {
             sent: metrics.links.iter().map(|link| link.bytes_sent).sum(),
             received: metrics.received,
             entered: metrics.entered,
-            probes: probing.begun,
-            is_settled: is_settled && probing.under_way == 0,
+            chores: chores.begun,
+            is_settled: is_settled && chores.under_way == 0,
         }
     }
 
@@ -187,7 +187,7 @@ impl Watch {
 
     fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
         let Some(last) = &self.last else { return };
-        let same = last.stages.keys().eq(now.stages.keys()) && last.probes == now.probes;
+        let same = last.stages.keys().eq(now.stages.keys()) && last.chores == now.chores;
         if !(last.is_settled && now.is_settled && same) {
             return;
         }
@@ -260,7 +260,7 @@ mod tests {
                 sent: 0,
                 received: 0,
                 entered: 0,
-                probes: 0,
+                chores: 0,
                 is_settled: true,
             };
             Self { watch: Watch::default(), now }
@@ -357,10 +357,10 @@ mod tests {
     }
 
     #[test]
-    fn measuring_links_is_not_rest() {
+    fn chores_are_not_rest() {
         let mut device = Device::new();
         for _ in 0..30 {
-            device.now.probes += 1;
+            device.now.chores += 1;
             device.look(5.0, 0, 0.0, 4.0 * CORES);
         }
         assert_eq!(device.look(1.0, 0, 0.0, 0.0).rest_share, 0.0);

@@ -2,7 +2,7 @@
 //! this device, make them reachable, and let go of what no plan needs any more.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,15 +19,17 @@ use super::{
     correction::is_trusted,
     entering::Entering,
     facts::Facts,
+    holdings::{Act, Holdings, Session, wanted_here},
     models::Models,
     moving::{Sample, Watch, processor_s},
     prepare::{Prepared, Preparer, SessionKey},
     report::{StageReport, StageState},
+    routing::{self, Names},
     spread::Spread,
 };
 use crate::{
-    data::{DataPlane, HostedStage, Route, RouteStage, StageKey},
-    net::{Net, PeerId},
+    data::{DataPlane, HostedStage, Route, StageKey},
+    net::Net,
 };
 
 /// The loop looks this often while something is under way...
@@ -38,10 +40,6 @@ const LOOK_IDLE: Duration = Duration::from_secs(1);
 const NEWS: f64 = 0.05;
 /// The number of a stage's runs is told again after this long, while it grows.
 const RUNS_NEWS: Duration = Duration::from_secs(10);
-/// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
-const RETIRE: Duration = Duration::from_secs(2);
-/// A stage that could not be prepared is tried again after this long, while it is still wanted.
-const RETRY: Duration = Duration::from_secs(5);
 /// A byte of a client's request is assumed to cost this part of a byte from a peer until serving has shown it: it is
 /// neither encrypted nor framed.
 const ENTRY_SHARE: f64 = 0.5;
@@ -57,8 +55,8 @@ pub struct Reconciler {
     data: DataPlane,
     preparer: Preparer,
     spread: Spread,
+    holdings: Holdings,
     sessions: HashMap<SessionKey, Slot>,
-    hosted: BTreeMap<StageKey, Hosted>,
     done: mpsc::Sender<(SessionKey, Result<Prepared, String>)>,
     prepared: mpsc::Receiver<(SessionKey, Result<Prepared, String>)>,
     routes: BTreeMap<String, (u64, Arc<Route>)>,
@@ -70,7 +68,7 @@ pub struct Reconciler {
 
 impl std::fmt::Debug for Reconciler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reconciler").field("hosted", &self.hosted.keys()).finish_non_exhaustive()
+        f.debug_struct("Reconciler").field("holdings", &self.holdings).finish_non_exhaustive()
     }
 }
 
@@ -78,7 +76,6 @@ impl std::fmt::Debug for Reconciler {
 enum Slot {
     Preparing { done: Arc<AtomicU64>, total: Arc<AtomicU64>, task: AbortHandle },
     Ready(Prepared),
-    Failed { reason: String, at: Instant },
 }
 
 /// The cost of a stage and the number of its runs, as the report has them.
@@ -99,13 +96,6 @@ impl Told {
         let later = runs != told.runs && at.saturating_duration_since(told.at) >= RUNS_NEWS;
         if moved || enough || later { now } else { told }
     }
-}
-
-/// A stage that frames can reach.
-struct Hosted {
-    session: SessionKey,
-    /// When it was last wanted by a plan.
-    wanted: Instant,
 }
 
 /// What the parts of the loop share.
@@ -138,8 +128,8 @@ impl Reconciler {
             data,
             preparer,
             spread,
+            holdings: Holdings::default(),
             sessions: HashMap::new(),
-            hosted: BTreeMap::new(),
             done,
             prepared,
             routes: BTreeMap::new(),
@@ -177,61 +167,37 @@ impl Reconciler {
     /// Whether all that this device should hold is here and loaded.
     fn is_settled(&self, state: &ClusterState) -> bool {
         let is_here = |hash: &String| self.models.get(hash).is_some() && self.spread.kept().contains(hash);
-        self.sessions.values().all(|slot| matches!(slot, Slot::Ready(_))) && state.models.keys().all(is_here)
+        self.holdings.is_settled() && state.models.keys().all(is_here)
     }
 
     fn reconcile(&mut self, state: &ClusterState) {
         let wanted = wanted_here(state, &self.facts.me().to_string(), |id| self.facts.is_live(id));
-        let now = Instant::now();
-        for (key, session) in &wanted {
-            self.start_if_absent(session);
-            if let Some(Slot::Ready(prepared)) = self.sessions.get(session) {
-                let fresh = self.hosted.get(key).is_none_or(|h| h.session != *session);
-                if fresh {
-                    let stage = HostedStage {
-                        runner: prepared.runner.clone(),
-                        passthrough: prepared.passthrough.clone(),
-                    };
-                    self.data.host(key.clone(), stage);
+        for act in self.holdings.look(Instant::now(), &wanted) {
+            match act {
+                Act::Prepare(session) => self.start(session),
+                Act::Host(key, session) => self.host(key, &session),
+                Act::Unhost(key) => self.data.unhost(&key),
+                Act::Drop(session) => {
+                    if let Some(Slot::Preparing { task, .. }) = self.sessions.remove(&session) {
+                        task.abort();
+                    }
                 }
-                self.hosted.insert(key.clone(), Hosted { session: session.clone(), wanted: now });
             }
         }
-        self.retire(now);
-        let needed: BTreeSet<SessionKey> =
-            wanted.values().cloned().chain(self.hosted.values().map(|h| h.session.clone())).collect();
-        self.sessions.retain(|key, slot| {
-            let keep = needed.contains(key);
-            if !keep && let Slot::Preparing { task, .. } = slot {
-                task.abort();
-            }
-            keep
-        });
         self.publish_routes(state);
         let has_started = self.facts.own().calibration_s.is_some();
         let is_settled = has_started && self.is_settled(state) && !self.spread.is_importing();
         self.report(&wanted, is_settled);
     }
 
-    fn retire(&mut self, now: Instant) {
-        let gone: Vec<StageKey> = self
-            .hosted
-            .iter()
-            .filter(|(_, hosted)| now.duration_since(hosted.wanted) > RETIRE)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in gone {
-            self.data.unhost(&key);
-            self.hosted.remove(&key);
+    fn host(&self, key: StageKey, session: &SessionKey) {
+        if let Some(Slot::Ready(prepared)) = self.sessions.get(session) {
+            let (runner, passthrough) = (prepared.runner.clone(), prepared.passthrough.clone());
+            self.data.host(key, HostedStage { runner, passthrough });
         }
     }
 
-    fn start_if_absent(&mut self, key: &SessionKey) {
-        match self.sessions.get(key) {
-            Some(Slot::Preparing { .. } | Slot::Ready(_)) => return,
-            Some(Slot::Failed { at, .. }) if at.elapsed() < RETRY => return,
-            Some(Slot::Failed { .. }) | None => {}
-        }
+    fn start(&mut self, key: SessionKey) {
         let (done, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let preparer = self.preparer.clone();
         let answer = self.done.clone();
@@ -242,24 +208,24 @@ impl Reconciler {
             let _ = answer.send((key, result)).await;
         });
         let slot = Slot::Preparing { done, total, task: task.abort_handle() };
-        self.sessions.insert(key.clone(), slot);
+        self.sessions.insert(key, slot);
     }
 
     fn finished(&mut self, key: SessionKey, result: Result<Prepared, String>) {
-        if !self.sessions.contains_key(&key) {
+        let told = result.as_ref().map(|_| ()).map_err(Clone::clone);
+        if !self.holdings.finished(Instant::now(), &key, told) {
             return;
         }
-        let slot = match result {
+        match result {
             Ok(prepared) => {
                 tracing::info!(stage = %key, "stage is ready");
-                Slot::Ready(prepared)
+                self.sessions.insert(key, Slot::Ready(prepared));
             }
             Err(reason) => {
                 tracing::warn!(stage = %key, %reason, "stage cannot be prepared");
-                Slot::Failed { reason, at: Instant::now() }
+                self.sessions.remove(&key);
             }
-        };
-        self.sessions.insert(key, slot);
+        }
     }
 
     /// Gives the data plane the route of every active plan whose model is known here.
@@ -320,39 +286,16 @@ impl Reconciler {
 
     fn route(&self, name: &str, active: &EpochPlan) -> Option<Route> {
         let model = self.models.get(&active.model)?;
-        let stages = active
-            .plan
-            .stages
-            .iter()
-            .enumerate()
-            .map(|(index, stage)| {
-                let replicas = stage
-                    .replicas
-                    .iter()
-                    .filter_map(|r| Some((r.device.parse::<PeerId>().ok()?, r.share)))
-                    .collect();
-                let inputs = model.cuts().get(stage.first_block)?.tensors.clone();
-                Some(RouteStage { replicas, standbys: self.ready_standbys(name, active, index), inputs })
-            })
-            .collect::<Option<Vec<_>>>()?;
-        Some(Route {
-            deployment: name.to_owned(),
-            epoch: active.epoch,
-            inputs: model.inputs.iter().map(|v| v.name.clone()).collect(),
-            outputs: model.outputs.iter().map(|v| v.name.clone()).collect(),
-            latency: Duration::try_from_secs_f64(active.plan.latency_s).unwrap_or_default(),
-            stages,
-        })
-    }
-
-    /// Devices that stand by for a stage and have told that they are ready.
-    fn ready_standbys(&self, name: &str, active: &EpochPlan, index: usize) -> Vec<PeerId> {
-        let is_ready = |device: &str| {
-            let report = self.facts.stage(device, name, active.epoch, index);
+        let names = Names {
+            inputs: model.inputs.iter().map(|value| value.name.as_str()).collect(),
+            outputs: model.outputs.iter().map(|value| value.name.as_str()).collect(),
+            entering: |block: usize| Some(model.cuts().get(block)?.tensors.clone()),
+        };
+        let is_ready = |device: &str, stage: usize| {
+            let report = self.facts.stage(device, name, active.epoch, stage);
             report.is_some_and(|report| report.state == StageState::Ready)
         };
-        let standbys = active.plan.stages.get(index).map_or(&[][..], |stage| &stage.standbys[..]);
-        standbys.iter().filter(|id| is_ready(id)).filter_map(|id| id.parse().ok()).collect()
+        routing::route(name, active, &names, |device| device.parse().ok(), is_ready)
     }
 
     /// Puts what is held and prepared here into this device's report.
@@ -380,12 +323,12 @@ impl Reconciler {
             .collect();
         let used = self.sessions.values().map(|s| match s {
             Slot::Ready(prepared) => prepared.weight_bytes,
-            Slot::Preparing { .. } | Slot::Failed { .. } => 0,
+            Slot::Preparing { .. } => 0,
         });
         let used = used.sum();
         let probed = costs(self.facts.own().transfer, &self.net);
         let cores = mesh_inference::profile::cores();
-        let sample = Sample::new(now, processor_s(), &metrics, self.net.probing(), is_settled);
+        let sample = Sample::new(now, processor_s(), &metrics, self.net.chores(), is_settled);
         let transfer = self.moving.look(sample, probed, cores);
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);
@@ -402,14 +345,14 @@ impl Reconciler {
     }
 
     fn state(&self, key: &StageKey, session: &SessionKey) -> StageState {
-        match self.sessions.get(session) {
-            Some(Slot::Ready(_)) if self.hosted.contains_key(key) => StageState::Ready,
-            Some(Slot::Preparing { done, total, .. }) => StageState::Preparing {
+        match (self.holdings.session(session), self.sessions.get(session)) {
+            (Some(Session::Ready), _) if self.holdings.is_hosted(key) => StageState::Ready,
+            (Some(Session::Failed { reason, .. }), _) => StageState::Failed { reason: reason.clone() },
+            (_, Some(Slot::Preparing { done, total, .. })) => StageState::Preparing {
                 done: done.load(Ordering::Relaxed),
                 total: total.load(Ordering::Relaxed),
             },
-            Some(Slot::Failed { reason, .. }) => StageState::Failed { reason: reason.clone() },
-            Some(Slot::Ready(_)) | None => StageState::Preparing { done: 0, total: 0 },
+            (_, Some(Slot::Ready(_)) | None) => StageState::Preparing { done: 0, total: 0 },
         }
     }
 }
@@ -426,38 +369,3 @@ fn costs(known: TransferCost, net: &Net) -> TransferCost {
         ..known
     }
 }
-
-/// The stages that active and prepared plans give to this device, with the session that serves each.
-///
-/// A device stands by while nothing else is prepared, whose memory that may be, and as long as the stage needs it.
-fn wanted_here(
-    state: &ClusterState,
-    me: &str,
-    is_live: impl Fn(&str) -> bool,
-) -> BTreeMap<StageKey, SessionKey> {
-    let mut wanted = BTreeMap::new();
-    for deployment in state.deployments.values() {
-        for plan in deployment.active.iter().chain(deployment.preparing.iter()) {
-            for (index, stage) in plan.plan.stages.iter().enumerate() {
-                let lost = || !stage.replicas.iter().any(|r| is_live(&r.device));
-                let runs = stage.replicas.iter().any(|r| r.device == me);
-                let stands_by =
-                    stage.standbys.iter().any(|id| id == me) && (deployment.preparing.is_none() || lost());
-                if runs || stands_by {
-                    let key =
-                        StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
-                    let session = SessionKey {
-                        model: plan.model.clone(),
-                        first_block: stage.first_block,
-                        last_block: stage.last_block,
-                    };
-                    wanted.insert(key, session);
-                }
-            }
-        }
-    }
-    wanted
-}
-
-#[cfg(test)]
-mod tests;

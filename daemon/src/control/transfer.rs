@@ -98,6 +98,7 @@ impl Transfer {
 
     /// Serves one inbound stream until the peer closes it.
     pub async fn serve(&self, mut stream: NetStream) {
+        let _chore = self.net.chore();
         if let Err(error) = self.serve_requests(&mut stream).await {
             tracing::debug!(%error, "blob stream ended");
         }

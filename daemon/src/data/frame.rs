@@ -34,22 +34,25 @@ const DIMENSIONS_MAX: usize = 32;
 const NESTING_MAX: usize = 16;
 
 /// Tensors by name. Clones share the memory.
-pub(super) type Named = (String, Tensor);
+pub type Named = (String, Tensor);
 
 /// Which request a frame is about and where it goes.
 #[derive(Debug, Clone)]
-pub(super) struct Address {
+pub struct Address {
     /// Unique per start of the ingress.
-    pub(super) request: u64,
+    pub request: u64,
     /// Counts the times that the ingress has sent the request.
-    pub(super) attempt: u32,
-    pub(super) ingress: PeerId,
-    pub(super) deployment: Arc<str>,
-    pub(super) epoch: u64,
+    pub attempt: u32,
+    /// The device that the request entered by.
+    pub ingress: PeerId,
+    /// Deployment name.
+    pub deployment: Arc<str>,
+    /// Number of the plan.
+    pub epoch: u64,
     /// A device per stage.
-    pub(super) devices: Arc<[PeerId]>,
+    pub devices: Arc<[PeerId]>,
     /// Jobs that were left on each stage's device when it was done with the request, as far as the request has come.
-    pub(super) backlog: Vec<u32>,
+    pub backlog: Vec<u32>,
 }
 
 /// What a frame says.
@@ -91,18 +94,20 @@ impl Frame {
 
 /// Why a stage did not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: FailureKind,
-    pub(super) stage: usize,
+pub struct Failure {
+    /// What the ingress decides by.
+    pub kind: FailureKind,
+    /// Index of the stage.
+    pub stage: usize,
     /// The device to keep away from.
-    pub(super) blame: PeerId,
+    pub blame: PeerId,
     /// For people.
-    pub(super) message: String,
+    pub message: String,
 }
 
 /// What the ingress decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum FailureKind {
+pub enum FailureKind {
     /// A queue is full.
     Busy,
     /// The plan has been retired on this device.

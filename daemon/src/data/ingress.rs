@@ -39,25 +39,32 @@ const MEASURED_MIN: usize = 16;
 
 /// What the caller is to do.
 #[derive(Debug)]
-pub(super) enum Effect {
+pub enum Effect {
     /// Send the inputs to the first device of the route.
     Send(Dispatch),
     /// Give the client its answer.
-    Finish { id: u64, result: Result<InferResponse, AppError> },
+    Finish {
+        /// As [`Ingress::begin`] gave it.
+        id: u64,
+        /// The answer, or why there is none.
+        result: Result<InferResponse, AppError>,
+    },
 }
 
 /// An attempt to send.
 #[derive(Debug)]
-pub(super) struct Dispatch {
-    pub(super) address: Address,
+pub struct Dispatch {
+    /// Where it goes.
+    pub address: Address,
     /// Inputs of the first stage.
-    pub(super) inputs: Vec<Named>,
-    pub(super) deadline: Instant,
+    pub inputs: Vec<Named>,
+    /// When the request must be answered.
+    pub deadline: Instant,
 }
 
 /// Requests that this device has taken in.
 #[derive(Debug)]
-pub(super) struct Ingress {
+pub struct Ingress {
     me: PeerId,
     limits: DataLimits,
     names: BTreeMap<PeerId, String>,
@@ -77,7 +84,7 @@ pub(super) struct Ingress {
 
 impl Ingress {
     /// `boot` is random per start, so that no answer to an earlier life is taken for one of this.
-    pub(super) fn new(me: PeerId, boot: u32, limits: DataLimits) -> Self {
+    pub fn new(me: PeerId, boot: u32, limits: DataLimits) -> Self {
         Self {
             me,
             limits,
@@ -94,27 +101,27 @@ impl Ingress {
     }
 
     /// What has to be done since the last call.
-    pub(super) fn take_effects(&mut self) -> Vec<Effect> {
+    pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
     /// When [`Ingress::tick`] is due.
-    pub(super) fn next_timer(&self) -> Option<Instant> {
+    pub fn next_timer(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
 
     /// Names of devices, for messages.
-    pub(super) fn set_names(&mut self, names: BTreeMap<PeerId, String>) {
+    pub fn set_names(&mut self, names: BTreeMap<PeerId, String>) {
         self.names = names;
     }
 
     /// Jobs that wait or run in the stages of this device now, whoever sent them.
-    pub(super) fn set_own_jobs(&mut self, jobs: u32) {
+    pub fn set_own_jobs(&mut self, jobs: u32) {
         self.own_jobs = jobs;
     }
 
     /// A peer has told how many jobs wait or run in its stages.
-    pub(super) fn on_backlog(&mut self, now: Instant, peer: PeerId, jobs: u32) {
+    pub fn on_backlog(&mut self, now: Instant, peer: PeerId, jobs: u32) {
         if peer == self.me {
             return;
         }
@@ -124,13 +131,13 @@ impl Ingress {
     }
 
     /// Newest epoch known of a deployment.
-    pub(super) fn epoch(&self, deployment: &str) -> Option<u64> {
+    pub fn epoch(&self, deployment: &str) -> Option<u64> {
         self.deployments.get(deployment).and_then(|d| d.route.as_ref()).map(|route| route.epoch)
     }
 
     /// Replaces all routes. Requests on the way finish on the route that they are on; those that wait for a route
     /// look again.
-    pub(super) fn set_routes(&mut self, now: Instant, routes: BTreeMap<String, Arc<Route>>) {
+    pub fn set_routes(&mut self, now: Instant, routes: BTreeMap<String, Arc<Route>>) {
         for (name, deployment) in &mut self.deployments {
             if !routes.contains_key(&**name) {
                 deployment.set_route(None, &self.limits);
@@ -157,13 +164,13 @@ impl Ingress {
     }
 
     /// A peer is connected.
-    pub(super) fn peer_up(&mut self, now: Instant, peer: PeerId) {
+    pub fn peer_up(&mut self, now: Instant, peer: PeerId) {
         self.up.insert(peer);
         self.look_again(now);
     }
 
     /// A peer is gone: what is on a route through it goes out again.
-    pub(super) fn peer_down(&mut self, now: Instant, peer: PeerId) {
+    pub fn peer_down(&mut self, now: Instant, peer: PeerId) {
         if peer == self.me || !self.up.remove(&peer) {
             return;
         }
@@ -178,7 +185,7 @@ impl Ingress {
     }
 
     /// Outputs have come in from `from`. Those of an older attempt are as good: stages are pure.
-    pub(super) fn on_result(&mut self, now: Instant, from: PeerId, address: &Address, tensors: Vec<Named>) {
+    pub fn on_result(&mut self, now: Instant, from: PeerId, address: &Address, tensors: Vec<Named>) {
         let Some(request) = self.requests.get(&address.request) else { return };
         let Some(attempt) = request.attempts.iter().find(|a| a.address.attempt == address.attempt) else {
             return;
@@ -211,7 +218,7 @@ impl Ingress {
     }
 
     /// A device of the current attempt has refused or failed. Errors of older attempts say nothing new.
-    pub(super) fn on_failure(&mut self, now: Instant, from: PeerId, address: &Address, failure: Failure) {
+    pub fn on_failure(&mut self, now: Instant, from: PeerId, address: &Address, failure: Failure) {
         let blamed = self.name(&failure.blame);
         let Some(request) = self.requests.get_mut(&address.request) else { return };
         let State::Sent(sent) = &request.state else { return };
@@ -244,14 +251,14 @@ impl Ingress {
     }
 
     /// The client has gone away.
-    pub(super) fn cancel(&mut self, now: Instant, id: u64) {
+    pub fn cancel(&mut self, now: Instant, id: u64) {
         if let Some(request) = self.remove(id) {
             self.admit_waiting(now, &request.deployment);
         }
     }
 
     /// Does what is due.
-    pub(super) fn tick(&mut self, now: Instant) {
+    pub fn tick(&mut self, now: Instant) {
         while let Some((at, id)) = self.timers.first().copied()
             && at <= now
         {
@@ -278,7 +285,7 @@ impl Ingress {
     }
 
     /// Numbers of every deployment.
-    pub(super) fn metrics(&self, now: Instant) -> BTreeMap<String, DeploymentMetrics> {
+    pub fn metrics(&self, now: Instant) -> BTreeMap<String, DeploymentMetrics> {
         self.deployments.iter().map(|(name, d)| (name.to_string(), d.metrics(now))).collect()
     }
 

@@ -3,6 +3,7 @@
 //! - [`ingress`] keeps every accepted request until it is answered: route, window, retries, deadline. Pure: events
 //!   in, effects out, time injected.
 //! - [`balance`] picks a replica per stage. Pure.
+//! - [`reachable`] says which stages frames reach and how others are refused. Pure.
 //! - [`frame`] is the wire format, checked before anything is allocated; [`wire`] moves frames over a byte stream.
 //! - [`link`] owns the one outbound stream to a peer; [`hosting`] the queue in front of a stage that runs here.
 //! - [`plane`] ties them together behind [`DataPlane`], the only thing that the rest of the daemon sees.
@@ -21,14 +22,18 @@ mod link;
 mod metrics;
 mod pack;
 mod plane;
+mod reachable;
 mod route;
 mod transport;
 mod wire;
 
+pub use frame::{Address, Failure, FailureKind, Named};
 pub use hosting::{HostedStage, StageRun};
+pub use ingress::{Dispatch, Effect, Ingress};
 pub use limits::DataLimits;
 pub use metrics::{DataMetrics, DeploymentMetrics, LinkMetrics, StageMetrics};
 pub use plane::DataPlane;
+pub use reachable::Reachable;
 pub use route::{Route, RouteStage, StageKey};
 pub use transport::{DataStream, Transport};
 

@@ -26,6 +26,7 @@ use super::{
     limits::DataLimits,
     link::Link,
     metrics::DataMetrics,
+    reachable::Reachable,
     route::{Route, StageKey},
     transport::{DataStream, Transport},
     wire::now,
@@ -51,7 +52,8 @@ struct Shared {
     desk: Mutex<Desk>,
     /// The earliest timer of the ingress has changed.
     wake: Arc<Notify>,
-    stages: Mutex<Stages>,
+    /// Stages that run here.
+    stages: Mutex<Reachable<Arc<Hosted>>>,
     /// Peers that are up, with their stream once there was something to send.
     links: Mutex<BTreeMap<PeerId, Option<Arc<Link>>>>,
     readers: Mutex<HashMap<PeerId, VecDeque<AbortHandle>>>,
@@ -73,14 +75,6 @@ struct Shared {
 struct Desk {
     ingress: Ingress,
     clients: HashMap<u64, oneshot::Sender<Result<InferResponse, AppError>>>,
-}
-
-/// Stages that run here.
-#[derive(Default)]
-struct Stages {
-    hosted: HashMap<StageKey, Arc<Hosted>>,
-    /// Newest epoch per deployment of which a stage was taken away. Bounded by the routes that are known.
-    retired: BTreeMap<String, u64>,
 }
 
 impl fmt::Debug for Shared {
@@ -115,7 +109,7 @@ impl DataPlane {
                     clients: HashMap::new(),
                 }),
                 wake: Arc::new(Notify::new()),
-                stages: Mutex::new(Stages::default()),
+                stages: Mutex::new(Reachable::default()),
                 links: Mutex::new(BTreeMap::new()),
                 readers: Mutex::new(HashMap::new()),
                 on_done,
@@ -134,7 +128,7 @@ impl DataPlane {
 
     /// Replaces all routes. Called on every change of the replicated state.
     pub fn set_routes(&self, routes: BTreeMap<String, Arc<Route>>) {
-        lock(&self.shared.stages).retired.retain(|deployment, _| routes.contains_key(deployment));
+        lock(&self.shared.stages).forget(|deployment| routes.contains_key(deployment));
         self.shared.drive(|ingress, now| ingress.set_routes(now, routes));
     }
 
@@ -149,18 +143,13 @@ impl DataPlane {
         let hosted =
             Hosted::new(key.clone(), stage, &shared.limits, shared.on_done.clone(), shared.busy.clone());
         // The replaced stage must not be dropped under the lock: its thread may be waited for.
-        let replaced = lock(&self.shared.stages).hosted.insert(key, Arc::new(hosted));
+        let replaced = lock(&self.shared.stages).host(key, Arc::new(hosted));
         drop(replaced);
     }
 
     /// Takes a stage out of reach: frames for it are refused as of a retired epoch. Runs on the way finish.
     pub fn unhost(&self, key: &StageKey) {
-        let removed = {
-            let mut stages = lock(&self.shared.stages);
-            let retired = stages.retired.entry(key.deployment.clone()).or_insert(key.epoch);
-            *retired = (*retired).max(key.epoch);
-            stages.hosted.remove(key)
-        };
+        let removed = lock(&self.shared.stages).unhost(key);
         drop(removed);
     }
 
@@ -258,7 +247,7 @@ impl DataPlane {
     /// All numbers at this moment.
     pub fn metrics(&self) -> DataMetrics {
         let deployments = lock(&self.shared.desk).ingress.metrics(now());
-        let mut stages: Vec<_> = lock(&self.shared.stages).hosted.values().map(|h| h.metrics()).collect();
+        let mut stages: Vec<_> = lock(&self.shared.stages).values().map(|h| h.metrics()).collect();
         stages.sort_by(|a, b| a.key.cmp(&b.key));
         let links = lock(&self.shared.links).values().flatten().map(|link| link.metrics()).collect();
         let received = self.shared.received.load(Ordering::Relaxed);

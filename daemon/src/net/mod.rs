@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use frames::{Frame, MAX_CALL, MAX_MESSAGE, MAX_REPORT};
 pub use identity::{Identity, IdentityError};
-pub use probe::{Probe, Probing};
+pub use probe::{Chore, Chores, Probe};
 use shared::Shared;
 pub use start::{NetConfig, NetStartError};
 pub use stream::NetStream;
@@ -321,15 +321,20 @@ impl Net {
         self.inner.shared.costs.per_byte()
     }
 
-    /// The measurements of links that keep this device busy: they are no rest.
-    pub fn probing(&self) -> Probing {
-        self.inner.shared.costs.probing()
+    /// What keeps this device busy beside serving: it is no rest.
+    pub fn chores(&self) -> Chores {
+        self.inner.shared.costs.chores()
+    }
+
+    /// Begins a chore, which ends when this is dropped.
+    pub fn chore(&self) -> Chore {
+        Chore::begin(&self.inner.shared)
     }
 
     /// Processor seconds of one message, sent or received, by so many small calls that go there and back.
     pub async fn message_cost(&self, peer: PeerId, method: u16, body: Bytes, calls: u32) -> Option<f64> {
         let _turn = self.inner.probing.lock().await;
-        let _at_work = self.inner.shared.costs.begin();
+        let _chore = self.chore();
         let before = probe::processor_s();
         for _ in 0..calls {
             self.call(peer, method, body.clone(), OPEN_TIMEOUT).await.ok()?;

@@ -48,9 +48,9 @@ pub struct Probe {
     pub processor_bound: bool,
 }
 
-/// Measurements of links in which this device takes part, at either end.
+/// What this device does for the mesh itself beside serving: links are measured, weights are handed to others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Probing {
+pub struct Chores {
     /// That go on now.
     pub under_way: u64,
     /// That have begun since the start.
@@ -66,26 +66,29 @@ pub(super) struct Costs {
     ended: AtomicU64,
 }
 
-/// A measurement that goes on until this is dropped.
-pub(super) struct AtWork<'a>(&'a Costs);
+/// A chore that goes on until this is dropped.
+#[derive(Debug)]
+pub struct Chore(Arc<Shared>);
 
-impl Drop for AtWork<'_> {
+impl Chore {
+    pub(super) fn begin(shared: &Arc<Shared>) -> Self {
+        shared.costs.begun.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Chore {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.0.costs.ended.fetch_add(1, Ordering::AcqRel);
     }
 }
 
 impl Costs {
-    pub(super) fn begin(&self) -> AtWork<'_> {
-        self.begun.fetch_add(1, Ordering::AcqRel);
-        AtWork(self)
-    }
-
-    pub(super) fn probing(&self) -> Probing {
+    pub(super) fn chores(&self) -> Chores {
         // What ended was begun before: in this order the difference is never negative.
         let ended = self.ended.load(Ordering::Acquire);
         let begun = self.begun.load(Ordering::Acquire);
-        Probing { under_way: begun - ended, begun }
+        Chores { under_way: begun - ended, begun }
     }
 
     fn note(samples: &Mutex<VecDeque<f64>>, bytes: u64, seconds: f64) {
@@ -130,8 +133,8 @@ pub(super) fn processor_s() -> f64 {
 }
 
 /// Measures the way to the peer behind `stream`.
-pub(super) async fn measure(mut stream: Stream, shared: &Shared) -> io::Result<Probe> {
-    let _at_work = shared.costs.begin();
+pub(super) async fn measure(mut stream: Stream, shared: &Arc<Shared>) -> io::Result<Probe> {
+    let _chore = Chore::begin(shared);
     tokio::time::timeout(MAX_SENDING + SETTLE, async {
         // As large as what it stands for: a tensor does not lie in the processor's cache.
         let data = vec![1; MAX_BYTES];
@@ -200,7 +203,7 @@ impl Arrivals {
 
 /// The receiving side. Counts from the end of the first read, which starts the clock.
 pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
-    let _at_work = shared.costs.begin();
+    let _chore = Chore::begin(&shared);
     let serving = async {
         // Fresh memory for what comes, as a tensor would have it: that is part of the price.
         let mut buffer = vec![0; CHUNK];

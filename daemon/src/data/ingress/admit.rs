@@ -10,13 +10,13 @@ use crate::{
 
 impl Ingress {
     /// Whether requests for a deployment are taken.
-    pub(in crate::data) fn serves(&self, name: &str) -> bool {
+    pub fn serves(&self, name: &str) -> bool {
         let route = self.deployments.get(name).and_then(|deployment| deployment.route.as_ref());
         route.is_some_and(|route| !route.stages.is_empty())
     }
 
     /// Accepts a request or says why not. An accepted one is finished by its deadline.
-    pub(in crate::data) fn begin(&mut self, now: Instant, request: InferRequest) -> Result<u64, AppError> {
+    pub fn begin(&mut self, now: Instant, request: InferRequest) -> Result<u64, AppError> {
         let Some((name, deployment)) = self.deployments.get_key_value(request.model.as_str()) else {
             return Err(words::unknown(&request.model, self.deployments.keys()));
         };

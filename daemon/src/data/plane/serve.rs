@@ -53,22 +53,11 @@ impl Shared {
     }
 
     fn hosted(&self, key: &StageKey) -> Result<Arc<Hosted>, (FailureKind, String)> {
-        let retired = {
-            let stages = lock(&self.stages);
-            if let Some(hosted) = stages.hosted.get(key) {
-                return Ok(hosted.clone());
-            }
-            stages.retired.get(&key.deployment).copied()
-        };
+        if let Some(hosted) = lock(&self.stages).get(key) {
+            return Ok(Arc::clone(hosted));
+        }
         let newest = lock(&self.desk).ingress.epoch(&key.deployment);
-        let StageKey { deployment, epoch, stage } = key;
-        let is_old =
-            retired.is_some_and(|retired| *epoch <= retired) || newest.is_some_and(|new| *epoch < new);
-        Err(if is_old {
-            (FailureKind::StaleEpoch, format!("epoch {epoch} of {deployment} is retired here"))
-        } else {
-            (FailureKind::UnknownStage, format!("stage {stage} of {deployment}, epoch {epoch}, is not here"))
-        })
+        Err(lock(&self.stages).refusal(key, newest))
     }
 
     /// A stage of this device is done with a job. On any thread.

@@ -1,4 +1,4 @@
-use mesh_consensus::ClusterId;
+use mesh_consensus::{ClusterId, Deployment, EpochPlan};
 use mesh_planner::{Objective, Plan};
 
 use super::*;
@@ -51,4 +51,40 @@ fn a_standby_holds_its_stage_while_that_costs_nothing_or_is_needed() {
         "its memory may be needed for the next plan"
     );
     assert_eq!(epochs(&moving, "b", &["b"]), [1, 2], "nobody else has the stage");
+}
+
+fn session(first_block: usize) -> SessionKey {
+    SessionKey { model: "m".into(), first_block, last_block: 3 }
+}
+
+fn stage(epoch: u64) -> StageKey {
+    StageKey { deployment: "digits".into(), epoch, stage: 0 }
+}
+
+#[test]
+fn a_session_serves_the_next_plan_too_and_goes_when_the_last_stage_is_out_of_reach() {
+    let (mut holdings, start) = (Holdings::default(), Instant::now());
+    let first = BTreeMap::from([(stage(1), session(0))]);
+    assert_eq!(holdings.look(start, &first), [Act::Prepare(session(0))]);
+    assert_eq!(holdings.look(start, &first), [], "it is being made");
+    assert!(holdings.finished(start, &session(0), Ok(())));
+    assert_eq!(holdings.look(start, &first), [Act::Host(stage(1), session(0))]);
+    let next = BTreeMap::from([(stage(2), session(0))]);
+    assert_eq!(holdings.look(start, &next), [Act::Host(stage(2), session(0))]);
+    let later = start + RETIRE + Duration::from_millis(1);
+    assert_eq!(holdings.look(later, &next), [Act::Unhost(stage(1))]);
+    let gone = later + RETIRE + Duration::from_millis(1);
+    assert_eq!(holdings.look(gone, &BTreeMap::new()), [Act::Unhost(stage(2)), Act::Drop(session(0))]);
+    assert!(!holdings.finished(gone, &session(0), Ok(())), "nobody wants it");
+}
+
+#[test]
+fn what_cannot_be_made_is_tried_again_after_a_while() {
+    let (mut holdings, start) = (Holdings::default(), Instant::now());
+    let wanted = BTreeMap::from([(stage(1), session(0))]);
+    holdings.look(start, &wanted);
+    assert!(holdings.finished(start, &session(0), Err("the disk is full".into())));
+    assert_eq!(holdings.look(start + RETRY / 2, &wanted), []);
+    assert!(!holdings.is_settled());
+    assert_eq!(holdings.look(start + RETRY, &wanted), [Act::Prepare(session(0))]);
 }

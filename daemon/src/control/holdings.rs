@@ -1,0 +1,166 @@
+//! What a device holds for the plans: which sessions it makes, which stages frames can reach, and what it lets go of.
+//! Pure: it is told the time and what is wanted, and says what to do. [`super::reconcile`] does it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::ClusterState;
+
+use super::prepare::SessionKey;
+use crate::data::StageKey;
+
+/// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
+const RETIRE: Duration = Duration::from_secs(2);
+/// A stage that could not be prepared is tried again after this long, while it is still wanted.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Sessions on their way or at work, and the stages that they answer for.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    sessions: BTreeMap<SessionKey, Session>,
+    hosted: BTreeMap<StageKey, Hosted>,
+}
+
+/// A session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Session {
+    /// Being made.
+    Preparing,
+    /// Can answer.
+    Ready,
+    /// Could not be made.
+    Failed {
+        /// Why, for people.
+        reason: String,
+        /// When.
+        at: Instant,
+    },
+}
+
+/// A stage that frames can reach.
+#[derive(Debug)]
+struct Hosted {
+    session: SessionKey,
+    /// When it was last wanted by a plan.
+    wanted: Instant,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// Make a session; [`Holdings::finished`] is told of its end.
+    Prepare(SessionKey),
+    /// Let frames reach a stage, by a session that is ready.
+    Host(StageKey, SessionKey),
+    /// Take a stage out of reach.
+    Unhost(StageKey),
+    /// Let a session go, ready or not.
+    Drop(SessionKey),
+}
+
+impl Holdings {
+    /// What to do so that this device holds what is wanted, in this order.
+    pub fn look(&mut self, now: Instant, wanted: &BTreeMap<StageKey, SessionKey>) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for (key, session) in wanted {
+            if self.is_to_be_made(now, session) {
+                self.sessions.insert(session.clone(), Session::Preparing);
+                acts.push(Act::Prepare(session.clone()));
+            }
+            if self.sessions.get(session) == Some(&Session::Ready) {
+                let is_fresh = self.hosted.get(key).is_none_or(|hosted| hosted.session != *session);
+                if is_fresh {
+                    acts.push(Act::Host(key.clone(), session.clone()));
+                }
+                self.hosted.insert(key.clone(), Hosted { session: session.clone(), wanted: now });
+            }
+        }
+        self.hosted.retain(|key, hosted| {
+            let keep = now.saturating_duration_since(hosted.wanted) <= RETIRE;
+            if !keep {
+                acts.push(Act::Unhost(key.clone()));
+            }
+            keep
+        });
+        let hosted = self.hosted.values().map(|hosted| &hosted.session);
+        let needed: BTreeSet<&SessionKey> = wanted.values().chain(hosted).collect();
+        self.sessions.retain(|key, _| {
+            let keep = needed.contains(key);
+            if !keep {
+                acts.push(Act::Drop(key.clone()));
+            }
+            keep
+        });
+        acts
+    }
+
+    fn is_to_be_made(&self, now: Instant, session: &SessionKey) -> bool {
+        match self.sessions.get(session) {
+            Some(Session::Preparing | Session::Ready) => false,
+            Some(Session::Failed { at, .. }) => now.saturating_duration_since(*at) >= RETRY,
+            None => true,
+        }
+    }
+
+    /// A session that was to be made is ready or cannot be had. False when nobody wants it any more.
+    pub fn finished(&mut self, now: Instant, key: &SessionKey, result: Result<(), String>) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        *session = match result {
+            Ok(()) => Session::Ready,
+            Err(reason) => Session::Failed { reason, at: now },
+        };
+        true
+    }
+
+    /// How far a session is; `None` when it is not wanted.
+    pub fn session(&self, key: &SessionKey) -> Option<&Session> {
+        self.sessions.get(key)
+    }
+
+    /// Whether frames reach a stage.
+    pub fn is_hosted(&self, key: &StageKey) -> bool {
+        self.hosted.contains_key(key)
+    }
+
+    /// Whether all sessions that are wanted are ready.
+    pub fn is_settled(&self) -> bool {
+        self.sessions.values().all(|session| *session == Session::Ready)
+    }
+}
+
+/// The stages that active and prepared plans give to a device, with the session that serves each.
+///
+/// A device stands by while nothing else is prepared, whose memory that may be, and as long as the stage needs it.
+pub fn wanted_here(
+    state: &ClusterState,
+    me: &str,
+    is_live: impl Fn(&str) -> bool,
+) -> BTreeMap<StageKey, SessionKey> {
+    let mut wanted = BTreeMap::new();
+    for deployment in state.deployments.values() {
+        for plan in deployment.active.iter().chain(deployment.preparing.iter()) {
+            for (index, stage) in plan.plan.stages.iter().enumerate() {
+                let lost = || !stage.replicas.iter().any(|r| is_live(&r.device));
+                let runs = stage.replicas.iter().any(|r| r.device == me);
+                let stands_by =
+                    stage.standbys.iter().any(|id| id == me) && (deployment.preparing.is_none() || lost());
+                if runs || stands_by {
+                    let key =
+                        StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
+                    let session = SessionKey {
+                        model: plan.model.clone(),
+                        first_block: stage.first_block,
+                        last_block: stage.last_block,
+                    };
+                    wanted.insert(key, session);
+                }
+            }
+        }
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests;
