@@ -2,6 +2,7 @@
 # make test   everything that CI checks
 # make bench  measure, and write docs/benchmarks.md (SECTIONS="defer-100 unequal": only those); needs root
 # make test-models   real models from ../shared/models (MODELS=FOLDER: others) over four devices; needs root
+# make soak   simulated clusters under faults: SEEDS=20000 of them, from seed FIRST=0 on
 # make lint   formatting, clippy, dependency rules
 
 ORT_DIR := $(CURDIR)/target/onnxruntime
@@ -13,7 +14,10 @@ MODEL_NAMES ?= resnet50 mobilenet_v3_large densenet121 vit_b_16 bert_base
 MODEL_DIR := $(CURDIR)/target/models
 MODEL_PYTHON := $(CURDIR)/target/models-python
 
-.PHONY: demo test test-models bench lint deny runtime build
+SEEDS ?= 20000
+FIRST ?= 0
+
+.PHONY: demo soak test test-models bench lint deny runtime build
 
 runtime:
 	@test -e "$(MESH_INFERENCE_ONNXRUNTIME)" || python3 scripts/fetch-onnxruntime "$(ORT_DIR)"
@@ -23,6 +27,9 @@ build: runtime
 
 demo: build
 	./target/release/mesh demo
+
+soak:
+	cargo run --release -p mesh-tests --bin sim -- --seed $(FIRST) --seeds $(SEEDS) --quiet
 
 lint:
 	cargo fmt --all --check

@@ -5,10 +5,13 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand};
 use mesh_tests::lab::{
+    chaos::{self, Asked, Round},
+    fleet,
     play::Player,
     relay_process,
     scenario::Scenario,
@@ -52,6 +55,35 @@ enum Command {
         /// Only this lab.
         name: Option<String>,
     },
+    /// Prints a scenario drawn at random: a fleet, a model, and Mesh's plan against those of other systems.
+    Draw {
+        /// Equal numbers give equal scenarios.
+        number: u64,
+    },
+    /// Lets random faults happen under checked load, round after round, and tells what was lost: nothing should be.
+    Chaos {
+        /// The lab; its script brings the deployments up.
+        #[arg(long, default_value = "tests/lab/scenarios/faults.toml")]
+        file: PathBuf,
+        /// Of everything that happens.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Ends after the round in which this time is over.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Begins with this round: what came before is left out.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// Deployments and their requests per second, such as digits=30.
+        #[arg(long = "ask", value_parser = asked, default_values = ["digits=30", "resnet50=2"])]
+        loads: Vec<Asked>,
+        /// Each round as a line of JSON on stdout.
+        #[arg(long)]
+        json: bool,
+        /// Folder with a folder for each model.
+        #[arg(long, env = "MESH_MODELS", default_value = "target/models")]
+        models: PathBuf,
+    },
     /// Clears a lab away when its standard input ends.
     #[command(hide = true)]
     Guard { name: String },
@@ -75,6 +107,15 @@ fn play(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Run { file, json, models, keep } => run(&file, json, models, keep),
         Command::Up { file, models } => up(&file, models),
         Command::Down { name } => down(name),
+        Command::Chaos { file, seed, minutes, first, loads, json, models } => {
+            let rounds =
+                Rounds { seed, first, until: Instant::now() + Duration::from_secs(60 * minutes), json };
+            chaos_in(&file, models, &rounds, &loads)
+        }
+        Command::Draw { number } => {
+            print!("{}", toml::to_string(&fleet::draw(number))?);
+            Ok(())
+        }
         Command::Guard { name } => Ok(Guard::watch(&name)?),
         Command::Relay { orders } => Ok(relay_process::run(&orders)?),
     }
@@ -95,6 +136,83 @@ fn run(file: &Path, json: bool, models: PathBuf, keep: bool) -> Result<(), Box<d
         player.hall.keep();
     }
     Ok(played?)
+}
+
+/// Reads `digits=30`.
+fn asked(text: &str) -> Result<Asked, String> {
+    let parted = text.split_once('=').and_then(|(name, rate)| Some((name, rate.parse::<f64>().ok()?)));
+    let parted = parted.filter(|(name, rate)| !name.is_empty() && *rate > 0.0);
+    parted
+        .map(|(name, rate)| (name.to_owned(), rate))
+        .ok_or_else(|| format!("{text:?}: write a deployment and its requests per second, such as digits=30"))
+}
+
+/// Which rounds of a chaos, and how they are told.
+struct Rounds {
+    seed: u64,
+    first: u64,
+    until: Instant,
+    json: bool,
+}
+
+fn chaos_in(
+    file: &Path,
+    models: PathBuf,
+    rounds: &Rounds,
+    loads: &[Asked],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut player = Player::new(Scenario::load(file)?, models, |_| {})?;
+    player.play()?;
+    let devices: Vec<String> = player.hall.devices.iter().map(|device| device.name().to_owned()).collect();
+    let (mut played, mut lost) = (Vec::new(), 0);
+    for number in rounds.first.. {
+        if Instant::now() >= rounds.until {
+            break;
+        }
+        let plot = chaos::plot(rounds.seed, number, &devices);
+        let replay = format!("lab chaos --seed {} --first {number}", rounds.seed);
+        let round = chaos::play(&mut player, &plot, loads).map_err(|error| {
+            format!("round {number} ({:?}): {error}\nfrom there: {replay}", plot.troubles)
+        })?;
+        if rounds.json {
+            println!("{}", serde_json::to_string(&round)?);
+        } else {
+            print_round(&round);
+        }
+        lost += round.wrong + round.lost;
+        played.push(round);
+    }
+    let answers: u64 = played.iter().map(|round| round.answers).sum();
+    eprintln!("{} rounds, {answers} right answers, {lost} wrong or lost", played.len());
+    if lost > 0 { Err(format!("{lost} answers were wrong or lost").into()) } else { Ok(()) }
+}
+
+fn print_round(round: &Round) {
+    let troubles: Vec<String> = round
+        .plot
+        .troubles
+        .iter()
+        .map(|(device, trouble, seconds)| format!("{device} {trouble:?} {seconds} s"))
+        .collect();
+    let gaps: Vec<String> =
+        round.longest_gap_s.iter().map(|(name, seconds)| format!("{name} {seconds:.2} s")).collect();
+    println!(
+        "{:>4}  clients at {}  {:40}  {} right, {} wrong, {} lost, {} refused; longest without an answer: {}; {} MiB, \
+         {} files",
+        round.plot.round,
+        round.plot.home,
+        troubles.join(", "),
+        round.answers,
+        round.wrong,
+        round.lost,
+        round.refused,
+        gaps.join(", "),
+        round.memory_mib,
+        round.files
+    );
+    for failure in &round.failures {
+        println!("      {failure}");
+    }
 }
 
 fn up(file: &Path, models: PathBuf) -> Result<(), Box<dyn std::error::Error>> {

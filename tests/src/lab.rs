@@ -1,6 +1,8 @@
 //! The device lab: one Linux host as a rack of unequal devices.
 
 pub mod cgroup;
+pub mod chaos;
+pub mod fleet;
 pub mod hall;
 pub mod load;
 pub mod machine;

@@ -1,5 +1,5 @@
-//! A seeded simulator of clusters: the real founding protocol and the real Raft driver on simulated disks,
-//! clocks and network, in one thread and virtual time. One `u64` reproduces everything.
+//! A seeded simulator of clusters: the real founding protocol, Raft driver, leader's duties, planner, holdings and
+//! ingress on simulated disks, clocks and network, in one thread and virtual time. One `u64` reproduces everything.
 //!
 //! A run has two parts. At first things go wrong as the seed says: loss, delay, repetition, partitions in one
 //! or both directions, crashes that lose or tear unsynced writes, failing disks, frozen devices, stalled clocks,
@@ -8,6 +8,7 @@
 //!
 //! - `options` draws the kind of run from the seed;
 //! - `world` holds virtual time and the event loop; `faults` what goes wrong; `tail` the second part;
+//! - `serving` is what it does for deployments: the leader's duties, stages, routes, requests;
 //! - `process` is one daemon; `network` and `packet` what is between them; `workload` the clients;
 //! - `checker` says what must never happen.
 
@@ -18,6 +19,7 @@ mod network;
 mod options;
 mod packet;
 mod process;
+mod serving;
 mod tail;
 mod workload;
 mod world;
@@ -27,6 +29,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+pub use self::options::Sabotage;
 use self::world::World;
 
 /// What a run that ended well was like.
@@ -42,6 +45,8 @@ pub struct Report {
     pub healing_ms: u64,
     /// The last log index that all devices applied.
     pub applied: u64,
+    /// Requests that got right answers.
+    pub answers: u64,
     /// Crashes that were survived.
     pub crashes: u64,
     /// The event log, if it was asked for.
@@ -76,8 +81,20 @@ impl fmt::Display for Violation {
 /// # Errors
 /// [`Violation`] when a promise is broken or the code under test panics.
 pub fn run(seed: u64, log: bool) -> Result<Report, Box<Violation>> {
+    play(seed, None, log)
+}
+
+/// The same, with a rule of safety broken.
+///
+/// # Errors
+/// As [`run`]: what is wanted here.
+pub fn sabotaged(seed: u64, sabotage: Sabotage) -> Result<Report, Box<Violation>> {
+    play(seed, Some(sabotage), false)
+}
+
+fn play(seed: u64, sabotage: Option<Sabotage>, log: bool) -> Result<Report, Box<Violation>> {
     let lines = log.then(|| Rc::new(RefCell::new(String::new())));
-    let world = World::new(seed, lines.clone());
+    let world = World::new(seed, sabotage, lines.clone());
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let log = lines.map(|lines| lines.borrow().clone()).unwrap_or_default();
     match result {

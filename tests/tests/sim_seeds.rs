@@ -3,10 +3,12 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mesh_tests::sim;
+use mesh_tests::sim::{self, Sabotage};
 
 /// Seeds of every test run. `sim --seed N --seeds COUNT` runs others.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 500;
+/// Seeds by which a broken rule has to be found.
+const SABOTAGED: u64 = 100;
 
 #[test]
 fn every_seed_ends_in_one_healthy_cluster() {
@@ -41,5 +43,15 @@ fn one_seed_gives_the_same_log_twice() {
         let differs = first.lines().zip(second.lines()).find(|(left, right)| left != right);
         assert!(differs.is_none(), "seed {seed} is not reproducible: {differs:?}");
         assert_eq!(first.len(), second.len(), "seed {seed} is not reproducible");
+    }
+}
+
+/// The checks are worth something: whoever breaks a rule of safety is found out.
+#[test]
+fn a_broken_rule_is_found() {
+    for sabotage in [Sabotage::SkipSync, Sabotage::SyncLate, Sabotage::AnyEpoch] {
+        let found = (0..SABOTAGED).find_map(|seed| sim::sabotaged(seed, sabotage).err());
+        let found = found.unwrap_or_else(|| panic!("{sabotage:?} was not found in {SABOTAGED} seeds"));
+        println!("{sabotage:?}: seed {}, {} ms: {}", found.seed, found.at_ms, found.what);
     }
 }

@@ -98,6 +98,9 @@ pub struct LoadSpec {
     /// Whether each client keeps its connection from one request to the next.
     #[serde(default = "yes")]
     pub keep_connections: bool,
+    /// A request that an entrance does not take or answer goes to the next one, as a client with two addresses does it.
+    #[serde(default)]
+    pub failover: bool,
     /// What one request may take, in seconds.
     #[serde(default = "a_minute")]
     pub timeout_s: f64,
@@ -115,7 +118,7 @@ impl LoadSpec {
     /// A load with seed 0, kept connections and a minute for each request.
     pub fn new(deployment: &str, arrivals: Arrivals) -> Self {
         let deployment = deployment.to_owned();
-        Self { arrivals, deployment, seed: 0, keep_connections: true, timeout_s: a_minute() }
+        Self { arrivals, deployment, seed: 0, keep_connections: true, failover: false, timeout_s: a_minute() }
     }
 }
 
@@ -151,6 +154,8 @@ impl Load {
         let worker = |number: usize| Worker {
             number,
             entrance: entrances[number % entrances.len()].clone(),
+            second: (spec.failover && entrances.len() > 1)
+                .then(|| entrances[(number + 1) % entrances.len()].clone()),
             spec: spec.clone(),
             expected: Arc::clone(&expected),
             shared: Arc::clone(&shared),

@@ -2,6 +2,7 @@
 
 mod deploy;
 mod measure;
+mod roles;
 mod wait;
 
 use std::{
@@ -16,14 +17,18 @@ use super::{
     load::{Arrivals, Entrance, Expected, Load, LoadError, LoadSpec},
     machine::{LabDevice, MachineError},
     network::Card,
-    report::{Happened, Report},
+    report::{Happened, Measurement, Report},
     scenario::{Deploy, Event, Scenario, Step, Try},
+    units::Rate,
 };
+use measure::Stretch;
 
 /// Different inputs that a load sends in turn.
 const INPUTS: usize = 4;
 /// Seconds that a client waits: a large model on a slow device takes a while, and what is lost shows all the same.
 const PATIENCE_S: f64 = 600.0;
+/// Of cards while weights are brought.
+const FULL_RATE: Rate = Rate(1_000_000_000);
 /// Extent of dynamic axes but the batch, such as the length of a sentence.
 const LENGTH: i64 = 128;
 
@@ -197,7 +202,9 @@ impl Player {
             Step::Deploy(deploy) => self.deploy(deploy),
             Step::Load(load) => self.load(load),
             Step::StopLoad { name } => self.stop_load(name.as_deref()),
-            Step::Measure { label, seconds, warmup } => self.measure(label, *seconds, *warmup),
+            Step::Measure { label, seconds, warmup } => {
+                self.measure(&Stretch { label, seconds: *seconds, answers: 0, warmup: *warmup })
+            }
             Step::Try(cell) => self.try_it(cell),
             Step::Wait { until, within } => {
                 self.wait(until, within.map_or(Duration::from_secs(120), |span| span.0))
@@ -260,7 +267,8 @@ impl Player {
             (clients, None) => Arrivals::Closed { clients: clients.unwrap_or(1) * entrances.len() },
         };
         let (seed, timeout_s) = (self.hall.scenario.seed, PATIENCE_S);
-        let spec = LoadSpec { seed, timeout_s, ..LoadSpec::new(&load.name, arrivals) };
+        let failover = load.failover;
+        let spec = LoadSpec { seed, timeout_s, failover, ..LoadSpec::new(&load.name, arrivals) };
         let running = Load::start(&spec, expected, &entrances)?;
         self.loads.insert(load.name.clone(), running);
         Ok(())
@@ -268,7 +276,10 @@ impl Player {
 
     /// A cell of a table.
     fn try_it(&mut self, cell: &Try) -> Result<(), PlayError> {
-        self.deploy(&Deploy {
+        if cell.lift {
+            self.cards(Some(FULL_RATE))?;
+        }
+        let deployed = self.deploy(&Deploy {
             model: cell.model.clone(),
             name: cell.name.clone(),
             device: None,
@@ -277,20 +288,43 @@ impl Player {
             on: Some(cell.on.clone()),
             policy: cell.policy.clone(),
             hurry: cell.hurry,
-        })?;
+        });
+        if cell.lift {
+            self.cards(None)?;
+        }
+        match deployed {
+            Err(error) if cell.optional => {
+                (self.tell)(&format!("            {}: {error}", cell.label));
+                self.report.measurements.push(Measurement::impossible(cell, &error.to_string()));
+                return Ok(());
+            }
+            other => other?,
+        }
         let load = super::scenario::Load {
             name: cell.name.clone(),
             devices: Some(cell.on.clone()),
             clients: Some(cell.clients),
             rate_per_s: None,
             max_in_flight: 1,
+            failover: false,
         };
         self.load(&load)?;
         std::thread::sleep(cell.settle.0);
         // Every client has had two answers: the pipeline is full.
         let warmup = 2 * cell.clients * self.hall.named(&cell.on).len();
-        self.measure(&cell.label, cell.seconds, warmup as u64)?;
+        self.measure(&Stretch {
+            label: &cell.label,
+            seconds: cell.seconds,
+            answers: cell.answers,
+            warmup: warmup as u64,
+        })?;
         self.stop_load(Some(&cell.name))
+    }
+
+    /// All cards at this rate, or back to what the scenario says.
+    fn cards(&mut self, rate: Option<Rate>) -> Result<(), PlayError> {
+        let (devices, restore) = (vec!["*".to_owned()], rate.is_none());
+        self.step(&Step::Link { devices, rate, delay: None, jitter: None, loss: None, restore })
     }
 
     fn stop_load(&mut self, name: Option<&str>) -> Result<(), PlayError> {

@@ -1,8 +1,8 @@
 //! What a run of a scenario found.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{load::LoadReport, machine::Usage};
+use super::{load::LoadReport, machine::Usage, scenario::Try};
 
 /// Joules per second of a busy core above an idle one: a Raspberry Pi 4 takes 2.7 W idle and 6.4 W with four busy
 /// cores.
@@ -37,7 +37,7 @@ pub struct Happened {
 }
 
 /// A stretch of steady load.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Measurement {
     /// From the scenario.
     pub label: String,
@@ -61,10 +61,25 @@ pub struct Measurement {
     pub plan: String,
     /// What each device used in it.
     pub devices: Vec<DeviceUse>,
+    /// Why there was nothing to measure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impossible: Option<String>,
+}
+
+impl Measurement {
+    /// The row of a plan that could not be had.
+    pub fn impossible(cell: &Try, why: &str) -> Self {
+        Self {
+            label: cell.label.clone(),
+            deployment: cell.name.clone(),
+            impossible: Some(why.to_owned()),
+            ..Self::default()
+        }
+    }
 }
 
 /// What a device used during a measurement.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceUse {
     /// Its name.
     pub name: String,

@@ -170,6 +170,11 @@ impl Device {
         self.child.is_some()
     }
 
+    /// Process id of the daemon while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Runs `work` with a client of this device's API, inside the namespace.
     pub fn with_client<T: Send + 'static>(&self, work: impl FnOnce(Client) -> T + Send + 'static) -> T {
         self.namespace.enter(move || work(Client::new()))

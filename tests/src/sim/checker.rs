@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_consensus::{ClusterId, DeviceId, Node, RaftId, RedbStore, RequestId, Role, StorageId};
 
+use mesh_daemon::app::AppError;
+
 use super::process::Process;
+use super::serving;
 
 /// What was seen of one device when it was looked at last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +26,10 @@ pub(crate) struct Checker {
     requests: BTreeMap<(ClusterId, u64), RequestId>,
     ids: BTreeMap<(ClusterId, RaftId), (DeviceId, StorageId)>,
     plans: BTreeMap<(ClusterId, String, u64), String>,
+    /// The model of each plan that was ever active.
+    models: BTreeMap<(ClusterId, String, u64), String>,
+    /// Right answers.
+    pub(crate) right: u64,
     terms: BTreeMap<StorageId, u64>,
     pub(crate) acknowledged: BTreeMap<ClusterId, u64>,
     seen: BTreeMap<DeviceId, Seen>,
@@ -46,6 +53,33 @@ impl Checker {
     pub(crate) fn acknowledge(&mut self, cluster: ClusterId, index: u64) {
         let highest = self.acknowledged.entry(cluster).or_default();
         *highest = index.max(*highest);
+    }
+
+    /// An accepted request has ended: with what the model of the plan that answered makes of its input, or with an error
+    /// that a client can do something about.
+    pub(crate) fn answered(
+        &mut self,
+        cluster: ClusterId,
+        deployment: &str,
+        input: u64,
+        answer: Result<(u64, u64), AppError>,
+    ) -> Check {
+        match answer {
+            Ok((output, epoch)) => {
+                let model = self.models.get(&(cluster, deployment.to_owned(), epoch));
+                let Some(model) = model else {
+                    return Err(format!("{deployment} answered by epoch {epoch}, which was never active"));
+                };
+                self.right += 1;
+                ensure(output == serving::answer(model, input), || {
+                    format!("{deployment}, epoch {epoch}, gives a wrong answer for {input}")
+                })
+            }
+            Err(AppError::NotFound(_) | AppError::Unavailable { .. } | AppError::DeadlineExceeded(_)) => {
+                Ok(())
+            }
+            Err(error) => Err(format!("a request to {deployment} ends with: {error}")),
+        }
     }
 
     /// Looks at one device.
@@ -109,6 +143,7 @@ impl Checker {
             let Some(active) = &deployment.active else { continue };
             let plan = format!("{:?}", active.plan);
             let key = (cluster, name.clone(), active.epoch);
+            self.models.entry(key.clone()).or_insert_with(|| active.model.clone());
             let known = self.plans.entry(key).or_insert_with(|| plan.clone());
             ensure(*known == plan, || format!("epoch {} of {name} has two plans", active.epoch))?;
             epochs.insert(name.clone(), active.epoch);

@@ -1,6 +1,6 @@
 //! What goes wrong, and when.
 
-use mesh_consensus::{Command, Conf, MemoryDisk, Request, RequestId};
+use mesh_consensus::{Command, Conf, Request, RequestId};
 
 use super::options::Story;
 use super::process::{Process, device_id, device_index};
@@ -169,7 +169,7 @@ impl World {
         }
         self.note(|_| format!("fault: d{device} loses its disk"));
         self.crash(device);
-        self.devices[device].disk = MemoryDisk::new();
+        self.devices[device].disk = self.new_disk();
         self.devices[device].prepared = false;
     }
 
@@ -236,7 +236,27 @@ impl World {
             return Ok(());
         }
         self.sequence += 1;
-        let request = workload::random_request(&mut self.dice, device, self.sequence, node.state());
+        let serves = self.options.ask_every_ms > 0;
+        let request = workload::random_request(&mut self.dice, device, self.sequence, node.state(), serves);
         self.with(device, |process, _| process.submit(&request))
+    }
+
+    /// A client asks some device for an answer.
+    pub(crate) fn ask_somebody(&mut self) -> Result<(), String> {
+        if self.healed {
+            return Ok(());
+        }
+        let wait_ms = self.dice.between(1, 2 * self.options.ask_every_ms);
+        self.schedule(self.now_ms + wait_ms, Happening::Ask);
+        let device = self.dice.index(self.devices.len());
+        if self.now_ms < self.devices[device].frozen_until_ms {
+            return Ok(());
+        }
+        let node = self.devices[device].process.as_ref().and_then(Process::node);
+        let names: Vec<String> =
+            node.map(|node| node.state().deployments.keys().cloned().collect()).unwrap_or_default();
+        let Some(name) = self.dice.pick(&names).cloned() else { return Ok(()) };
+        let (input, timeout_ms) = (self.dice.bits(), self.dice.between(200, 20_000));
+        self.with(device, |process, now_ms| process.ask(now_ms, &name, input, timeout_ms).map(|_| ()))
     }
 }

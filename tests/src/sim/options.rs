@@ -1,6 +1,8 @@
 //! What a run is like: everything, the chances of faults too, is drawn from the seed ("swarm testing": Groce et
 //! al., ISSTA 2012), so that some runs have no loss but many crashes, others the reverse, some are calm.
 
+use mesh_consensus::{DiskLie, MemoryDisk};
+
 use super::dice::Dice;
 
 /// How devices come into being.
@@ -10,6 +12,28 @@ pub(crate) enum Story {
     Together,
     /// Every device is configured to be alone (`devices = 1`); they meet later, and one cluster must stay.
     Strangers,
+}
+
+/// A rule of safety that is broken on purpose, to see that the checks find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Disks say that they have synced and have not.
+    SkipSync,
+    /// What is acknowledged and applied reaches the disk only with what comes after it.
+    SyncLate,
+    /// Frames reach stages whatever their epoch is.
+    AnyEpoch,
+}
+
+impl Sabotage {
+    /// An empty disk as it is under this sabotage.
+    pub(crate) fn disk(sabotage: Option<Self>) -> MemoryDisk {
+        match sabotage {
+            Some(Self::SkipSync) => MemoryDisk::lying(DiskLie::SkipsSync),
+            Some(Self::SyncLate) => MemoryDisk::lying(DiskLie::SyncsLate),
+            Some(Self::AnyEpoch) | None => MemoryDisk::new(),
+        }
+    }
 }
 
 /// The parameters of one run. Chances are per thousand; times are in virtual milliseconds.
@@ -39,6 +63,8 @@ pub(crate) struct SimOptions {
     pub(crate) wipe_every_ms: u64,
     pub(crate) remove_every_ms: u64,
     pub(crate) request_every_ms: u64,
+    /// Mean time between two requests for answers; 0: nothing is served, and plans are made by clients at random.
+    pub(crate) ask_every_ms: u64,
     /// How long a crashed device stays away, at most.
     pub(crate) away_ms: u64,
     /// Of unsynced sectors, that reach the disk in a crash all the same.
@@ -84,6 +110,11 @@ impl SimOptions {
             wipe_every_ms,
             remove_every_ms,
             request_every_ms: dice.between(20, 1_000),
+            ask_every_ms: if story == Story::Together && dice.permille(600) {
+                dice.between(20, 300)
+            } else {
+                0
+            },
             away_ms: dice.between(100, 10_000),
             torn: dice.below(1001),
             snapshot_entries: dice.between(4, 60),

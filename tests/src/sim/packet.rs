@@ -1,5 +1,6 @@
 //! What travels between simulated devices. The daemon has a stream per protocol; here it is one enum.
 
+use super::serving::{Frame, Report};
 use mesh_consensus::{ClusterId, Outcome, RaftId, Request, StorageId};
 
 /// A message between two devices.
@@ -21,6 +22,10 @@ pub(crate) enum Packet {
     JoinReply { origin: usize, storage: StorageId, cluster: ClusterId, outcome: Outcome },
     /// A client's request on its way to the leader.
     Forward(Box<Request>),
+    /// What a device tells of itself with its heartbeat.
+    Report(Box<Report>),
+    /// Activations, results and refusals.
+    Frame(Box<Frame>),
 }
 
 impl Packet {
@@ -45,6 +50,8 @@ impl Packet {
             }
             Self::JoinReply { origin, outcome, .. } => format!("join reply for d{origin}: {outcome:?}"),
             Self::Forward(request) => format!("request {}:{}", request.id.proposer, request.id.sequence),
+            Self::Report(_) => "report".to_owned(),
+            Self::Frame(frame) => frame.kind(),
         }
     }
 }

@@ -2,6 +2,9 @@
 //! as the daemon does it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use mesh_daemon::app::AppError;
 
 use mesh_consensus::founding::{
     Candidate, Conflict, Effect, Event, Founding, MembershipView, Message, Record,
@@ -12,6 +15,7 @@ use mesh_consensus::{
 };
 
 use super::packet::Packet;
+use super::serving::{Serving, ServingDeed};
 
 const FOUNDING_RECORD: &str = "founding";
 const STORAGE_RECORD: &str = "storage-id";
@@ -31,6 +35,12 @@ pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) snapshot_entries: u64,
     pub(crate) kept_entries: u64,
+    /// What its stages may use; `None`: it serves nothing in this run.
+    pub(crate) memory: Option<u64>,
+    /// Virtual time 0.
+    pub(crate) zero: Instant,
+    /// Takes frames of any epoch.
+    pub(crate) is_lax: bool,
 }
 
 /// What a device did, for the world.
@@ -57,6 +67,15 @@ pub(crate) enum Deed {
         cluster: ClusterId,
         index: u64,
     },
+    /// A client's request has ended: output and epoch, or why there is none.
+    Answered {
+        cluster: ClusterId,
+        deployment: String,
+        input: u64,
+        answer: Result<(u64, u64), AppError>,
+    },
+    /// Something that must never happen has happened.
+    Broken(String),
     Note(String),
 }
 
@@ -73,7 +92,8 @@ impl Deed {
                 Some(format!("applies entry {index}: request {}:{}", request.proposer, request.sequence))
             }
             Self::Acknowledged { cluster: _, index } => Some(format!("acknowledges entry {index}")),
-            Self::Note(text) => Some(text.clone()),
+            Self::Answered { deployment, answer, .. } => Some(format!("{deployment} answers {answer:?}")),
+            Self::Broken(text) | Self::Note(text) => Some(text.clone()),
         }
     }
 }
@@ -117,6 +137,7 @@ pub(crate) struct Process {
     /// Where a replica's frames came from.
     routes: BTreeMap<RaftId, usize>,
     now_ms: u64,
+    serving: Option<Serving>,
     deeds: Vec<Deed>,
 }
 
@@ -179,6 +200,11 @@ impl Process {
             address: format!("10.0.0.{}:7400", setup.index + 1),
         };
         let view = body.node().map(view_of);
+        let serving = setup.memory.map(|memory| {
+            let mut serving = Serving::new(setup.index, setup.seed, setup.zero, memory);
+            serving.is_lax = setup.is_lax;
+            serving
+        });
         let founding = Founding::new(candidate, "sim", setup.devices, record, view, setup.seed);
         Ok(Self {
             me,
@@ -190,6 +216,7 @@ impl Process {
             pending: BTreeSet::new(),
             routes: BTreeMap::new(),
             now_ms: 0,
+            serving,
             deeds: Vec::new(),
             setup,
         })
@@ -220,12 +247,53 @@ impl Process {
 
     pub(crate) fn founding_event(&mut self, now_ms: u64, event: Event) -> Result<(), Death> {
         self.now_ms = now_ms;
+        if let Some(serving) = &mut self.serving {
+            match &event {
+                Event::PeerUp(device) => serving.peer_up(now_ms, device_index(device)),
+                Event::PeerDown(device) => serving.peer_down(now_ms, device_index(device)),
+                Event::Message { .. } | Event::MembershipChanged(_) | Event::Tick => {}
+            }
+        }
         let mut effects: VecDeque<Effect> = self.founding.handle(now_ms, event).into();
         while let Some(effect) = effects.pop_front() {
             let more = self.carry_out(effect)?;
             effects.extend(more);
         }
+        self.serve()
+    }
+
+    /// Does what the serving half says.
+    fn serve(&mut self) -> Result<(), Death> {
+        let deeds = self.serving.as_mut().map(Serving::take_deeds).unwrap_or_default();
+        for deed in deeds {
+            match deed {
+                ServingDeed::Tell { to, report } => self.send(to, Packet::Report(report)),
+                ServingDeed::Send { to, frame } => self.send(to, Packet::Frame(frame)),
+                ServingDeed::Propose(request) => self.propose(&request).map(|_| ())?,
+                ServingDeed::Answered { deployment, input, answer } => {
+                    if let Some(cluster) = self.body.node().map(Node::cluster_id) {
+                        self.deeds.push(Deed::Answered { cluster, deployment, input, answer });
+                    }
+                }
+                ServingDeed::Broken(what) => self.deeds.push(Deed::Broken(what)),
+                ServingDeed::Note(text) => self.deeds.push(Deed::Note(text)),
+            }
+        }
         Ok(())
+    }
+
+    /// A client asks for an answer. Whether the request was accepted.
+    pub(crate) fn ask(
+        &mut self,
+        now_ms: u64,
+        deployment: &str,
+        input: u64,
+        timeout_ms: u64,
+    ) -> Result<bool, Death> {
+        let Some(serving) = &mut self.serving else { return Ok(false) };
+        let is_accepted = serving.ask(now_ms, deployment, input, timeout_ms);
+        self.serve()?;
+        Ok(is_accepted)
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<Vec<Effect>, Death> {
@@ -303,8 +371,8 @@ impl Process {
         Ok(Vec::new())
     }
 
-    /// One Raft tick.
-    pub(crate) fn tick(&mut self) -> Result<(), Death> {
+    /// One Raft tick, and what the serving half has to do.
+    pub(crate) fn tick(&mut self, now_ms: u64) -> Result<(), Death> {
         self.ticks += 1;
         if let Body::Member(node) = &mut self.body {
             node.tick();
@@ -314,7 +382,13 @@ impl Process {
                 self.deeds.push(Deed::Note(format!("membership: {step:?}")));
             }
         }
-        self.pump_all()
+        self.pump_all()?;
+        if let (Some(serving), Body::Member(node)) = (&mut self.serving, &self.body)
+            && node.is_member()
+        {
+            serving.tick(now_ms, node.state(), node.role() == Role::Leader);
+        }
+        self.serve()
     }
 
     pub(crate) fn receive(&mut self, now_ms: u64, from: usize, packet: Packet) -> Result<(), Death> {
@@ -331,6 +405,18 @@ impl Process {
                 self.join_reply(now_ms, origin, storage, cluster, outcome)
             }
             Packet::Forward(request) => self.propose(&request).map(|_| ()),
+            Packet::Report(report) => {
+                if let Some(serving) = &mut self.serving {
+                    serving.report(now_ms, from, *report);
+                }
+                self.serve()
+            }
+            Packet::Frame(frame) => {
+                if let Some(serving) = &mut self.serving {
+                    serving.frame(now_ms, from, *frame);
+                }
+                self.serve()
+            }
         }
     }
 

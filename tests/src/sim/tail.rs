@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_consensus::{ClusterId, Node, RedbStore};
+use mesh_consensus::{ClusterId, ClusterState, Deployment, Member, Node, RedbStore};
+use mesh_planner::solve;
 
 use super::Report;
 use super::options::Story;
-use super::process::{Process, device_id};
+use super::process::{Process, device_id, device_index};
+use super::serving::problem;
 use super::workload;
 use super::world::{Device, Failure, Happening, World};
 
@@ -15,6 +17,11 @@ const AGREE_MS: u64 = 60_000;
 /// Virtual time in which a request must then be applied everywhere.
 const COMMIT_MS: u64 = 10_000;
 const RETRY_MS: u64 = 2_000;
+/// Virtual time in which everything must then be served, and a request answered.
+const SERVE_MS: u64 = 90_000;
+const ANSWER_MS: u64 = 20_000;
+/// Planner's steps to see whether a model can be held.
+const PLAN_STEPS: u64 = 50_000;
 const LOOK_MS: u64 = 100;
 
 impl World {
@@ -29,6 +36,7 @@ impl World {
             return Ok(self.report(healing_ms, 0));
         }
         self.commit_one()?;
+        self.serve_all()?;
         let cluster = self.nodes().next().map(|node| (node.cluster_id(), node.applied()));
         let (cluster, applied) = cluster.ok_or((self.now_ms, "nobody is left".to_owned()))?;
         self.checker.finish(cluster, applied).map_err(|what| (self.now_ms, what))?;
@@ -42,6 +50,7 @@ impl World {
             virtual_ms: self.now_ms,
             healing_ms,
             applied,
+            answers: self.checker.right,
             crashes: self.crashes,
             log: String::new(),
         }
@@ -150,6 +159,79 @@ impl World {
         behind.map(|node| format!("replica {} is at {} of {}", node.id(), node.applied(), leader.applied()))
     }
 
+    /// Everything that the devices can hold is served, and every device gets right answers.
+    fn serve_all(&mut self) -> Result<(), Failure> {
+        if self.options.ask_every_ms == 0 {
+            return Ok(());
+        }
+        if let Some(reason) = self.wait(SERVE_MS, World::unserved)? {
+            return Err((self.now_ms, format!("not all is served after {SERVE_MS} ms: {reason}")));
+        }
+        let state = self.leader_state().ok_or((self.now_ms, "nobody leads".to_owned()))?;
+        let devices = self.usable(&state);
+        let served = state.deployments.values().filter(|deployment| is_served(deployment, &devices));
+        let names: Vec<String> = served.map(|deployment| deployment.name.clone()).collect();
+        let before = self.checker.right;
+        let mut asked = 0;
+        for index in 0..self.devices.len() {
+            if self.devices[index].process.is_none() {
+                continue;
+            }
+            for name in &names {
+                if !self.is_taken(index, name)? {
+                    return Err((self.now_ms, format!("d{index} takes no request for {name}")));
+                }
+                asked += 1;
+            }
+        }
+        let missing = self.wait(ANSWER_MS + RETRY_MS, |world| {
+            let right = world.checker.right - before;
+            (right < asked).then(|| format!("{right} of {asked} requests have an answer"))
+        })?;
+        missing.map_or(Ok(()), |reason| Err((self.now_ms, reason)))
+    }
+
+    /// Asks a device, a few times: it may have a look at what is new before it.
+    fn is_taken(&mut self, index: usize, name: &str) -> Result<bool, Failure> {
+        let (input, end_ms) = (self.dice.bits(), self.now_ms + RETRY_MS);
+        loop {
+            let mut is_taken = false;
+            self.with(index, |process, now_ms| {
+                is_taken = process.ask(now_ms, name, input, ANSWER_MS)?;
+                Ok(())
+            })
+            .map_err(|what| (self.now_ms, what))?;
+            if is_taken || self.now_ms >= end_ms {
+                return Ok(is_taken);
+            }
+            self.run_until(self.now_ms + LOOK_MS)?;
+        }
+    }
+
+    fn leader_state(&self) -> Option<ClusterState> {
+        let leader = self.leader()?;
+        Some(self.devices[leader].process.as_ref()?.node()?.state().clone())
+    }
+
+    /// A deployment that the devices could hold and that is not served as asked.
+    fn unserved(&self) -> Option<String> {
+        let Some(state) = self.leader_state() else { return Some("nobody leads".to_owned()) };
+        let devices = self.usable(&state);
+        state.deployments.values().find_map(|deployment| {
+            let could = !devices.is_empty() && solve(&problem(deployment, &devices), PLAN_STEPS).is_ok();
+            let is_missing = could && !is_served(deployment, &devices);
+            is_missing.then(|| format!("{deployment:?} on {devices:?}"))
+        })
+    }
+
+    /// Devices that plans may use, with their memory.
+    fn usable(&self, state: &ClusterState) -> BTreeMap<String, u64> {
+        let usable = state.members.values().filter(|member| !member.draining);
+        let memory =
+            |member: &Member| (member.device.0.clone(), self.devices[device_index(&member.device)].memory);
+        usable.map(memory).collect()
+    }
+
     /// A request is taken and applied on every device, and then all states are equal. A client asks again
     /// when its request was lost with a leader that hands over.
     fn commit_one(&mut self) -> Result<(), Failure> {
@@ -182,4 +264,14 @@ impl World {
         let digests: BTreeSet<_> = self.nodes().map(|node| node.state().digest()).collect();
         if digests.len() == 1 { Ok(()) } else { Err((self.now_ms, "states differ at the end".to_owned())) }
     }
+}
+
+/// What is asked for now is served, by these devices alone.
+fn is_served(deployment: &Deployment, devices: &BTreeMap<String, u64>) -> bool {
+    deployment.active.as_ref().is_some_and(|active| {
+        let mut replicas = active.plan.stages.iter().flat_map(|stage| &stage.replicas);
+        active.epoch >= deployment.asked_epoch
+            && deployment.preparing.is_none()
+            && replicas.all(|replica| devices.contains_key(&replica.device))
+    })
 }

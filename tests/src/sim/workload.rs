@@ -7,9 +7,20 @@ use super::dice::Dice;
 use super::process::device_id;
 
 /// A request of a client of device `index`, made with that device's view of the state.
-pub(crate) fn random_request(dice: &mut Dice, index: usize, sequence: u64, state: &ClusterState) -> Request {
+pub(crate) fn random_request(
+    dice: &mut Dice,
+    index: usize,
+    sequence: u64,
+    state: &ClusterState,
+    serves: bool,
+) -> Request {
     let id = RequestId { proposer: device_id(index), sequence };
-    Request { id, command: random_command(dice, index, sequence, state) }
+    let command = if serves {
+        wish(dice, index, sequence, state)
+    } else {
+        random_command(dice, index, sequence, state)
+    };
+    Request { id, command }
 }
 
 /// A request that changes the state for certain.
@@ -27,6 +38,29 @@ fn add_model(index: usize, number: u64) -> Command {
         added_by: device_id(index),
         profile_blob: None,
     })
+}
+
+/// What people ask of a cluster that plans by itself.
+fn wish(dice: &mut Dice, index: usize, number: u64, state: &ClusterState) -> Command {
+    let models: Vec<&String> = state.models.keys().collect();
+    let Some(model) = dice.pick(&models).map(|hash| (*hash).clone()) else {
+        return add_model(index, number % 4);
+    };
+    let name = format!("deployment-{}", number % 3);
+    match dice.below(20) {
+        0 | 1 => add_model(index, number % 4),
+        2..=5 => Command::Deploy(DeploySpec {
+            name,
+            model,
+            objective: if dice.permille(200) { Objective::Latency } else { Objective::Throughput },
+            stages: dice.permille(200).then(|| dice.index(3) + 1),
+            pin: None,
+            shapes: Vec::new(),
+        }),
+        6 if dice.permille(500) => Command::Undeploy { name },
+        7 if dice.permille(300) => Command::RemoveModel { hash: model },
+        _ => Command::SetDraining { device: device_id(index), draining: dice.permille(200) },
+    }
 }
 
 fn random_command(dice: &mut Dice, index: usize, number: u64, state: &ClusterState) -> Command {

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::Write;
 use std::rc::Rc;
+use std::time::Instant;
 
 use mesh_consensus::founding::Event;
 use mesh_consensus::{MemoryDisk, RaftId, Request, Role};
@@ -13,7 +14,7 @@ use super::Report;
 use super::checker::Checker;
 use super::dice::Dice;
 use super::network::Network;
-use super::options::{SimOptions, Story};
+use super::options::{Sabotage, SimOptions, Story};
 use super::packet::Packet;
 use super::process::{Death, Deed, Process, Setup, device_id};
 
@@ -23,6 +24,8 @@ const TIMER_MS: u64 = 50;
 const DIAL_MS: u64 = 200;
 /// Virtual time in which strangers are kept apart.
 const APART_MS: u64 = 3_000;
+/// What the stages of a device may use: models take 60, a block 10 and a little for what it works on.
+const MEMORIES: [u64; 4] = [25, 36, 48, 100];
 /// A run with more events than this is stuck in a loop.
 const EVENTS_MAX: u64 = 3_000_000;
 
@@ -52,6 +55,8 @@ pub(crate) struct Device {
     pub(crate) prepared: bool,
     /// Removed by an operator: never comes back.
     pub(crate) retired: bool,
+    /// What its stages may use, in the bytes of the simulated models.
+    pub(crate) memory: u64,
 }
 
 /// Something that happens at a moment of virtual time.
@@ -76,6 +81,8 @@ pub(crate) enum Happening {
     Start(usize),
     Dial,
     Request,
+    /// A client asks for an answer.
+    Ask,
     Fault(super::faults::Fault),
     /// An operator's request, again and again until it is applied or `until_ms`.
     Operator {
@@ -119,18 +126,24 @@ pub(crate) struct World {
     pub(crate) sequence: u64,
     pub(crate) crashes: u64,
     pub(crate) events: u64,
+    /// A rule that is broken on purpose.
+    pub(crate) sabotage: Option<Sabotage>,
+    /// What all virtual clocks begin with.
+    zero: Instant,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
     log: Option<Rc<RefCell<String>>>,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, log: Option<Rc<RefCell<String>>>) -> Self {
+    pub(crate) fn new(seed: u64, sabotage: Option<Sabotage>, log: Option<Rc<RefCell<String>>>) -> Self {
         let mut dice = Dice::new(seed);
         let options = SimOptions::draw(&mut dice);
         let count = options.founders + options.late;
-        let device = |_| Device {
-            disk: MemoryDisk::new(),
+        let mut memory = || *dice.pick(&MEMORIES).unwrap_or(&MEMORIES[0]);
+        let memories: Vec<u64> = (0..count).map(|_| memory()).collect();
+        let device = |memory| Device {
+            disk: Sabotage::disk(sabotage),
             process: None,
             incarnation: 0,
             clock_ms: 0,
@@ -141,11 +154,12 @@ impl World {
             known: false,
             prepared: false,
             retired: false,
+            memory,
         };
         Self {
             options,
             dice,
-            devices: (0..count).map(device).collect(),
+            devices: memories.into_iter().map(device).collect(),
             network: Network::new(count),
             checker: Checker::default(),
             now_ms: 0,
@@ -153,6 +167,8 @@ impl World {
             sequence: 0,
             crashes: 0,
             events: 0,
+            sabotage,
+            zero: Instant::now(),
             queue: BinaryHeap::new(),
             scheduled: 0,
             log,
@@ -178,6 +194,9 @@ impl World {
         self.schedule(dial_ms, Happening::Dial);
         if self.options.story == Story::Together {
             self.schedule(0, Happening::Request);
+        }
+        if self.options.ask_every_ms > 0 {
+            self.schedule(0, Happening::Ask);
         }
         self.schedule_faults();
     }
@@ -218,6 +237,7 @@ impl World {
             Happening::Start(device) => self.start(device),
             Happening::Dial => self.dial(),
             Happening::Request => self.request(),
+            Happening::Ask => self.ask_somebody(),
             Happening::Fault(fault) => self.fault(fault),
             Happening::Operator { request, until_ms } => self.operator(request, until_ms),
         }
@@ -271,6 +291,10 @@ impl World {
                 self.devices[device].retired = true;
                 self.stop(device);
             }
+            Deed::Answered { cluster, deployment, input, answer } => {
+                self.checker.answered(cluster, &deployment, input, answer)?;
+            }
+            Deed::Broken(what) => return Err(format!("d{device}: {what}")),
             Deed::Joined(..) | Deed::Note(_) => {}
         }
         Ok(())
@@ -313,7 +337,9 @@ impl World {
             self.schedule(frozen_until_ms, Happening::Arrive { from, to, connection, packet });
             return Ok(());
         }
-        self.note(|_| format!("d{from} -> d{to} {}", packet.kind()));
+        if !matches!(packet, Packet::Report(_)) {
+            self.note(|_| format!("d{from} -> d{to} {}", packet.kind()));
+        }
         self.with(to, |process, now_ms| process.receive(now_ms, from, packet))
     }
 
@@ -339,7 +365,7 @@ impl World {
             if process.founding_due(clock_ms) {
                 process.founding_event(clock_ms, Event::Tick)?;
             }
-            if tick { process.tick() } else { Ok(()) }
+            if tick { process.tick(clock_ms) } else { Ok(()) }
         })
     }
 
@@ -351,6 +377,8 @@ impl World {
             Story::Strangers => 1,
         };
         let (snapshot_entries, kept_entries) = (self.options.snapshot_entries, self.options.kept_entries);
+        let (zero, is_lax) = (self.zero, self.sabotage == Some(Sabotage::AnyEpoch));
+        let serves = self.options.ask_every_ms > 0;
         let device = &mut self.devices[index];
         if device.process.is_some() || device.retired {
             return Ok(());
@@ -359,7 +387,8 @@ impl World {
         device.incarnation += 1;
         (device.clock_ms, device.timers, device.last_timer_ms) = (0, 0, self.now_ms);
         let incarnation = device.incarnation;
-        let setup = Setup { index, devices, seed, snapshot_entries, kept_entries };
+        let memory = serves.then_some(device.memory);
+        let setup = Setup { index, devices, seed, snapshot_entries, kept_entries, memory, zero, is_lax };
         match Process::start(setup, &device.disk) {
             Ok(process) => {
                 device.process = Some(process);
@@ -369,7 +398,7 @@ impl World {
                 let prepared = device.prepared;
                 self.crash(index);
                 if !prepared {
-                    self.devices[index].disk = MemoryDisk::new();
+                    self.devices[index].disk = self.new_disk();
                 }
                 return Ok(());
             }
@@ -378,6 +407,10 @@ impl World {
         self.note(|_| format!("d{index} starts"));
         self.schedule(self.now_ms + phase_ms, Happening::Timer { device: index, incarnation });
         self.with(index, |process, clock_ms| process.founding_event(clock_ms, Event::Tick))
+    }
+
+    pub(crate) fn new_disk(&self) -> MemoryDisk {
+        Sabotage::disk(self.sabotage)
     }
 
     /// Ends a daemon without harm to its disk.

@@ -6,6 +6,9 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
 
 mod codec;
+mod endurance;
+mod faults;
+mod fleets;
 mod lab;
 mod mesh;
 mod plans;
@@ -29,15 +32,21 @@ struct Args {
     /// Folder with a folder for each model.
     #[arg(long, env = "MESH_MODELS", default_value = "target/models")]
     models: PathBuf,
+    /// The fleets that the section `fleets` measures now, such as 1-10; those of before stay on the page.
+    #[arg(long, env = "FLEETS", default_value = "1-30")]
+    fleets: fleets::Numbers,
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
-const SECTIONS: [&str; 18] = [
+const SECTIONS: [&str; 22] = [
     "founding",
     "cost",
     "codec",
     "codec-defer",
     "losses",
+    "faults",
+    "restarts",
+    "saturated",
     "repeat",
     "defer-1000",
     "defer-100",
@@ -48,6 +57,7 @@ const SECTIONS: [&str; 18] = [
     "unequal",
     "unequal-cpu",
     "seifer",
+    "fleets",
     "planner-vit",
     "planner-wifi",
     "planner-scale",
@@ -69,7 +79,7 @@ fn main() -> ExitCode {
         return ExitCode::from(64);
     }
     for name in chosen {
-        if let Err(error) = measure(name, &args.models) {
+        if let Err(error) = measure(name, &args) {
             eprintln!("bench: {name}: {error}");
             return ExitCode::FAILURE;
         }
@@ -83,7 +93,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> {
+fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    let models: &Path = &args.models;
     let mut text = String::new();
     match name {
         "founding" => mesh::founding(&mut text),
@@ -92,6 +103,10 @@ fn measure(name: &str, models: &Path) -> Result<(), Box<dyn std::error::Error>> 
         "codec-defer" => codec::deferred(&mut text, models)?,
         "losses" => mesh::kills(&mut text),
         "repeat" => lab::repeated(name, models, &mut text)?,
+        "restarts" => endurance::restarts(models, &mut text)?,
+        "saturated" => endurance::saturated(models, &mut text)?,
+        "faults" => faults::section(models, &mut text)?,
+        "fleets" => fleets::section(args.fleets, &commit(), models, &mut text)?,
         "planner-vit" => plans::vit(&mut text)?,
         "planner-wifi" => plans::wifi(&mut text),
         "planner-scale" => plans::scale(&mut text)?,

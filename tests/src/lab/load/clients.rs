@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_inference::tensor::Tensor;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -35,6 +36,8 @@ pub(super) struct Job {
 pub(super) struct Worker {
     pub(super) number: usize,
     pub(super) entrance: Entrance,
+    /// Where a request goes that the first entrance does not take or answer.
+    pub(super) second: Option<Entrance>,
     pub(super) spec: LoadSpec,
     pub(super) expected: Arc<Expected>,
     pub(super) shared: Arc<Shared>,
@@ -86,13 +89,33 @@ impl Worker {
             self.shared.done(Instant::now(), Outcome::Failed, Some(why));
             return None;
         }
+        Some(self.client_at(&self.entrance))
+    }
+
+    fn client_at(&self, entrance: &Entrance) -> Client {
         let timeout = Duration::from_secs_f64(self.spec.timeout_s);
-        Some(Client::at(&self.entrance.url, timeout, self.spec.keep_connections))
+        Client::at(&entrance.url, timeout, self.spec.keep_connections)
+    }
+
+    /// The same question at the second entrance, if there is one. Its connection is not kept.
+    fn ask_second(&self, input: usize) -> Option<Result<Vec<(String, Tensor)>, NoAnswer>> {
+        let second = self.second.as_ref()?;
+        let enter = |entrance: &Entrance| entrance.namespace.as_ref().map_or(Ok(()), |name| move_into(name));
+        if let Err(error) = enter(second) {
+            return Some(Err(NoAnswer::Broken(format!("the namespace cannot be entered: {error}"))));
+        }
+        let client = self.client_at(second);
+        let answer = client.infer_encoded(&self.spec.deployment, self.expected.request(input));
+        let back = enter(&self.entrance);
+        Some(back.map_err(|error| NoAnswer::Broken(error.to_string())).and(answer))
     }
 
     /// One request. Whether there was an answer with tensors.
     fn ask(&self, client: &Client, input: usize, since: Instant) -> bool {
-        let answer = client.infer_encoded(&self.spec.deployment, self.expected.request(input));
+        let answer = match client.infer_encoded(&self.spec.deployment, self.expected.request(input)) {
+            Err(why) => self.ask_second(input).unwrap_or(Err(why)),
+            answer => answer,
+        };
         let (outcome, said) = match answer {
             Ok(answer) => match self.expected.check(input, &answer) {
                 Ok(()) => (Outcome::Right, None),

@@ -13,18 +13,46 @@ use crate::lab::{
 
 /// Most time for the warm-up, and for the measurement.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Most times that a measurement begins again because the plan has changed.
+const MOVES: usize = 4;
+
+/// What to measure of the running load.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stretch<'a> {
+    /// Heads the row of the report.
+    pub(super) label: &'a str,
+    /// Least length.
+    pub(super) seconds: f64,
+    /// Least number of answers.
+    pub(super) answers: u64,
+    /// Answers to let pass before.
+    pub(super) warmup: u64,
+}
 
 impl Player {
-    pub(super) fn measure(&mut self, label: &str, seconds: f64, warmup: u64) -> Result<(), PlayError> {
+    pub(super) fn measure(&mut self, stretch: &Stretch<'_>) -> Result<(), PlayError> {
+        let Stretch { label, seconds, answers, warmup } = *stretch;
         let Some((deployment, load)) = self.loads.iter().next() else {
             return Err(PlayError::Script(format!("{label}: there is no load to measure")));
         };
         let deployment = deployment.clone();
         load.wait_for(warmup, PATIENCE)?;
-        let status = self.status();
-        let before: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
-        let window = Window { warmup_answers: 0, answers: 2, seconds, bound: PATIENCE };
-        let steady = measure_steady(load, &window)?;
+        let mut moves = 0;
+        let (status, before, steady) = loop {
+            let status = self.status();
+            let before: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
+            let window = Window { warmup_answers: 0, answers, seconds, bound: PATIENCE };
+            let steady = measure_steady(load, &window)?;
+            // A mesh that moves to a better plan meanwhile has shown neither of the two.
+            let epoch = |status: &Status| {
+                status.deployments.iter().find(|d| d.name == deployment).map(|deployed| deployed.epoch)
+            };
+            if moves == MOVES || status.as_ref().and_then(epoch) == self.status().as_ref().and_then(epoch) {
+                break (status, before, steady);
+            }
+            moves += 1;
+            (self.tell)(&format!("            {label}: the plan has changed, measured again"));
+        };
         let length = steady.to_s - steady.from_s;
         let after: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
         let deployed = status.as_ref().and_then(|s| s.deployments.iter().find(|d| d.name == deployment));
@@ -52,6 +80,7 @@ impl Player {
                 })
                 .collect(),
             deployment,
+            impossible: None,
         });
         Ok(())
     }

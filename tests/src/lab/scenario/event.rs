@@ -164,6 +164,9 @@ pub struct Load {
     /// Open loop: arrivals beyond so many unanswered ones are dropped.
     #[serde(default = "in_flight")]
     pub max_in_flight: usize,
+    /// Clients turn to the next device when theirs does not take or answer a request.
+    #[serde(default)]
+    pub failover: bool,
 }
 
 /// A deployment, a closed loop of clients on it, and a measurement.
@@ -192,11 +195,20 @@ pub struct Try {
     /// As in [`Deploy`].
     #[serde(default)]
     pub hurry: bool,
+    /// Cards are as fast as they can be until the deployment serves: weights get there sooner.
+    #[serde(default)]
+    pub lift: bool,
+    /// A policy that has no plan, or none that the devices can hold, has its row in the report and the script goes on.
+    #[serde(default)]
+    pub optional: bool,
     /// Load before the measurement: the mesh corrects its plan by what it measures.
     #[serde(default)]
     pub settle: Span,
     /// Length of the measurement.
     pub seconds: f64,
+    /// Answers to measure at least, however long it takes.
+    #[serde(default)]
+    pub answers: u64,
 }
 
 /// What a script waits for: `"cluster"`, `{ serving = "digits" }` and so on.

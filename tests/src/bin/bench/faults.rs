@@ -1,0 +1,298 @@
+//! One fault after another under load: how long clients wait, and whether anything is lost.
+
+use std::{
+    error::Error,
+    fmt::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use mesh_tests::lab::{
+    load::LoadReport,
+    play::Player,
+    scenario::{Condition, Event, Load, Scenario, Step},
+    units::Span,
+};
+
+const SCENARIO: &str = "lab/scenarios/faults.toml";
+/// Tries of each fault.
+const TRIES: usize = 20;
+/// Load before a fault.
+const BEFORE: Duration = Duration::from_secs(3);
+/// How long a fault lasts, and clients are watched.
+const DURING: Duration = Duration::from_secs(12);
+/// For a healed cluster to be whole again, with all deployments served by all devices.
+const WHOLE: Duration = Duration::from_secs(120);
+/// Digits answered per second: gaps are seen to a few hundredths of a second.
+const DIGITS_RATE: f64 = 30.0;
+const DEPLOYMENTS: [&str; 2] = ["digits", "resnet50"];
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    Nothing,
+    KillStage,
+    KillLeader,
+    KillIngress,
+    Freeze,
+    Cut,
+    PartitionLeader,
+    KillTwo,
+    KillThree,
+}
+
+impl Fault {
+    const ALL: [Self; 9] = [
+        Self::Nothing,
+        Self::KillStage,
+        Self::KillLeader,
+        Self::KillIngress,
+        Self::Freeze,
+        Self::Cut,
+        Self::PartitionLeader,
+        Self::KillTwo,
+        Self::KillThree,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::KillStage => "a device with a stage is killed",
+            Self::KillLeader => "the leader is killed",
+            Self::KillIngress => "the ingress of other clients is killed",
+            Self::Freeze => "a device with a stage freezes",
+            Self::Cut => "the cable of a device with a stage is cut",
+            Self::PartitionLeader => "the leader is parted from the others",
+            Self::KillTwo => "two devices with stages are killed at once",
+            Self::KillThree => "three devices are killed in a row",
+        }
+    }
+
+    /// Longest time for an answer by the new route, as promised.
+    fn promised_s(self) -> f64 {
+        match self {
+            Self::Freeze | Self::Cut | Self::PartitionLeader => 4.0,
+            Self::Nothing
+            | Self::KillStage
+            | Self::KillLeader
+            | Self::KillIngress
+            | Self::KillTwo
+            | Self::KillThree => 2.0,
+        }
+    }
+}
+
+/// What clients saw of one fault.
+struct Seen {
+    /// Longest time without an answer of digits.
+    gap_s: f64,
+    /// Longest time that a client of ResNet-50 waited.
+    wait_s: f64,
+    wrong: u64,
+    lost: u64,
+    refused: u64,
+}
+
+/// Plays every fault and writes the section.
+pub(super) fn section(models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(SCENARIO);
+    let scenario = Scenario::load(&path)?;
+    let about = scenario.about.clone();
+    let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
+    player.play()?;
+    let resnet_rate = player.predicted("resnet50").unwrap_or(2.0) / 2.0;
+    let _ = writeln!(
+        text,
+        "## {about}\n\nSix devices of 25 % of a core, both models in three stages on one device each; open-loop clients \
+         at a device that the fault does not hit: {DIGITS_RATE:.0}/s of digits and {resnet_rate:.1}/s of ResNet-50, half \
+         of what its plan is predicted to answer. Every answer is compared with the whole model's. Each fault {TRIES} \
+         times, in seconds; with so few tries the 99th percentile is the longest.\n\n\
+         | what happens | digits: longest time without an answer, median | longest | ResNet-50: longest time that a \
+         client waited, median | longest | promised | answers wrong | lost | refused (503) |\n\
+         |---|---|---|---|---|---|---|---|---|"
+    );
+    for fault in Fault::ALL {
+        let mut seen = Vec::new();
+        for number in 0..TRIES {
+            let one = attempt(&mut player, fault, number, resnet_rate)?;
+            eprintln!(
+                "{} {}: digits {:.2} s, resnet50 {:.2} s, {} lost",
+                fault.name(),
+                number + 1,
+                one.gap_s,
+                one.wait_s,
+                one.lost
+            );
+            seen.push(one);
+        }
+        let _ = writeln!(text, "{}", row(fault, &seen));
+    }
+    Ok(())
+}
+
+fn row(fault: Fault, seen: &[Seen]) -> String {
+    let sorted = |value: fn(&Seen) -> f64| {
+        let mut values: Vec<f64> = seen.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        (values[values.len() / 2], values[values.len() - 1])
+    };
+    let (gaps, waits) = (sorted(|s| s.gap_s), sorted(|s| s.wait_s));
+    let sum = |value: fn(&Seen) -> u64| seen.iter().map(value).sum::<u64>();
+    format!(
+        "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} |",
+        fault.name(),
+        gaps.0,
+        gaps.1,
+        waits.0,
+        waits.1,
+        if fault == Fault::Nothing { "-".to_owned() } else { format!("{:.0}", fault.promised_s()) },
+        sum(|s| s.wrong),
+        sum(|s| s.lost),
+        sum(|s| s.refused)
+    )
+}
+
+/// Lets a fault happen once under load, and heals it.
+fn attempt(
+    player: &mut Player,
+    fault: Fault,
+    number: usize,
+    resnet_rate: f64,
+) -> Result<Seen, Box<dyn Error>> {
+    let victims = victims(player, fault, number).ok_or("nobody that this fault could hit")?;
+    let home = home(player, &victims).ok_or("no device is left for clients")?;
+    let elsewhere = if fault == Fault::KillIngress { victims[0].clone() } else { home.clone() };
+    load(player, "digits", &home, DIGITS_RATE)?;
+    load(player, "resnet50", &elsewhere, resnet_rate)?;
+    wait(player, BEFORE)?;
+    happen(player, fault, &victims)?;
+    for name in DEPLOYMENTS {
+        play(player, Step::StopLoad { name: Some(name.to_owned()) })?;
+    }
+    heal(player, &victims)?;
+    let mut loads = player.report.loads.iter().rev();
+    let (Some((_, resnet)), Some((_, digits))) = (loads.next(), loads.next()) else {
+        return Err("the loads left no report".into());
+    };
+    // Requests that entered where the fault is die with it; their clients know.
+    let counted: &[&LoadReport] = if fault == Fault::KillIngress { &[digits] } else { &[digits, resnet] };
+    let sum = |value: fn(&LoadReport) -> u64| counted.iter().map(|report| value(report)).sum::<u64>();
+    let from_s = BEFORE.as_secs_f64();
+    let waited = resnet.latency_between(from_s, f64::INFINITY).max_ms / 1e3;
+    Ok(Seen {
+        gap_s: digits.longest_gap_between(from_s, digits.seconds),
+        wait_s: if fault == Fault::KillIngress { 0.0 } else { waited },
+        wrong: sum(|report| report.wrong),
+        lost: sum(|report| report.failed + report.dropped),
+        refused: sum(|report| report.refused),
+    })
+}
+
+/// Names of the devices that a fault hits. In turns those of digits and of ResNet-50, and different stages.
+fn victims(player: &Player, fault: Fault, number: usize) -> Option<Vec<String>> {
+    let leader = player.leader()?;
+    let mut route = player.on_route(DEPLOYMENTS[number % 2]);
+    route.dedup();
+    let others: Vec<String> = player.hall.devices.iter().map(|device| device.name().to_owned()).collect();
+    let turned = |list: &[String], count: usize| -> Option<Vec<String>> {
+        let start = number / 2;
+        (list.len() >= count).then(|| (0..count).map(|at| list[(start + at) % list.len()].clone()).collect())
+    };
+    match fault {
+        Fault::Nothing => Some(Vec::new()),
+        Fault::KillLeader | Fault::PartitionLeader => Some(vec![leader]),
+        Fault::KillStage | Fault::Freeze | Fault::Cut => turned(&route, 1),
+        Fault::KillTwo => turned(&route, 2),
+        Fault::KillThree => turned(&others, 3),
+        Fault::KillIngress => {
+            let is_idle = |name: &&String| **name != leader && !route.contains(name);
+            let idle: Vec<String> = others.iter().filter(is_idle).cloned().collect();
+            turned(&idle, 1).or_else(|| turned(&others, 1))
+        }
+    }
+}
+
+/// Where clients are: at a device that is not hit; one without a stage where there is one.
+fn home(player: &Player, victims: &[String]) -> Option<String> {
+    let busy: Vec<String> = DEPLOYMENTS.iter().flat_map(|name| player.on_route(name)).collect();
+    let names = player.hall.devices.iter().map(|device| device.name().to_owned());
+    let mut spared: Vec<String> = names.filter(|name| !victims.contains(name)).collect();
+    spared.sort_by_key(|name| busy.contains(name));
+    spared.into_iter().next()
+}
+
+fn play(player: &mut Player, step: Step) -> Result<(), Box<dyn Error>> {
+    Ok(player.event(&Event { at: None, step })?)
+}
+
+fn wait(player: &mut Player, time: Duration) -> Result<(), Box<dyn Error>> {
+    play(player, Step::Wait { until: Condition::Time(Span(time)), within: None })
+}
+
+fn load(player: &mut Player, name: &str, home: &str, rate_per_s: f64) -> Result<(), Box<dyn Error>> {
+    play(
+        player,
+        Step::Load(Load {
+            name: name.to_owned(),
+            devices: Some(vec![home.to_owned()]),
+            clients: None,
+            rate_per_s: Some(rate_per_s),
+            max_in_flight: 256,
+            failover: false,
+        }),
+    )
+}
+
+/// The fault, and the time that it lasts.
+fn happen(player: &mut Player, fault: Fault, victims: &[String]) -> Result<(), Box<dyn Error>> {
+    let devices = victims.to_vec();
+    match fault {
+        Fault::Nothing => {}
+        Fault::KillStage | Fault::KillLeader | Fault::KillIngress | Fault::KillTwo => {
+            play(player, Step::Kill { devices })?;
+        }
+        Fault::Freeze => play(player, Step::Freeze { devices })?,
+        Fault::Cut => play(player, Step::Cut { devices })?,
+        Fault::PartitionLeader => {
+            let names = player.hall.devices.iter().map(|device| device.name().to_owned());
+            let others = names.filter(|name| !victims.contains(name)).collect();
+            play(player, Step::Partition { groups: vec![others] })?;
+        }
+        Fault::KillThree => {
+            for (at, victim) in victims.iter().enumerate() {
+                play(player, Step::Kill { devices: vec![victim.clone()] })?;
+                if at + 1 < victims.len() {
+                    wait(player, BEFORE)?;
+                    until("votes of those that are gone are given away", || player.is_repaired())?;
+                }
+            }
+        }
+    }
+    wait(player, DURING)
+}
+
+fn heal(player: &mut Player, victims: &[String]) -> Result<(), Box<dyn Error>> {
+    let all = || vec!["*".to_owned()];
+    if !victims.is_empty() {
+        play(player, Step::Thaw { devices: victims.to_vec() })?;
+        play(player, Step::Heal { devices: all() })?;
+        play(player, Step::Start { devices: all() })?;
+    }
+    let within = Some(Span(WHOLE));
+    play(player, Step::Wait { until: Condition::Cluster, within })?;
+    for name in DEPLOYMENTS {
+        play(player, Step::Wait { until: Condition::Serving(name.to_owned()), within })?;
+    }
+    until("votes of those that are gone are given away", || player.is_repaired())
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    while !is_so() {
+        if start.elapsed() > WHOLE {
+            return Err(format!("{what}: was not so after {WHOLE:?}").into());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}

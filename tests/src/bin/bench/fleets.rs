@@ -1,0 +1,169 @@
+//! Fleets drawn at random: Mesh's plan against those of other systems on each.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    fmt::Write as _,
+    fs,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use mesh_tests::{
+    lab::{fleet, play::Player, report::Measurement, units::Rate},
+    policies::Policy,
+};
+use serde::{Deserialize, Serialize};
+
+/// Numbers of the fleets of the page.
+pub(super) const FLEETS: Numbers = Numbers(1, 30);
+/// Rates that differ by less are not told apart in the lab.
+const EQUAL: f64 = 0.03;
+/// What a prediction may be off by.
+const NEAR: f64 = 0.10;
+
+/// From the first to the last fleet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers(u64, u64);
+
+impl Numbers {
+    fn all(self) -> RangeInclusive<u64> {
+        self.0..=self.1
+    }
+}
+
+impl FromStr for Numbers {
+    type Err = String;
+
+    /// Reads `7` or `1-10`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if first <= last => Ok(Self(first, last)),
+            _ => Err(format!("{text:?}: write a number or two, such as 1-10")),
+        }
+    }
+}
+
+/// A fleet that was measured, kept until it is measured again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Measured {
+    number: u64,
+    about: String,
+    code: String,
+    shares: Vec<f64>,
+    rates: Vec<Option<Rate>>,
+    rows: Vec<Measurement>,
+}
+
+/// Measures the fleets and writes the section of all that were, now or before.
+pub(super) fn section(
+    numbers: Numbers,
+    code: &str,
+    models: &Path,
+    text: &mut String,
+) -> Result<(), Box<dyn Error>> {
+    for number in numbers.all() {
+        let scenario = fleet::draw(number);
+        eprintln!("fleet {number}: {}", scenario.about);
+        let about = scenario.about.clone();
+        let hardware: Vec<_> = scenario.machines().into_iter().map(|machine| machine.hardware).collect();
+        let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
+        player.play()?;
+        let measured = Measured {
+            number,
+            about,
+            code: code.to_owned(),
+            shares: hardware.iter().map(|hardware| hardware.cpu.unwrap_or(1.0)).collect(),
+            rates: hardware.iter().map(|hardware| hardware.rate).collect(),
+            rows: player.report.measurements.clone(),
+        };
+        super::write(&file(number), &serde_json::to_string_pretty(&measured)?)?;
+    }
+    let mut all = Vec::new();
+    for number in FLEETS.all() {
+        if let Ok(text) = fs::read_to_string(file(number)) {
+            all.push(serde_json::from_str::<Measured>(&text)?);
+        }
+    }
+    write_section(&all, text);
+    Ok(())
+}
+
+fn file(number: u64) -> PathBuf {
+    super::docs().join(format!("benchmarks/fleets/{number}.json"))
+}
+
+fn write_section(all: &[Measured], text: &mut String) {
+    let baselines = &Policy::ALL[1..];
+    let names: Vec<&str> = baselines.iter().map(|policy| policy.name()).collect();
+    let _ = writeln!(
+        text,
+        "## Fleets drawn at random\n\n\
+         Fleets 1 to {} of `lab draw`: two to six devices, processor shares and cards in the table, a model, for some \
+         memory that no single device could hold it in. Answers/s of Mesh's plan, and those of the other plans on the \
+         same devices as times Mesh's; a dash where a policy has no plan that the devices can hold.\n\n\
+         | fleet | | % of a core | Mbit/s | Mesh | off by | {} |\n|---|---|---|---|---|---|{}",
+        FLEETS.1,
+        names.join(" | "),
+        "---|".repeat(names.len())
+    );
+    for measured in all {
+        let _ = writeln!(text, "{}", row(measured, baselines));
+    }
+    let _ = writeln!(text, "\n{}", verdict(all));
+    let codes: BTreeSet<&str> = all.iter().map(|measured| measured.code.as_str()).collect();
+    let codes: Vec<&str> = codes.into_iter().collect();
+    let _ = writeln!(text, "\nCode of the single fleets: {}.", codes.join(", "));
+}
+
+fn row(measured: &Measured, baselines: &[Policy]) -> String {
+    let of = |name: &str| measured.rows.iter().find(|row| row.label == name);
+    let Some(mesh) = of("mesh") else { return format!("| {} | not measured |", measured.number) };
+    let shares: Vec<String> = measured.shares.iter().map(|share| format!("{:.0}", share * 100.0)).collect();
+    let rates: Vec<String> = measured
+        .rates
+        .iter()
+        .map(|rate| rate.map_or("-".into(), |rate| format!("{}", rate.0 / 1_000_000)))
+        .collect();
+    let cells: Vec<String> = baselines
+        .iter()
+        .map(|policy| match of(policy.name()) {
+            Some(other) if other.impossible.is_none() => format!("{:.2}", other.rate / mesh.rate),
+            _ => "-".to_owned(),
+        })
+        .collect();
+    format!(
+        "| {} | {} | {} | {} | {:.2} | {:+.1} % | {} |",
+        measured.number,
+        measured.about,
+        shares.join(" "),
+        rates.join(" "),
+        mesh.rate,
+        (mesh.rate / mesh.predicted - 1.0) * 100.0,
+        cells.join(" | ")
+    )
+}
+
+fn verdict(all: &[Measured]) -> String {
+    let (mut best, mut equal, mut beaten, mut near, mut faults) = (0, 0, Vec::new(), 0, 0);
+    for measured in all {
+        faults += measured.rows.iter().map(|row| row.faults).sum::<u64>();
+        let Some(mesh) = measured.rows.iter().find(|row| row.label == "mesh") else { continue };
+        near += usize::from((mesh.rate / mesh.predicted - 1.0).abs() <= NEAR);
+        let others = measured.rows.iter().filter(|row| row.label != "mesh");
+        let most = others.map(|row| row.rate).fold(0.0, f64::max);
+        match most / mesh.rate {
+            ratio if ratio < 1.0 => best += 1,
+            ratio if ratio <= 1.0 + EQUAL => equal += 1,
+            ratio => beaten.push(format!("{} ({:+.1} %)", measured.number, (ratio - 1.0) * 100.0)),
+        }
+    }
+    let beaten = if beaten.is_empty() { "none".to_owned() } else { beaten.join(", ") };
+    format!(
+        "Of {} fleets Mesh is faster than every other plan in {best}, up to 3 % slower than the best in {equal}, slower \
+         in {beaten}. Its prediction is within 10 % in {near}. Wrong or lost answers: {faults}.",
+        all.len()
+    )
+}

@@ -1,0 +1,374 @@
+//! The serving half of a simulated daemon: the leader's duties, what a device holds, routes and requests, decided by
+//! the daemon's own code. Sessions take virtual time to be made, and a few numbers stand for a model (`model`).
+
+mod duty;
+mod frames;
+mod model;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_consensus::{ClusterState, Request, RequestId};
+use mesh_daemon::{
+    app::{AppError, InferRequest},
+    control::{
+        duties::Duties,
+        holdings::{Act, Holdings, Session, wanted_here},
+        prepare::SessionKey,
+        report::StageState,
+        routing::{self, Names},
+    },
+    data::{DataLimits, Effect, Ingress, Reachable, Route, StageKey},
+    net::PeerId,
+};
+
+pub(crate) use duty::problem;
+pub(crate) use frames::Frame;
+pub(crate) use model::{BLOCKS, answer};
+
+use super::{
+    dice::Dice,
+    process::{device_id, device_index},
+};
+use frames::Job;
+
+/// A device tells the others what it holds this often.
+const REPORT_MS: u64 = 250;
+/// A peer that has not told anything for this long is silent.
+const SILENT_MS: u64 = 3_000;
+/// Time after its deadline by which a request must have ended: two timers, and rounding.
+const LATE_MS: u64 = 500;
+
+/// What a device tells the others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    stages: Vec<(StageKey, StageState)>,
+    kept: BTreeSet<String>,
+    memory: u64,
+}
+
+/// What came of it, for the process.
+#[derive(Debug)]
+pub(crate) enum ServingDeed {
+    Tell {
+        to: usize,
+        report: Box<Report>,
+    },
+    Send {
+        to: usize,
+        frame: Box<Frame>,
+    },
+    Propose(Box<Request>),
+    Answered {
+        deployment: String,
+        input: u64,
+        answer: Result<(u64, u64), AppError>,
+    },
+    /// Something that must never happen has happened.
+    Broken(String),
+    Note(String),
+}
+
+/// A request that was accepted.
+#[derive(Debug)]
+struct Open {
+    deployment: String,
+    input: u64,
+    deadline_ms: u64,
+}
+
+/// See the module.
+pub(crate) struct Serving {
+    index: usize,
+    me: PeerId,
+    /// Virtual time 0 of this device's clock.
+    zero: Instant,
+    dice: Dice,
+    memory: u64,
+    /// Frames of any epoch are let in: a fault that the checks must find.
+    pub(crate) is_lax: bool,
+    ingress: Ingress,
+    stages: Reachable<SessionKey>,
+    /// The same, in order.
+    reachable: BTreeMap<StageKey, SessionKey>,
+    holdings: Holdings,
+    /// What the plans want of this device, as of the last look.
+    wanted: BTreeMap<StageKey, SessionKey>,
+    duties: Duties,
+    /// Sessions that are being made, until when.
+    making: BTreeMap<SessionKey, u64>,
+    jobs: Vec<Job>,
+    routes: BTreeMap<String, Arc<Route>>,
+    reports: BTreeMap<usize, Report>,
+    /// Connected peers, and when they were heard last.
+    connected: BTreeMap<usize, u64>,
+    up: BTreeSet<usize>,
+    /// A command of the leader that is not applied yet, and until when it is waited for.
+    asked: Option<(RequestId, u64)>,
+    open: BTreeMap<u64, Open>,
+    deeds: Vec<ServingDeed>,
+}
+
+/// The peer that stands for a device.
+pub(crate) fn peer(index: usize) -> PeerId {
+    let mut bytes = vec![0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
+    bytes.extend([u8::try_from(index).unwrap_or(u8::MAX); 32]);
+    PeerId::from_bytes(&bytes).expect("an identity multihash of a key's length")
+}
+
+fn index_of(peer: &PeerId) -> usize {
+    peer.to_bytes().last().map_or(usize::MAX, |last| usize::from(*last))
+}
+
+impl Serving {
+    pub(crate) fn new(index: usize, seed: u64, zero: Instant, memory: u64) -> Self {
+        let mut dice = Dice::new(seed ^ 0x0005_e4f1_46d0);
+        let me = peer(index);
+        let boot = dice.bits() as u32;
+        Self {
+            index,
+            me,
+            zero,
+            dice,
+            memory,
+            is_lax: false,
+            ingress: Ingress::new(me, boot, DataLimits::default()),
+            stages: Reachable::default(),
+            reachable: BTreeMap::new(),
+            holdings: Holdings::default(),
+            wanted: BTreeMap::new(),
+            duties: Duties::default(),
+            making: BTreeMap::new(),
+            jobs: Vec::new(),
+            routes: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            connected: BTreeMap::new(),
+            up: BTreeSet::new(),
+            asked: None,
+            open: BTreeMap::new(),
+            deeds: Vec::new(),
+        }
+    }
+
+    pub(crate) fn take_deeds(&mut self) -> Vec<ServingDeed> {
+        std::mem::take(&mut self.deeds)
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.zero + Duration::from_millis(ms)
+    }
+
+    fn is_live(&self, device: &str) -> bool {
+        let index = device_index(&mesh_consensus::DeviceId(device.to_owned()));
+        index == self.index || self.up.contains(&index)
+    }
+
+    pub(crate) fn peer_up(&mut self, now_ms: u64, device: usize) {
+        self.connected.insert(device, now_ms);
+        self.set_up(now_ms, device, true);
+    }
+
+    pub(crate) fn peer_down(&mut self, now_ms: u64, device: usize) {
+        self.connected.remove(&device);
+        self.set_up(now_ms, device, false);
+    }
+
+    fn set_up(&mut self, now_ms: u64, device: usize, is_up: bool) {
+        let now = self.at(now_ms);
+        if is_up && self.up.insert(device) {
+            self.ingress.peer_up(now, peer(device));
+        } else if !is_up && self.up.remove(&device) {
+            self.reports.remove(&device);
+            self.ingress.peer_down(now, peer(device));
+        }
+        self.carry_out(now_ms);
+    }
+
+    pub(crate) fn report(&mut self, now_ms: u64, from: usize, report: Report) {
+        if !self.connected.contains_key(&from) {
+            return;
+        }
+        self.connected.insert(from, now_ms);
+        self.set_up(now_ms, from, true);
+        self.reports.insert(from, report);
+    }
+
+    /// What is due, on a device that is a member; `leads`: it is the leader.
+    pub(crate) fn tick(&mut self, now_ms: u64, state: &ClusterState, leads: bool) {
+        let silent = |(device, heard): (&usize, &u64)| (now_ms > heard + SILENT_MS).then_some(*device);
+        let silent: Vec<usize> = self.connected.iter().filter_map(silent).collect();
+        for device in silent {
+            self.set_up(now_ms, device, false);
+        }
+        self.make_sessions(now_ms);
+        self.hold(now_ms, state);
+        self.publish_routes(now_ms, state);
+        self.run_jobs(now_ms);
+        let now = self.at(now_ms);
+        self.ingress.tick(now);
+        self.carry_out(now_ms);
+        if now_ms % REPORT_MS < 100 {
+            self.tell(state);
+        }
+        if leads {
+            self.lead(now_ms, state);
+        } else {
+            self.duties.resign();
+            self.asked = None;
+        }
+        for (id, open) in &self.open {
+            if now_ms > open.deadline_ms + LATE_MS {
+                let what = format!("request {id} to {} was not answered by its deadline", open.deployment);
+                self.deeds.push(ServingDeed::Broken(what));
+            }
+        }
+    }
+
+    fn make_sessions(&mut self, now_ms: u64) {
+        let due: Vec<SessionKey> =
+            self.making.iter().filter(|(_, at)| **at <= now_ms).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            self.making.remove(&key);
+            let is_had = !self.dice.permille(30);
+            let result = if is_had { Ok(()) } else { Err("its weights could not be fetched".to_owned()) };
+            self.holdings.finished(self.at(now_ms), &key, result);
+        }
+    }
+
+    fn hold(&mut self, now_ms: u64, state: &ClusterState) {
+        let me = device_id(self.index).0;
+        let wanted = wanted_here(state, &me, |device| self.is_live(device));
+        for act in self.holdings.look(self.at(now_ms), &wanted) {
+            match act {
+                Act::Prepare(session) => {
+                    let takes_ms = self.dice.between(50, 3_000);
+                    self.making.insert(session, now_ms + takes_ms);
+                }
+                Act::Host(key, session) => {
+                    self.reachable.insert(key.clone(), session.clone());
+                    drop(self.stages.host(key, session));
+                }
+                Act::Unhost(key) => {
+                    self.reachable.remove(&key);
+                    drop(self.stages.unhost(&key));
+                }
+                Act::Drop(session) => {
+                    self.making.remove(&session);
+                }
+            }
+        }
+        self.wanted = wanted;
+    }
+
+    fn publish_routes(&mut self, now_ms: u64, state: &ClusterState) {
+        let mut routes = BTreeMap::new();
+        for deployment in state.deployments.values() {
+            let name = deployment.name.clone();
+            let empty = || Route { deployment: name.clone(), ..Route::default() };
+            let route = match &deployment.active {
+                None => empty(),
+                Some(active) => {
+                    let entering = |block: usize| (block < BLOCKS).then(|| vec![model::tensor_before(block)]);
+                    let names = Names { inputs: vec!["x"], outputs: vec!["y"], entering };
+                    let ready = |device: &str, stage: usize| {
+                        let key = StageKey { deployment: name.clone(), epoch: active.epoch, stage };
+                        self.stage_state(device, &key) == Some(StageState::Ready)
+                    };
+                    let peer_of =
+                        |device: &str| Some(peer(device_index(&mesh_consensus::DeviceId(device.to_owned()))));
+                    routing::route(&name, active, &names, peer_of, ready).unwrap_or_else(empty)
+                }
+            };
+            routes.insert(name, Arc::new(route));
+        }
+        if routes != self.routes {
+            self.stages.forget(|deployment| routes.contains_key(deployment));
+            self.ingress.set_routes(self.at(now_ms), routes.clone());
+            self.routes = routes;
+            self.carry_out(now_ms);
+        }
+    }
+
+    fn stage_state(&self, device: &str, key: &StageKey) -> Option<StageState> {
+        let index = device_index(&mesh_consensus::DeviceId(device.to_owned()));
+        if index == self.index {
+            return self.own_stages().into_iter().find(|(own, _)| own == key).map(|(_, state)| state);
+        }
+        let report = self.reports.get(&index).filter(|_| self.up.contains(&index))?;
+        report.stages.iter().find(|(told, _)| told == key).map(|(_, state)| state.clone())
+    }
+
+    /// Every stage that the plans want of this device.
+    fn own_stages(&self) -> Vec<(StageKey, StageState)> {
+        let state = |(key, session): (&StageKey, &SessionKey)| {
+            let state = match self.holdings.session(session) {
+                Some(Session::Ready) if self.holdings.is_hosted(key) => StageState::Ready,
+                Some(Session::Failed { reason, .. }) => StageState::Failed { reason: reason.clone() },
+                Some(Session::Ready | Session::Preparing) | None => {
+                    StageState::Preparing { done: 0, total: 0 }
+                }
+            };
+            (key.clone(), state)
+        };
+        self.wanted.iter().map(state).collect()
+    }
+
+    fn tell(&mut self, state: &ClusterState) {
+        let report = Report {
+            stages: self.own_stages(),
+            kept: state.models.keys().cloned().collect(),
+            memory: self.memory,
+        };
+        for &to in self.connected.keys() {
+            self.deeds.push(ServingDeed::Tell { to, report: Box::new(report.clone()) });
+        }
+    }
+
+    /// A client asks. What is refused at the door is no promise.
+    pub(crate) fn ask(&mut self, now_ms: u64, deployment: &str, input: u64, timeout_ms: u64) -> bool {
+        let request = InferRequest {
+            model: deployment.to_owned(),
+            inputs: vec![("x".to_owned(), model::tensor(input))],
+            outputs: Vec::new(),
+            timeout: Duration::from_millis(timeout_ms),
+        };
+        let Ok(id) = self.ingress.begin(self.at(now_ms), request) else { return false };
+        let deadline_ms = now_ms + timeout_ms;
+        self.open.insert(id, Open { deployment: deployment.to_owned(), input, deadline_ms });
+        self.carry_out(now_ms);
+        true
+    }
+
+    /// Does what the ingress says.
+    fn carry_out(&mut self, now_ms: u64) {
+        loop {
+            let effects = self.ingress.take_effects();
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Send(dispatch) => self.dispatch(now_ms, dispatch),
+                    Effect::Finish { id, result } => self.finish(id, result),
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, id: u64, result: Result<mesh_daemon::app::InferResponse, AppError>) {
+        let Some(open) = self.open.remove(&id) else {
+            self.deeds.push(ServingDeed::Broken(format!("request {id} was answered twice")));
+            return;
+        };
+        let answer = result.and_then(|response| {
+            let output = response.outputs.first().and_then(|(_, tensor)| model::number(tensor));
+            let output = output.ok_or_else(|| AppError::Internal("an answer without a number".to_owned()))?;
+            Ok((output, response.epoch))
+        });
+        let Open { deployment, input, .. } = open;
+        self.deeds.push(ServingDeed::Answered { deployment, input, answer });
+    }
+}
