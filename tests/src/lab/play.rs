@@ -17,6 +17,7 @@ use super::{
     load::{Arrivals, Entrance, Expected, Load, LoadError, LoadSpec},
     machine::{LabDevice, MachineError},
     network::Card,
+    pace::Pace,
     report::{Happened, Measurement, Report},
     scenario::{Deploy, Event, Scenario, Step, Try},
     units::Rate,
@@ -46,6 +47,8 @@ pub struct Player {
     /// Epoch of each deployment at the last look.
     epochs: BTreeMap<String, u64>,
     loads: BTreeMap<String, Load>,
+    /// The reference, by the model of the load that came last.
+    pace: Option<(PathBuf, Pace)>,
     start: Instant,
     tell: fn(&str),
 }
@@ -116,6 +119,7 @@ impl Player {
             deployed: BTreeMap::new(),
             epochs: BTreeMap::new(),
             loads: BTreeMap::new(),
+            pace: None,
             start: Instant::now(),
             tell,
         })
@@ -256,6 +260,10 @@ impl Player {
             return Err(PlayError::Script(format!("{} was not deployed in this script before", load.name)));
         };
         let expected = self.expected(&file)?;
+        if self.pace.as_ref().is_none_or(|(model, _)| *model != file) {
+            self.pace = None;
+            self.pace = Some((file.clone(), Pace::start(&file, LENGTH)));
+        }
         let entrances: Vec<Entrance> = match &load.devices {
             Some(patterns) => {
                 self.hall.named(patterns).iter().map(|&at| entrance(&self.hall.devices[at])).collect()

@@ -61,12 +61,33 @@ pub struct Measurement {
     pub plan: String,
     /// What each device used in it.
     pub devices: Vec<DeviceUse>,
+    /// Processor seconds that the reference took for a run of the whole model meanwhile ([`super::pace`]).
+    #[serde(default)]
+    pub pace_s: Option<f64>,
+    /// The same in the minute before.
+    #[serde(default)]
+    pub earlier_pace_s: Option<f64>,
     /// Why there was nothing to measure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub impossible: Option<String>,
 }
 
 impl Measurement {
+    /// How many times the rate of `first` this is, had the host been as fast in both.
+    pub fn times(&self, first: &Self) -> f64 {
+        self.rate / first.rate * relative(self.pace_s, first.pace_s)
+    }
+
+    /// How far the rate is from what was predicted, as a part, had the host been as fast as in the minute before.
+    pub fn off_by(&self) -> f64 {
+        self.rate / self.predicted * relative(self.pace_s, self.earlier_pace_s) - 1.0
+    }
+
+    /// How many times as fast as during `first` the host was.
+    pub fn host(&self, first: &Self) -> f64 {
+        relative(first.pace_s, self.pace_s)
+    }
+
     /// The row of a plan that could not be had.
     pub fn impossible(cell: &Try, why: &str) -> Self {
         Self {
@@ -76,6 +97,11 @@ impl Measurement {
             ..Self::default()
         }
     }
+}
+
+/// One pace over another; 1 where one is not known.
+fn relative(a: Option<f64>, b: Option<f64>) -> f64 {
+    a.zip(b).map_or(1.0, |(a, b)| a / b)
 }
 
 /// What a device used during a measurement.

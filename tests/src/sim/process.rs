@@ -1,21 +1,24 @@
 //! A simulated daemon: the real founding protocol and the real Raft driver on the real store, wired together
 //! as the daemon does it.
 
+mod deed;
+mod join;
+mod serve;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
-
-use mesh_daemon::app::AppError;
 
 use mesh_consensus::founding::{
     Candidate, Conflict, Effect, Event, Founding, MembershipView, Message, Record,
 };
 use mesh_consensus::{
-    ClusterId, ClusterState, Command, DeviceId, MemoryDisk, Node, Options, Outcome, RaftId, RedbStore,
-    Request, RequestId, Role, StorageId, Store,
+    ClusterId, ClusterState, DeviceId, MemoryDisk, Node, Options, RaftId, RedbStore, Request, RequestId,
+    Role, StorageId, Store,
 };
 
 use super::packet::Packet;
-use super::serving::{Serving, ServingDeed};
+use super::serving::Serving;
+pub(crate) use deed::Deed;
 
 const FOUNDING_RECORD: &str = "founding";
 const STORAGE_RECORD: &str = "storage-id";
@@ -41,61 +44,6 @@ pub(crate) struct Setup {
     pub(crate) zero: Instant,
     /// Takes frames of any epoch.
     pub(crate) is_lax: bool,
-}
-
-/// What a device did, for the world.
-pub(crate) enum Deed {
-    Send {
-        to: usize,
-        packet: Packet,
-    },
-    /// Installed a founded cluster.
-    Founded(ClusterId),
-    /// Joined a running one.
-    Joined(ClusterId, RaftId),
-    /// Gave its cluster up and must be started anew on this disk.
-    Replaced(MemoryDisk),
-    /// Is no member any more.
-    Removed,
-    Applied {
-        cluster: ClusterId,
-        index: u64,
-        request: RequestId,
-    },
-    /// A request that was proposed here is committed.
-    Acknowledged {
-        cluster: ClusterId,
-        index: u64,
-    },
-    /// A client's request has ended: output and epoch, or why there is none.
-    Answered {
-        cluster: ClusterId,
-        deployment: String,
-        input: u64,
-        answer: Result<(u64, u64), AppError>,
-    },
-    /// Something that must never happen has happened.
-    Broken(String),
-    Note(String),
-}
-
-impl Deed {
-    /// A line for the log; what is sent is logged when it arrives.
-    pub(crate) fn describe(&self) -> Option<String> {
-        match self {
-            Self::Send { .. } => None,
-            Self::Founded(cluster) => Some(format!("founds {cluster}")),
-            Self::Joined(cluster, raft_id) => Some(format!("joins {cluster} as replica {raft_id}")),
-            Self::Replaced(_) => Some("empties its store".to_owned()),
-            Self::Removed => Some("is no member any more".to_owned()),
-            Self::Applied { cluster: _, index, request } => {
-                Some(format!("applies entry {index}: request {}:{}", request.proposer, request.sequence))
-            }
-            Self::Acknowledged { cluster: _, index } => Some(format!("acknowledges entry {index}")),
-            Self::Answered { deployment, answer, .. } => Some(format!("{deployment} answers {answer:?}")),
-            Self::Broken(text) | Self::Note(text) => Some(text.clone()),
-        }
-    }
 }
 
 /// The process died: its disk failed or its log cannot be read.
@@ -147,13 +95,6 @@ pub(crate) fn device_id(index: usize) -> DeviceId {
 
 pub(crate) fn device_index(device: &DeviceId) -> usize {
     device.0[1..].parse().unwrap_or(usize::MAX)
-}
-
-/// Name of the join of one device with one disk: asking again is the same request.
-fn join_id(origin: usize, storage: StorageId) -> RequestId {
-    let mut half = [0; 8];
-    half.copy_from_slice(&storage.0[..8]);
-    RequestId { proposer: device_id(origin), sequence: u64::from_le_bytes(half) }
 }
 
 /// Makes the store that a device starts with, or is given anew.
@@ -260,40 +201,6 @@ impl Process {
             effects.extend(more);
         }
         self.serve()
-    }
-
-    /// Does what the serving half says.
-    fn serve(&mut self) -> Result<(), Death> {
-        let deeds = self.serving.as_mut().map(Serving::take_deeds).unwrap_or_default();
-        for deed in deeds {
-            match deed {
-                ServingDeed::Tell { to, report } => self.send(to, Packet::Report(report)),
-                ServingDeed::Send { to, frame } => self.send(to, Packet::Frame(frame)),
-                ServingDeed::Propose(request) => self.propose(&request).map(|_| ())?,
-                ServingDeed::Answered { deployment, input, answer } => {
-                    if let Some(cluster) = self.body.node().map(Node::cluster_id) {
-                        self.deeds.push(Deed::Answered { cluster, deployment, input, answer });
-                    }
-                }
-                ServingDeed::Broken(what) => self.deeds.push(Deed::Broken(what)),
-                ServingDeed::Note(text) => self.deeds.push(Deed::Note(text)),
-            }
-        }
-        Ok(())
-    }
-
-    /// A client asks for an answer. Whether the request was accepted.
-    pub(crate) fn ask(
-        &mut self,
-        now_ms: u64,
-        deployment: &str,
-        input: u64,
-        timeout_ms: u64,
-    ) -> Result<bool, Death> {
-        let Some(serving) = &mut self.serving else { return Ok(false) };
-        let is_accepted = serving.ask(now_ms, deployment, input, timeout_ms);
-        self.serve()?;
-        Ok(is_accepted)
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<Vec<Effect>, Death> {
@@ -433,78 +340,6 @@ impl Process {
                 self.routes.insert(claimed, from);
             }
             Err(error) => self.deeds.push(Deed::Note(format!("refused: {error}"))),
-        }
-        self.pump_all()
-    }
-
-    fn join_request(
-        &mut self,
-        from: usize,
-        origin: usize,
-        storage: StorageId,
-        relayed: bool,
-    ) -> Result<(), Death> {
-        let Body::Member(node) = &self.body else { return Ok(()) };
-        let id = join_id(origin, storage);
-        if node.role() == Role::Leader {
-            let request = Request {
-                id: id.clone(),
-                command: Command::Join {
-                    device: device_id(origin),
-                    storage,
-                    name: format!("device {origin}"),
-                    address: format!("10.0.0.{}:7400", origin + 1),
-                },
-            };
-            if let Some(outcome) = node.state().outcome(&id).cloned() {
-                let cluster = node.cluster_id();
-                self.send(from, Packet::JoinReply { origin, storage, cluster, outcome });
-                return Ok(());
-            }
-            // Registered first: a lone voter commits and applies while it proposes.
-            let room = self.joins.len() < PENDING_MAX;
-            if room {
-                self.joins.insert(id.clone(), (from, origin, storage));
-            }
-            if !room || !self.propose(&request)? {
-                self.joins.remove(&id);
-            }
-            return Ok(());
-        }
-        let leader = node.leader().and_then(|id| self.route(id));
-        if let Some(leader) = leader.filter(|leader| !relayed && *leader != from) {
-            self.send(leader, Packet::JoinRequest { origin, storage, relayed: true });
-            self.joins.insert(id, (from, origin, storage));
-        }
-        Ok(())
-    }
-
-    fn join_reply(
-        &mut self,
-        now_ms: u64,
-        origin: usize,
-        storage: StorageId,
-        cluster: ClusterId,
-        outcome: Outcome,
-    ) -> Result<(), Death> {
-        if origin != self.setup.index {
-            if let Some((from, ..)) = self.joins.remove(&join_id(origin, storage)) {
-                self.send(from, Packet::JoinReply { origin, storage, cluster, outcome });
-            }
-            return Ok(());
-        }
-        let Outcome::Joined { raft_id } = outcome else {
-            self.deeds.push(Deed::Note(format!("join refused: {outcome:?}")));
-            return Ok(());
-        };
-        if storage != self.storage || !matches!(self.body, Body::Empty(_)) {
-            return Ok(());
-        }
-        self.become_member(|store| Node::join_empty(store, cluster, raft_id))?;
-        self.deeds.push(Deed::Joined(cluster, raft_id));
-        if let Some(node) = self.body.node() {
-            let view = view_of(node);
-            self.founding_event(now_ms, Event::MembershipChanged(view))?;
         }
         self.pump_all()
     }

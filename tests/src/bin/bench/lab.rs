@@ -34,8 +34,8 @@ pub(super) fn repeated(name: &str, models: &Path, text: &mut String) -> Result<(
     let _ = writeln!(
         text,
         "## {title}, {REPEATS} times\n\nScenario: `tests/lab/scenarios/{name}.toml`, played {REPEATS} times from nothing. \
-         Throughput in answers/s, and how many times that of the same run's first row it is; the spread is the largest \
-         of these ratios over the smallest.\n\n| | {} | spread of the ratios |\n|---|{}---|",
+         Throughput in answers/s, and how many times that of the same run's first row it is at one speed of the host, by a \
+         reference that runs the whole model now and then; the spread is the largest of these ratios over the smallest.\n\n| | {} | spread of the ratios |\n|---|{}---|",
         (1..=REPEATS).map(|run| format!("run {run}")).collect::<Vec<_>>().join(" | "),
         "---|".repeat(REPEATS)
     );
@@ -46,7 +46,7 @@ pub(super) fn repeated(name: &str, models: &Path, text: &mut String) -> Result<(
         for run in &runs {
             let of =
                 run.measurements.get(row).zip(run.measurements.first()).ok_or("a run lacks a measurement")?;
-            let ratio = of.0.rate / of.1.rate;
+            let ratio = of.0.times(of.1);
             cells.push(format!("{:.2} ({ratio:.2})", of.0.rate));
             ratios.push(ratio);
         }
@@ -107,20 +107,21 @@ fn table(report: &Report, text: &mut String) {
     let Some(first) = report.measurements.first() else { return };
     let _ = writeln!(
         text,
-        "| | answers/s | times the first row | predicted | off by | median latency | kB sent per answer | J per answer, busiest device | answers | wrong or lost |\n\
-         |---|---|---|---|---|---|---|---|---|---|"
+        "| | answers/s | predicted | host | times the first row | off by | median latency | kB sent per answer | J per answer, busiest device | answers | wrong or lost |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|"
     );
     for m in &report.measurements {
         let sent: f64 = m.devices.iter().map(|device| device.sent_per_answer).sum();
         let joules = m.devices.iter().map(|device| device.joules_per_answer).fold(0.0, f64::max);
         let _ = writeln!(
             text,
-            "| {} | {:.2} | {:.2} | {:.2} | {:+.1} % | {:.0} ms | {:.0} | {joules:.4} | {} | {} |",
+            "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {:+.1} % | {:.0} ms | {:.0} | {joules:.4} | {} | {} |",
             m.label,
             m.rate,
-            m.rate / first.rate,
             m.predicted,
-            (m.rate / m.predicted - 1.0) * 100.0,
+            m.host(first),
+            m.times(first),
+            m.off_by() * 100.0,
             m.p50_ms,
             sent / 1e3,
             m.answers,
@@ -129,7 +130,9 @@ fn table(report: &Report, text: &mut String) {
     }
     let _ = writeln!(
         text,
-        "\nEvery answer was compared with the whole model's. Energy is a model: {JOULES_PER_CORE_S} J per second of a \
+        "\nEvery answer was compared with the whole model's. `host`: how fast the host was beside the first row, by a reference \
+         that runs the whole model now and then outside of the devices; `times` and `off by` (the minute before, when the \
+         prediction was learnt) are at one speed of the host. Energy is a model: {JOULES_PER_CORE_S} J per second of a \
          busy core and {:.0} nJ per byte sent or received.",
         JOULES_PER_BYTE * 1e9
     );
@@ -137,11 +140,11 @@ fn table(report: &Report, text: &mut String) {
 
 /// Lines over the number of devices where labels begin with one, else bars.
 fn plot(title: &str, report: &Report) -> Result<String, Box<dyn Error>> {
-    let first = report.measurements.first().ok_or("nothing was measured")?.rate;
+    let first = report.measurements.first().ok_or("nothing was measured")?;
     let mut series: Vec<Line> = Vec::new();
     for m in &report.measurements {
         let Some((devices, kind)) = counted(m) else { continue };
-        let point = (devices, m.rate / first);
+        let point = (devices, m.times(first));
         match series.iter_mut().find(|line| line.name == kind) {
             Some(line) => line.points.push(point),
             None => series.push(Line { name: kind.to_owned(), points: vec![(1.0, 1.0), point] }),

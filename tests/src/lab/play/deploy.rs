@@ -148,7 +148,8 @@ impl Player {
         let mut problem = self.problem(at, &deploy.name)?;
         (problem.pin, problem.min_stages, problem.max_stages, problem.replication) = (None, None, None, true);
         // The list that DEFER and others go through in order is the scenario's.
-        let order = self.ids_in_order(at);
+        let order = self.ids_in_order(at, deploy.on.as_deref());
+        only(&mut problem, &order);
         problem.devices.sort_by_key(|device| order.iter().position(|id| *id == device.id));
         let mut choices = Choices { seed: self.hall.scenario.seed, ..Choices::default() };
         if policy == Policy::Defer {
@@ -166,10 +167,22 @@ impl Player {
         Ok(path)
     }
 
-    fn ids_in_order(&self, at: usize) -> Vec<String> {
+    /// Ids of the devices that take part.
+    fn ids_in_order(&self, at: usize, on: Option<&[String]>) -> Vec<String> {
+        let chosen = self.hall.named(on.unwrap_or(&["*".to_owned()]));
         let nodes = self.hall.devices[at].daemon.status().map(|status| status.nodes).unwrap_or_default();
         let id = |name: &str| nodes.iter().find(|node| node.name == name).map(|node| node.id.clone());
-        self.hall.devices.iter().filter_map(|device| id(device.name())).collect()
+        chosen.into_iter().filter_map(|at| id(self.hall.devices[at].name())).collect()
+    }
+}
+
+/// Leaves these devices alone in a problem, which may still be of a moment when others took part.
+fn only(problem: &mut Problem, ids: &[String]) {
+    problem.devices.retain(|device| ids.contains(&device.id));
+    problem.links.pairs.retain(|pair| ids.contains(&pair.from) && ids.contains(&pair.to));
+    if let Some(ingress) = &mut problem.ingress {
+        let share = 1.0 / problem.devices.len().max(1) as f64;
+        *ingress = problem.devices.iter().map(|device| (device.id.clone(), share)).collect();
     }
 }
 
