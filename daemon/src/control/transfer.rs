@@ -98,7 +98,6 @@ impl Transfer {
 
     /// Serves one inbound stream until the peer closes it.
     pub async fn serve(&self, mut stream: NetStream) {
-        let _chore = self.net.chore();
         if let Err(error) = self.serve_requests(&mut stream).await {
             tracing::debug!(%error, "blob stream ended");
         }
@@ -118,6 +117,8 @@ impl Transfer {
     }
 
     async fn serve_one(&self, stream: &mut NetStream, hash: Hash, offset: u64) -> io::Result<()> {
+        // Not for the whole stream: a peer that leaves one open keeps nobody at work.
+        let _chore = self.net.chore();
         let opened = match self.store.has(&hash) {
             true => tokio::fs::File::open(self.store.path(&hash)).await.ok(),
             false => None,
