@@ -60,7 +60,7 @@ test-models: runtime $(MODEL_PYTHON)/done $(MODEL_NAMES:%=$(MODEL_DIR)/%/model.o
 	MESH_MODELS=$(MODEL_DIR) MESH_PYTHON=$(MODEL_PYTHON)/bin/python \
 		cargo test -p mesh -p mesh-tests --test rack_models -- --nocapture --test-threads 1
 
-BENCH_MODELS := resnet50 vit_b_16 vit_l_16
+BENCH_MODELS := resnet50 mobilenet_v3_large densenet121 bert_base vit_b_16 vit_l_16
 
 bench: build $(MODEL_PYTHON)/done $(BENCH_MODELS:%=$(MODEL_DIR)/%/model.onnx)
 	cargo build --release -p mesh-tests --bins
