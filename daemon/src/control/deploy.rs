@@ -295,7 +295,7 @@ impl Deployer {
 
     async fn dry_run(&self, ready: &Ready, request: &DeployRequest) -> Result<(Plan, Vec<Lift>), Failure> {
         let view = self.consensus.view().borrow().clone();
-        let (devices, _) = self.facts.devices(&view);
+        let devices = self.facts.devices_for(&view, &request.name);
         let wishes =
             Wishes { objective: request.objective, stages: request.stages, pin: request.pin.clone() };
         let mut problem = planning::problem(&ready.profile, &devices, &wishes);

@@ -6,6 +6,7 @@ use mesh_planner::TransferCost;
 
 use super::{
     consensus::ClusterView,
+    memory::taken_by_others,
     peers::Peers,
     planning::DeviceFacts,
     report::{NodeReport, StageReport},
@@ -125,6 +126,17 @@ impl Facts {
             }
         }
         (ready, unmeasured)
+    }
+
+    /// The same for a plan of one deployment: with the memory that the others leave.
+    pub fn devices_for(&self, view: &ClusterView, deployment: &str) -> Vec<DeviceFacts> {
+        let taken = taken_by_others(&view.state, deployment);
+        let (mut devices, _) = self.devices(view);
+        for device in &mut devices {
+            let others = taken.get(&device.id).copied().unwrap_or(0);
+            device.memory_bytes = device.memory_bytes.saturating_sub(others);
+        }
+        devices
     }
 
     /// A device's name for people.

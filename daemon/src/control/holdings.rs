@@ -8,7 +8,10 @@ use std::{
 
 use mesh_consensus::ClusterState;
 
-use super::prepare::SessionKey;
+use super::{
+    memory::{session_of, stage_bytes},
+    prepare::SessionKey,
+};
 use crate::data::StageKey;
 
 /// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
@@ -132,31 +135,38 @@ impl Holdings {
 
 /// The stages that active and prepared plans give to a device, with the session that serves each.
 ///
-/// A device stands by while nothing else is prepared, whose memory that may be, and as long as the stage needs it.
+/// A device stands by while nothing else is prepared, whose memory that may be, and as long as the stage needs it; and
+/// within `budget`, its bytes for stages: another deployment may have been given what was spare when the plan was made.
 pub fn wanted_here(
     state: &ClusterState,
     me: &str,
+    budget: u64,
     is_live: impl Fn(&str) -> bool,
 ) -> BTreeMap<StageKey, SessionKey> {
-    let mut wanted = BTreeMap::new();
+    let (mut wanted, mut insured) = (BTreeMap::new(), Vec::new());
+    let mut held: BTreeMap<SessionKey, u64> = BTreeMap::new();
     for deployment in state.deployments.values() {
         for plan in deployment.active.iter().chain(deployment.preparing.iter()) {
             for (index, stage) in plan.plan.stages.iter().enumerate() {
                 let lost = || !stage.replicas.iter().any(|r| is_live(&r.device));
-                let runs = stage.replicas.iter().any(|r| r.device == me);
-                let stands_by =
-                    stage.standbys.iter().any(|id| id == me) && (deployment.preparing.is_none() || lost());
-                if runs || stands_by {
-                    let key =
-                        StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
-                    let session = SessionKey {
-                        model: plan.model.clone(),
-                        first_block: stage.first_block,
-                        last_block: stage.last_block,
-                    };
+                let key = StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
+                let session = session_of(&plan.model, stage);
+                if stage.replicas.iter().any(|r| r.device == me) {
+                    held.insert(session.clone(), stage_bytes(stage));
                     wanted.insert(key, session);
+                } else if stage.standbys.iter().any(|id| id == me)
+                    && (deployment.preparing.is_none() || lost())
+                {
+                    insured.push((key, session, stage_bytes(stage)));
                 }
             }
+        }
+    }
+    for (key, session, bytes) in insured {
+        let others = held.iter().filter(|(other, _)| **other != session).map(|(_, bytes)| *bytes);
+        if others.fold(bytes, u64::saturating_add) <= budget {
+            held.insert(session.clone(), bytes);
+            wanted.insert(key, session);
         }
     }
     wanted

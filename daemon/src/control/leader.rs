@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     time::{Duration, Instant},
 };
 
 use mesh_consensus::{Command, Deployment, EpochPlan};
-use mesh_planner::{Plan, Problem};
+use mesh_planner::{Plan, Problem, size};
 
 use super::{
     better::{self, Improver},
@@ -15,8 +16,9 @@ use super::{
     duties::{Duties, Need, Sight},
     facts::Facts,
     forecast::Forecasts,
+    memory::taken_by_others,
     models::Models,
-    planning::{DeviceFacts, Wishes, problem},
+    planning::{Wishes, problem},
     problems::Problems,
     propose::Proposer,
     report::StageState,
@@ -185,7 +187,12 @@ impl Leader {
                 self.better.planned(&deployment.name, &solved.problem, Instant::now());
                 self.prepare(deployment, solved).await;
             }
-            Err(reason) => {
+            Err(mut reason) => {
+                let others: u64 = taken_by_others(&view.state, &deployment.name).values().sum();
+                if others > 0 {
+                    let _ =
+                        write!(reason, "; other deployments hold {} of the devices' memory", size(others));
+                }
                 if deployment.fault.as_ref() != Some(&reason) {
                     tracing::warn!(deployment = %deployment.name, %reason, "cannot be served as asked");
                     self.set_fault(deployment, Some(reason)).await;
@@ -207,8 +214,10 @@ impl Leader {
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
         let profile = self.models.profile(profile).await.map_err(|e| super::chain(&e))?;
         let usable = self.usable(view, deployment);
-        let (devices, _) = self.facts.devices(view);
-        let devices: Vec<DeviceFacts> = devices.into_iter().filter(|d| usable.contains(&d.id)).collect();
+        // Of now: another deployment may have been given its plan since this look began.
+        let now = self.consensus.view().borrow().clone();
+        let mut devices = self.facts.devices_for(&now, &deployment.name);
+        devices.retain(|device| usable.contains(&device.id));
         let mut problem = problem(&profile, &devices, &wishes(deployment));
         self.forecasts.correct(&deployment.model, &mut problem);
         Ok(problem)

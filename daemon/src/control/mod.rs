@@ -16,6 +16,7 @@ pub mod forecast;
 pub mod holdings;
 pub mod leader;
 pub mod links;
+pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod moves;

@@ -93,7 +93,7 @@ pub async fn rebuild(
     let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
     let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
     let profile = models.profile(profile).await.map_err(|e| super::chain(&e))?;
-    let (devices, _) = facts.devices(view);
+    let devices = facts.devices_for(view, &deployment.name);
     if devices.is_empty() {
         return Err("no device has measured itself yet".into());
     }

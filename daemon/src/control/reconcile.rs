@@ -171,7 +171,8 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self, state: &ClusterState) {
-        let wanted = wanted_here(state, &self.facts.me().to_string(), |id| self.facts.is_live(id));
+        let budget = self.facts.own().memory_budget_bytes;
+        let wanted = wanted_here(state, &self.facts.me().to_string(), budget, |id| self.facts.is_live(id));
         for act in self.holdings.look(Instant::now(), &wanted) {
             match act {
                 Act::Prepare(session) => self.start(session),

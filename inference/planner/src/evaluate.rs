@@ -84,6 +84,8 @@ pub struct StageCost {
     pub output_bytes: u64,
     /// Weight bytes on each replica.
     pub weight_bytes: u64,
+    /// Bytes that each replica needs, were it alone on its device.
+    pub memory_bytes: u64,
 }
 
 /// What a plan costs.
@@ -184,6 +186,7 @@ impl<'a> Sum<'a> {
             hop_s: 0.0,
             output_bytes: self.instance.problem.cuts[stage.end],
             weight_bytes: self.instance.weight(stage.first, stage.end),
+            memory_bytes: self.instance.stage_bytes(stage.first, stage.end),
         }
     }
 

@@ -37,6 +37,7 @@ pub(crate) fn plan_of(instance: &Instance<'_>, solution: Solution, considered: &
         hop_s: cost.hop_s,
         output_bytes: cost.output_bytes,
         weight_bytes: cost.weight_bytes,
+        memory_bytes: cost.memory_bytes,
     });
     Plan {
         stages: stages.collect(),

@@ -51,6 +51,9 @@ pub struct Stage {
     /// Weight bytes that each replica holds.
     #[serde(default)]
     pub weight_bytes: u64,
+    /// Bytes that each replica and standby needs for the stage: weights, the largest peak, what crosses its cuts.
+    #[serde(default)]
+    pub memory_bytes: u64,
 }
 
 /// One of several devices serving the same stage.

@@ -22,6 +22,7 @@ pub fn restate(problem: &Problem, plan: &Plan) -> Result<Plan, CheckError> {
     for (stage, cost) in plan.stages.iter_mut().zip(now.stages) {
         (stage.compute_s, stage.hop_s) = (cost.compute_s, cost.hop_s);
         (stage.output_bytes, stage.weight_bytes) = (cost.output_bytes, cost.weight_bytes);
+        stage.memory_bytes = cost.memory_bytes;
     }
     Ok(plan)
 }

@@ -240,7 +240,8 @@ impl Serving {
 
     fn hold(&mut self, now_ms: u64, state: &ClusterState) {
         let me = device_id(self.index).0;
-        let wanted = wanted_here(state, &me, |device| self.is_live(device));
+        let budget = self.memory_of(&me).unwrap_or(0);
+        let wanted = wanted_here(state, &me, budget, |device| self.is_live(device));
         for act in self.holdings.look(self.at(now_ms), &wanted) {
             match act {
                 Act::Prepare(session) => {

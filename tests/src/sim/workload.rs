@@ -105,6 +105,7 @@ fn random_plan(dice: &mut Dice, state: &ClusterState) -> Plan {
         hop_s: 0.0,
         output_bytes: dice.below(1000),
         weight_bytes: 10,
+        memory_bytes: 10,
     };
     Plan {
         stages: vec![stage],

@@ -59,6 +59,7 @@ pub(super) fn plan() -> Plan {
         hop_s: 0.0005,
         output_bytes: 12,
         weight_bytes: 0,
+        memory_bytes: 0,
     };
     Plan {
         stages: vec![stage(0, "a"), stage(1, "b")],

@@ -34,7 +34,7 @@ fn state(preparing: bool) -> ClusterState {
 }
 
 fn epochs(state: &ClusterState, me: &str, live: &[&str]) -> Vec<u64> {
-    wanted_here(state, me, |device| live.contains(&device)).keys().map(|key| key.epoch).collect()
+    wanted_here(state, me, u64::MAX, |device| live.contains(&device)).keys().map(|key| key.epoch).collect()
 }
 
 #[test]

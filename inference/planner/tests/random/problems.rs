@@ -121,6 +121,7 @@ pub(crate) fn bare_plan(problem: &Problem, stages: &[(usize, usize, usize)]) -> 
         hop_s: 0.0,
         output_bytes: 0,
         weight_bytes: 0,
+        memory_bytes: 0,
     };
     Plan {
         stages: stages.iter().map(stage).collect(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_consensus::{ClusterState, Command, Deployment, DeviceId, Request, RequestId};
 use mesh_daemon::control::{
     duties::{Need, Sight},
+    memory::taken_by_others,
     report::StageState,
 };
 use mesh_daemon::data::StageKey;
@@ -65,7 +66,8 @@ impl Sight for Seen<'_> {
 }
 
 impl Serving {
-    fn memory_of(&self, device: &str) -> Option<u64> {
+    /// Bytes for stages on a device, as it has told.
+    pub(super) fn memory_of(&self, device: &str) -> Option<u64> {
         let index = device_index(&DeviceId(device.to_owned()));
         if index == self.index { Some(self.memory) } else { self.reports.get(&index).map(|told| told.memory) }
     }
@@ -110,7 +112,7 @@ impl Serving {
             }
             Need::Plan => {
                 let devices = self.duties.usable(&name, &Seen { serving: self, state });
-                let result = self.plan(deployment, &devices);
+                let result = self.plan(state, deployment, &devices);
                 self.duties.planned(self.at(now_ms), deployment, devices);
                 match result {
                     Ok(plan) => {
@@ -130,11 +132,20 @@ impl Serving {
         }
     }
 
-    fn plan(&self, deployment: &Deployment, devices: &BTreeSet<String>) -> Result<Plan, String> {
+    fn plan(
+        &self,
+        state: &ClusterState,
+        deployment: &Deployment,
+        devices: &BTreeSet<String>,
+    ) -> Result<Plan, String> {
         if devices.is_empty() {
             return Err("no device is ready to take stages".to_owned());
         }
-        let memory = |id: &String| Some((id.clone(), self.memory_of(id)?));
+        let taken = taken_by_others(state, &deployment.name);
+        let memory = |id: &String| {
+            let others = taken.get(id).copied().unwrap_or(0);
+            Some((id.clone(), self.memory_of(id)?.saturating_sub(others)))
+        };
         let problem = problem(deployment, &devices.iter().filter_map(memory).collect());
         let running = deployment
             .active
