@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use mesh_planner::Problem;
+use mesh_planner::{Plan, Problem};
 
 /// Stages that have run so often are believed...
 const RUNS_TRUSTED: u64 = 20;
@@ -114,6 +114,22 @@ impl Corrections {
             return;
         }
         self.models.entry(model.to_owned()).or_default().learn(block_seconds, seen, now);
+    }
+
+    /// Corrects a problem that was made from the profile, for a plan that runs: what its own stages have shown counts
+    /// for them, and not what another deployment's stages of the same blocks have shown, which are cut elsewhere.
+    pub fn apply_to(&self, model: &str, plan: &Plan, problem: &mut Problem) {
+        self.apply(model, problem);
+        let Some(learnt) = self.models.get(model) else { return };
+        for stage in &plan.stages {
+            let (first, last) = (stage.first_block, stage.last_block);
+            let Some(own) = learnt.stages.get(&(first, last)) else { continue };
+            let factors = learnt.blocks.get(first..=last).into_iter().flatten();
+            let blocks = problem.blocks.get_mut(first..=last).into_iter().flatten();
+            for (block, factor) in blocks.zip(factors) {
+                block.seconds.values_mut().for_each(|seconds| *seconds *= own.factor / factor);
+            }
+        }
     }
 
     /// Corrects a problem that was made from the profile.

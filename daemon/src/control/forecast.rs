@@ -212,7 +212,7 @@ fn forecast(
         return None;
     }
     let mut problem = planning::problem(profile, devices, &wishes(deployment));
-    corrections.apply(&active.model, &mut problem);
+    corrections.apply_to(&active.model, &active.plan, &mut problem);
     let plan = mesh_planner::reshare(&problem, &active.plan).ok()?;
     let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
     let is_measured = active.plan.stages.iter().enumerate().all(|(index, stage)| {

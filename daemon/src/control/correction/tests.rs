@@ -225,3 +225,42 @@ fn a_problem_is_corrected() {
     assert!(near(problem.devices[0].speed, 0.4), "{:?}", problem.devices);
     assert_eq!(problem.devices[1].speed, 1.0);
 }
+
+#[test]
+fn a_running_plan_is_forecast_by_its_own_stages() {
+    let mut learnt = Corrections::default();
+    let seen = |device: &'static str, first_block, last_block, factor: f64| Seen {
+        device,
+        first_block,
+        last_block,
+        seconds: BLOCKS[first_block..=last_block].iter().sum::<f64>() * factor,
+        runs: 50,
+        speed: 1.0,
+    };
+    // One deployment has the whole model in one session, another cuts it, which costs a fifth.
+    let all = [seen("a", 0, 5, 1.0), seen("b", 0, 2, 1.2), seen("c", 3, 5, 1.2)];
+    learnt.learn(MODEL, &BLOCKS, &all, Instant::now());
+    let block =
+        |seconds: &f64| serde_json::json!({"weight_bytes": 1, "peak_bytes": 1, "seconds": {"x": seconds}});
+    let device = |id: &str| serde_json::json!({"id": id, "class": "x", "speed": 1.0, "memory_bytes": 9});
+    let devices = ["a", "b", "c"].map(device);
+    let problem = serde_json::json!({
+        "blocks": BLOCKS.iter().map(block).collect::<Vec<_>>(), "cuts": [1, 1, 1, 1, 1, 1, 1],
+        "links": {"default": {"bytes_per_s": 1e9, "latency_s": 0.0}}, "devices": devices,
+    });
+    let problem: Problem = serde_json::from_value(problem).unwrap();
+    let seconds = |stages: &[(usize, usize, &str)]| {
+        let stage = |(first, last, device): &(usize, usize, &str)| serde_json::json!({"first_block": first, "last_block": last, "replicas": [{"device": device, "share": 1.0}]});
+        let plan = serde_json::json!({
+            "stages": stages.iter().map(stage).collect::<Vec<_>>(),
+            "bottleneck_s": 0.1, "bottleneck": {"kind": "compute", "stage": 0, "device": "a"}, "throughput_rps": 10.0,
+            "latency_s": 0.1, "lower_bound_s": 0.1, "optimal": true, "why": "", "unused": [], "alternatives": [],
+        });
+        let mut problem = problem.clone();
+        learnt.apply_to(MODEL, &serde_json::from_value(plan).unwrap(), &mut problem);
+        problem.blocks.iter().map(|block| block.seconds["x"]).sum::<f64>()
+    };
+    let whole: f64 = BLOCKS.iter().sum();
+    assert!(near(seconds(&[(0, 5, "a")]), whole));
+    assert!(near(seconds(&[(0, 2, "b"), (3, 5, "c")]), whole * 1.2));
+}
