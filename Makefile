@@ -1,6 +1,7 @@
 # make demo   build, fetch ONNX Runtime if none is found, show a mesh of four devices survive a loss
 # make test   everything that CI checks
-# make bench  measure, and write docs/benchmarks.md (SECTIONS="defer-100 unequal": only those); needs root
+# make bench  measure, and write docs/benchmarks.md (SECTIONS="defer-100 unequal": only those; FASTER=4: with four
+#             times the processor shares, in less time, where the host has them); needs root
 # make test-models   real models from ../shared/models (MODELS=FOLDER: others) over four devices; needs root
 # make soak   simulated clusters under faults: SEEDS=20000 of them, from seed FIRST=0 on
 # make lint   formatting, clippy, dependency rules

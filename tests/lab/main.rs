@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use mesh_tests::lab::{
-    chaos::{self, Asked, Round},
+    chaos::{self, Asked, Round, Trouble},
     fleet,
     play::Player,
     relay_process,
@@ -164,12 +164,13 @@ fn chaos_in(
     let mut player = Player::new(Scenario::load(file)?, models, |_| {})?;
     player.play()?;
     let devices: Vec<String> = player.hall.devices.iter().map(|device| device.name().to_owned()).collect();
+    let possible = Trouble::possible(&player);
     let (mut played, mut lost) = (Vec::new(), 0);
     for number in rounds.first.. {
         if Instant::now() >= rounds.until {
             break;
         }
-        let plot = chaos::plot(rounds.seed, number, &devices);
+        let plot = chaos::plot(rounds.seed, number, &devices, &possible);
         let replay = format!("lab chaos --seed {} --first {number}", rounds.seed);
         let round = chaos::play(&mut player, &plot, loads).map_err(|error| {
             format!("round {number} ({:?}): {error}\nfrom there: {replay}", plot.troubles)

@@ -21,6 +21,10 @@ const WHOLE: Duration = Duration::from_secs(180);
 const LASTS: (u64, u64) = (1, 15);
 /// Seconds of load before a fault, and after all is whole again.
 const CALM: u64 = 2;
+/// Times that a cable goes out and in.
+const FLAPS: usize = 3;
+/// An address that no device of a lab has by itself. Two devices never move at once.
+const ELSEWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 77, 250, 1);
 
 /// What goes wrong at a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -44,10 +48,18 @@ pub enum Trouble {
     Burn,
     /// Its disk is full.
     FullDisk,
+    /// Its cable is out and in again, several times a second apart.
+    Flap,
+    /// It gets another address, and its old one back.
+    Moves,
+    /// Three in ten of the frames that it sends are lost.
+    Lossy,
+    /// What it sends takes half a second.
+    Far,
 }
 
 impl Trouble {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 13] = [
         Self::Kill,
         Self::Restart,
         Self::Freeze,
@@ -57,7 +69,23 @@ impl Trouble {
         Self::SlowCpu,
         Self::Burn,
         Self::FullDisk,
+        Self::Flap,
+        Self::Moves,
+        Self::Lossy,
+        Self::Far,
     ];
+
+    /// Whether a lab without netem has to have made the device's card to bring it about.
+    fn needs_delays(self) -> bool {
+        matches!(self, Self::Lossy | Self::Far)
+    }
+
+    /// What can happen in a lab: losses and delays where its cards know them.
+    pub fn possible(player: &Player) -> Vec<Self> {
+        let hall = &player.hall;
+        let delays = hall.network.has_netem() || hall.devices.iter().all(|d| d.is_relayed(&hall.network));
+        Self::ALL.into_iter().filter(|trouble| delays || !trouble.needs_delays()).collect()
+    }
 }
 
 /// What happens in a round.
@@ -71,8 +99,8 @@ pub struct Plot {
     pub troubles: Vec<(String, Trouble, u64)>,
 }
 
-/// Draws round `round`; equal seeds and rounds give equal plots.
-pub fn plot(seed: u64, round: u64, devices: &[String]) -> Plot {
+/// Draws round `round` of what is possible; equal seeds and rounds give equal plots.
+pub fn plot(seed: u64, round: u64, devices: &[String], possible: &[Trouble]) -> Plot {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(round);
     let mut devices = devices.to_vec();
@@ -81,10 +109,15 @@ pub fn plot(seed: u64, round: u64, devices: &[String]) -> Plot {
     // Two of six at once leave a quorum of the five that vote.
     let count = if devices.len() >= 5 && random.random_range(0..3) == 0 { 2 } else { 1 };
     let trouble = |device: String| {
-        let what = Trouble::ALL[random.random_range(0..Trouble::ALL.len())];
+        let what = possible[random.random_range(0..possible.len())];
         (device, what, random.random_range(LASTS.0..=LASTS.1))
     };
-    let troubles = devices.into_iter().take(count).map(trouble).collect();
+    let mut troubles: Vec<_> = devices.into_iter().take(count).map(trouble).collect();
+    // One address is kept for those that move.
+    let moves = |(_, what, _): &(String, Trouble, u64)| *what == Trouble::Moves;
+    if troubles.iter().filter(|trouble| moves(trouble)).count() > 1 {
+        troubles.truncate(1);
+    }
     Plot { round, home, troubles }
 }
 
@@ -186,10 +219,19 @@ fn begin(player: &mut Player, device: &str, trouble: Trouble) -> Result<(), Play
         Trouble::Restart => Step::Stop { devices },
         Trouble::Freeze => Step::Freeze { devices },
         Trouble::Cut => Step::Cut { devices },
-        Trouble::SlowLink => {
-            let rate = Some(Rate(10_000_000));
-            Step::Link { devices, rate, delay: None, jitter: None, loss: None, restore: false }
+        Trouble::Flap => {
+            for _ in 0..FLAPS {
+                step(player, Step::Cut { devices: devices.clone() })?;
+                calm(player, 1)?;
+                step(player, Step::Heal { devices: devices.clone() })?;
+                calm(player, 1)?;
+            }
+            return Ok(());
         }
+        Trouble::Moves => Step::Address { device: device.to_owned(), address: Some(ELSEWHERE) },
+        Trouble::SlowLink => slow(devices, Some(Rate(10_000_000)), None, None),
+        Trouble::Lossy => slow(devices, None, None, Some(0.3)),
+        Trouble::Far => slow(devices, None, Some(Span(Duration::from_millis(500))), None),
         Trouble::SlowCpu => Step::Cpu { devices, cpu: 0.05 },
         Trouble::Burn => Step::Burn { devices },
         Trouble::FullDisk => Step::FillDisk { devices, leave: None },
@@ -197,11 +239,17 @@ fn begin(player: &mut Player, device: &str, trouble: Trouble) -> Result<(), Play
     step(player, happening)
 }
 
+fn slow(devices: Vec<String>, rate: Option<Rate>, delay: Option<Span>, loss: Option<f64>) -> Step {
+    Step::Link { devices, rate, delay, jitter: None, loss, restore: false }
+}
+
 fn end(player: &mut Player, device: &str, trouble: Trouble, home: &str) -> Result<(), PlayError> {
     let devices = vec![device.to_owned()];
     match trouble {
         Trouble::Kill | Trouble::Restart => step(player, Step::Start { devices }),
         Trouble::Freeze => step(player, Step::Thaw { devices }),
+        Trouble::Flap => Ok(()),
+        Trouble::Moves => step(player, Step::Address { device: device.to_owned(), address: None }),
         Trouble::Cut => step(player, Step::Heal { devices }),
         Trouble::Wipe => {
             let old = player.hall.device(home).and_then(|home| home.daemon.status());
@@ -212,7 +260,7 @@ fn end(player: &mut Player, device: &str, trouble: Trouble, home: &str) -> Resul
             let args = ["node", "remove", old.id.as_str(), "--yes"].map(str::to_owned).to_vec();
             step(player, Step::Mesh { device: home.to_owned(), args })
         }
-        Trouble::SlowLink => {
+        Trouble::SlowLink | Trouble::Lossy | Trouble::Far => {
             let (rate, restore) = (None, true);
             step(player, Step::Link { devices, rate, delay: None, jitter: None, loss: None, restore })
         }
@@ -264,8 +312,8 @@ mod tests {
         let devices: Vec<String> = (1..=6).map(|number| format!("d-{number}")).collect();
         let mut kinds = std::collections::BTreeSet::new();
         for round in 0..500 {
-            let drawn = plot(7, round, &devices);
-            assert_eq!(format!("{drawn:?}"), format!("{:?}", plot(7, round, &devices)));
+            let drawn = plot(7, round, &devices, &Trouble::ALL);
+            assert_eq!(format!("{drawn:?}"), format!("{:?}", plot(7, round, &devices, &Trouble::ALL)));
             assert!(drawn.troubles.iter().all(|(device, ..)| *device != drawn.home), "{drawn:?}");
             assert!((1..=2).contains(&drawn.troubles.len()), "{drawn:?}");
             kinds.extend(drawn.troubles.iter().map(|(_, trouble, _)| *trouble));

@@ -145,6 +145,19 @@ impl LabDevice {
         network.adopt(&self.port)
     }
 
+    /// Gives it another address; the scenario's for `None`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_address(
+        &mut self,
+        network: &Network,
+        address: Option<std::net::Ipv4Addr>,
+    ) -> Result<(), NetworkError> {
+        self.port.address = address.unwrap_or(self.machine.address);
+        network.readdress(&self.port)
+    }
+
     fn make_disk(&self) -> Result<(), MachineError> {
         let folder = &self.daemon.data_dir;
         fs::create_dir_all(folder).map_err(|source| self.files("the data folder", source))?;

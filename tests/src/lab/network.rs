@@ -149,6 +149,17 @@ impl Network {
         self.shape(port)
     }
 
+    /// Gives a card another address, as a router does that has forgotten the old one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn readdress(&self, port: &Port) -> Result<(), NetworkError> {
+        let inside = |args: &[&str]| run("ip", &[&["-n", port.namespace.name()], args].concat());
+        inside(&["addr", "flush", "dev", "eth0"])?;
+        inside(&["addr", "add", &format!("{}/16", port.address), "brd", "+", "dev", "eth0"])?;
+        inside(&["route", "replace", "224.0.0.0/4", "dev", "eth0"])
+    }
+
     /// Sets the rates, and with netem delays and losses, from what the port says.
     ///
     /// # Errors

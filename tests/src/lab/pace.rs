@@ -17,7 +17,9 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::models::Whole;
 
 /// Of its time the reference runs one part in so many.
-const RARELY: u32 = 30;
+const RARELY: u32 = 15;
+/// Fewer runs say less of the host than of chance.
+const RUNS_LEAST: usize = 3;
 /// Pause between two runs, at least.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Pieces that a pause is slept in, so that an end does not wait for it.
@@ -53,13 +55,17 @@ impl Pace {
         Self { runs, stop, thread: thread.ok() }
     }
 
-    /// Processor seconds of a run of the whole model between two moments: the middle one. `None` when none ended then.
+    /// Processor seconds of a run of the whole model between two moments: the middle one. `None` when too few ended
+    /// then to say.
     pub fn between(&self, from: Instant, to: Instant) -> Option<f64> {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut within: Vec<f64> =
             runs.iter().filter(|(at, _)| (from..=to).contains(at)).map(|(_, seconds)| *seconds).collect();
+        if within.len() < RUNS_LEAST {
+            return None;
+        }
         within.sort_by(f64::total_cmp);
-        within.get(within.len() / 2).copied()
+        Some(within[within.len() / 2])
     }
 }
 

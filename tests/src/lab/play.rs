@@ -1,5 +1,6 @@
 //! Plays a scenario's script.
 
+mod compare;
 mod deploy;
 mod measure;
 mod roles;
@@ -22,6 +23,7 @@ use super::{
     scenario::{Deploy, Event, Scenario, Step, Try},
     units::Rate,
 };
+use deploy::Others;
 use measure::Stretch;
 
 /// Different inputs that a load sends in turn.
@@ -202,14 +204,22 @@ impl Player {
                 })?;
                 Ok(self.hall.write_relay_orders()?)
             }
+            Step::Address { device, address } => {
+                let devices = [device.clone()];
+                self.each(&devices, |net, d| Ok(d.set_address(net, *address)?))
+            }
             Step::Mesh { device, args } => self.command(device, args),
-            Step::Deploy(deploy) => self.deploy(deploy),
+            Step::Deploy(deploy) => self.deploy(deploy, Others::Drained),
             Step::Load(load) => self.load(load),
             Step::StopLoad { name } => self.stop_load(name.as_deref()),
             Step::Measure { label, seconds, warmup } => {
-                self.measure(&Stretch { label, seconds: *seconds, answers: 0, warmup: *warmup })
+                let stretch = Stretch { label, seconds: *seconds, answers: 0, warmup: *warmup };
+                let measurement = self.measure(&stretch)?;
+                self.report.measurements.push(measurement);
+                Ok(())
             }
             Step::Try(cell) => self.try_it(cell),
+            Step::Compare(compare) => self.compare(compare),
             Step::Wait { until, within } => {
                 self.wait(until, within.map_or(Duration::from_secs(120), |span| span.0))
             }
@@ -287,16 +297,7 @@ impl Player {
         if cell.lift {
             self.cards(Some(FULL_RATE))?;
         }
-        let deployed = self.deploy(&Deploy {
-            model: cell.model.clone(),
-            name: cell.name.clone(),
-            device: None,
-            objective: cell.objective.clone(),
-            stages: cell.stages,
-            on: Some(cell.on.clone()),
-            policy: cell.policy.clone(),
-            hurry: cell.hurry,
-        });
+        let deployed = self.deploy(&Deploy::from(cell), Others::Drained);
         if cell.lift {
             self.cards(None)?;
         }
@@ -308,6 +309,13 @@ impl Player {
             }
             other => other?,
         }
+        let measurement = self.turn(cell, cell.settle.0)?;
+        self.report.measurements.push(measurement);
+        Ok(())
+    }
+
+    /// Load on a cell that is deployed, and what is measured of it after a while.
+    fn turn(&mut self, cell: &Try, settle: Duration) -> Result<Measurement, PlayError> {
         let load = super::scenario::Load {
             name: cell.name.clone(),
             devices: Some(cell.on.clone()),
@@ -317,16 +325,17 @@ impl Player {
             failover: false,
         };
         self.load(&load)?;
-        std::thread::sleep(cell.settle.0);
+        std::thread::sleep(settle);
         // Every client has had two answers: the pipeline is full.
         let warmup = 2 * cell.clients * self.hall.named(&cell.on).len();
-        self.measure(&Stretch {
+        let measurement = self.measure(&Stretch {
             label: &cell.label,
             seconds: cell.seconds,
             answers: cell.answers,
             warmup: warmup as u64,
         })?;
-        self.stop_load(Some(&cell.name))
+        self.stop_load(Some(&cell.name))?;
+        Ok(measurement)
     }
 
     /// All cards at this rate, or back to what the scenario says.

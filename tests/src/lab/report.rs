@@ -67,15 +67,49 @@ pub struct Measurement {
     /// The same in the minute before.
     #[serde(default)]
     pub earlier_pace_s: Option<f64>,
+    /// Answers per second in each turn of a comparison, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<f64>,
     /// Why there was nothing to measure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub impossible: Option<String>,
 }
 
 impl Measurement {
-    /// How many times the rate of `first` this is, had the host been as fast in both.
+    /// How many times the rate of `first` this is, had the host been as fast in both: cells that had their turns side
+    /// by side have seen the same host.
     pub fn times(&self, first: &Self) -> f64 {
-        self.rate / first.rate * relative(self.pace_s, first.pace_s)
+        let side_by_side = !self.turns.is_empty() && self.turns.len() == first.turns.len();
+        let host = if side_by_side { 1.0 } else { relative(self.pace_s, first.pace_s) };
+        self.rate / first.rate * host
+    }
+
+    /// The turns of a cell as one measurement.
+    ///
+    /// # Panics
+    /// Without a turn.
+    pub fn of_turns(turns: Vec<Self>) -> Self {
+        let sum = |value: fn(&Self) -> f64| turns.iter().map(value).sum::<f64>();
+        let mean = |value: fn(&Self) -> f64| sum(value) / turns.len() as f64;
+        let of = |value: fn(&Self) -> f64| middle(turns.iter().map(value).collect());
+        let pace = |value: fn(&Self) -> Option<f64>| {
+            let paces: Vec<f64> = turns.iter().filter_map(value).collect();
+            (!paces.is_empty()).then(|| middle(paces))
+        };
+        let last = turns.last().cloned().expect("a comparison has rounds");
+        Self {
+            seconds: sum(|turn| turn.seconds),
+            answers: turns.iter().map(|turn| turn.answers).sum(),
+            faults: turns.iter().map(|turn| turn.faults).sum(),
+            rate: sum(|turn| turn.rate * turn.seconds) / sum(|turn| turn.seconds),
+            p50_ms: of(|turn| turn.p50_ms),
+            p99_ms: turns.iter().map(|turn| turn.p99_ms).fold(0.0, f64::max),
+            predicted: mean(|turn| turn.predicted),
+            pace_s: pace(|turn| turn.pace_s),
+            earlier_pace_s: pace(|turn| turn.earlier_pace_s),
+            turns: turns.iter().map(|turn| turn.rate).collect(),
+            ..last
+        }
     }
 
     /// How far the rate is from what was predicted, as a part, had the host been as fast as in the minute before.
@@ -97,6 +131,12 @@ impl Measurement {
             ..Self::default()
         }
     }
+}
+
+/// The middle one; of two in the middle, the higher.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// One pace over another; 1 where one is not known.

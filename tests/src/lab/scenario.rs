@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::units::{Rate, Size, Span};
 pub(crate) use check::matches;
-pub use event::{Condition, Deploy, Event, Load, Step, Try};
+pub use event::{Compare, Condition, Deploy, Event, Load, Step, Try};
 
 /// A scenario file.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -208,6 +208,21 @@ impl Scenario {
     pub fn check(&self, path: &Path) -> Result<(), ScenarioError> {
         let problems = check::problems(self);
         if problems.is_empty() { Ok(()) } else { Err(ScenarioError::Sense { path: path.into(), problems }) }
+    }
+
+    /// The same with every processor share so many times as large, and waits and measurements so many times as short:
+    /// on a host with more processors it is over sooner. Links stay as they are.
+    pub fn faster(mut self, times: f64) -> Self {
+        let share = |hardware: &mut Hardware| hardware.cpu = hardware.cpu.map(|cpu| cpu * times);
+        share(&mut self.defaults);
+        self.device.iter_mut().for_each(|spec| share(&mut spec.hardware));
+        self.event.iter_mut().for_each(|event| event.hasten(times));
+        self
+    }
+
+    /// Processors that all devices use at most; `None` where one is not limited.
+    pub fn cores(&self) -> Option<f64> {
+        self.machines().iter().map(|machine| machine.hardware.cpu).sum()
     }
 
     /// All links that are slower than the cards at their ends, each for one direction: sender, receiver, rate.

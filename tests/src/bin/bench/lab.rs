@@ -12,30 +12,67 @@ use mesh_tests::lab::{
 /// Times that a scenario is played to see whether it says the same.
 const REPEATS: usize = 5;
 
-fn play(name: &str, models: &Path) -> Result<(String, Report), Box<dyn Error>> {
+fn load(name: &str, faster: f64) -> Result<Scenario, Box<dyn Error>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("lab/scenarios/{name}.toml"));
     let scenario = Scenario::load(&path)?;
-    let about = scenario.about.clone();
+    Ok(if faster == 1.0 { scenario } else { scenario.faster(faster) })
+}
+
+fn play(scenario: Scenario, models: &Path) -> Result<Report, Box<dyn Error>> {
     let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
     player.play()?;
-    let report = player.report.clone();
-    Ok((about, report))
+    Ok(player.report.clone())
+}
+
+/// All runs of a scenario: side by side where the host has processors for that, else one after another.
+fn play_all(scenario: &Scenario, models: &Path) -> Result<Vec<Report>, Box<dyn Error>> {
+    let host = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+    // As many for the clients and the reference as for the devices.
+    let together = scenario.cores().is_some_and(|cores| 2.0 * cores * REPEATS as f64 <= host);
+    if !together {
+        return (0..REPEATS).map(|_| play(scenario.clone(), models)).collect();
+    }
+    let run = |number: usize| {
+        let scenario = Scenario { name: format!("{}-{number}", scenario.name), ..scenario.clone() };
+        play(scenario, models).map_err(|error| error.to_string())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=REPEATS).map(|number| scope.spawn(move || run(number))).collect();
+        let reports = threads.into_iter().map(|thread| match thread.join() {
+            Ok(report) => report.map_err(Into::into),
+            Err(_) => Err("a run ended by a panic".into()),
+        });
+        reports.collect()
+    })
+}
+
+/// What a table has to say of devices that were faster than the scenario says.
+fn hastened(faster: f64) -> String {
+    if faster == 1.0 {
+        return String::new();
+    }
+    format!(
+        " Every processor share is {faster} times the scenario's, and every time so much shorter (`FASTER={faster}`)."
+    )
 }
 
 /// Plays a scenario several times and writes how far its ratios are from each other.
-pub(super) fn repeated(name: &str, models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
-    let mut runs = Vec::new();
-    let mut title = String::new();
-    for _ in 0..REPEATS {
-        let (about, report) = play(name, models)?;
-        title = about;
-        runs.push(report);
-    }
+pub(super) fn repeated(
+    name: &str,
+    models: &Path,
+    faster: f64,
+    text: &mut String,
+) -> Result<(), Box<dyn Error>> {
+    let scenario = load(name, faster)?;
+    let title = scenario.about.clone();
+    let runs = play_all(&scenario, models)?;
     let _ = writeln!(
         text,
-        "## {title}, {REPEATS} times\n\nScenario: `tests/lab/scenarios/{name}.toml`, played {REPEATS} times from nothing. \
-         Throughput in answers/s, and how many times that of the same run's first row it is at one speed of the host, by a \
-         reference that runs the whole model now and then; the spread is the largest of these ratios over the smallest.\n\n| | {} | spread of the ratios |\n|---|{}---|",
+        "## {title}, {REPEATS} times\n\nScenario: `tests/lab/scenarios/{name}.toml`, played {REPEATS} times from nothing.{} \
+         Throughput in answers/s, and how many times that of the same run's first row it is; in each round of a run all \
+         rows have their turn, so that the host's drift is in all of them alike. The spread is the largest of the runs' ratios over \
+         the smallest.\n\n| | {} | spread of the ratios |\n|---|{}---|",
+        hastened(faster),
         (1..=REPEATS).map(|run| format!("run {run}")).collect::<Vec<_>>().join(" | "),
         "---|".repeat(REPEATS)
     );
@@ -60,9 +97,17 @@ pub(super) fn repeated(name: &str, models: &Path, text: &mut String) -> Result<(
 }
 
 /// Plays a scenario and writes its section.
-pub(super) fn section(name: &str, models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
-    let (about, report) = play(name, models)?;
-    let _ = writeln!(text, "## {about}\n\nScenario: `tests/lab/scenarios/{name}.toml`.\n");
+pub(super) fn section(
+    name: &str,
+    models: &Path,
+    faster: f64,
+    text: &mut String,
+) -> Result<(), Box<dyn Error>> {
+    let scenario = load(name, faster)?;
+    let about = scenario.about.clone();
+    let report = play(scenario, models)?;
+    let hastened = hastened(faster);
+    let _ = writeln!(text, "## {about}\n\nScenario: `tests/lab/scenarios/{name}.toml`.{hastened}\n");
     table(&report, text);
     let svg = plot(name, &report)?;
     super::write(&super::docs().join(format!("benchmarks/{name}.svg")), &svg)?;

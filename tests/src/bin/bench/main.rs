@@ -35,6 +35,9 @@ struct Args {
     /// The fleets that the section `fleets` measures now, such as 1-10; those of before stay on the page.
     #[arg(long, env = "FLEETS", default_value = "1-30")]
     fleets: fleets::Numbers,
+    /// Plays scenarios with so many times their processor shares, in so much less time: for hosts with more processors.
+    #[arg(long, env = "FASTER", default_value_t = 1.0)]
+    faster: f64,
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
@@ -102,7 +105,7 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "codec" => codec::section(&mut text),
         "codec-defer" => codec::deferred(&mut text, models)?,
         "losses" => mesh::kills(&mut text),
-        "repeat" => lab::repeated(name, models, &mut text)?,
+        "repeat" => lab::repeated(name, models, args.faster, &mut text)?,
         "restarts" => endurance::restarts(models, &mut text)?,
         "saturated" => endurance::saturated(models, &mut text)?,
         "faults" => faults::section(models, &mut text)?,
@@ -110,7 +113,7 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "planner-vit" => plans::vit(&mut text)?,
         "planner-wifi" => plans::wifi(&mut text),
         "planner-scale" => plans::scale(&mut text)?,
-        scenario => lab::section(scenario, models, &mut text)?,
+        scenario => lab::section(scenario, models, args.faster, &mut text)?,
     }
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let _ = writeln!(

@@ -12,7 +12,11 @@ use mesh_planner::Problem;
 use super::{PlayError, Player};
 use crate::{
     digits,
-    lab::{hall::succeeded, scenario::Deploy, site},
+    lab::{
+        hall::succeeded,
+        scenario::{Deploy, Try},
+        site,
+    },
     models::engine,
     policies::{self, Choices, Policy},
 };
@@ -21,11 +25,37 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What becomes of the devices that a deployment is not `on`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Others {
+    /// They are drained.
+    Drained,
+    /// They stay: only a policy leaves them out of its plan.
+    Left,
+}
+
+impl From<&Try> for Deploy {
+    fn from(cell: &Try) -> Self {
+        Self {
+            model: cell.model.clone(),
+            name: cell.name.clone(),
+            device: None,
+            objective: cell.objective.clone(),
+            stages: cell.stages,
+            on: Some(cell.on.clone()),
+            policy: cell.policy.clone(),
+            hurry: cell.hurry,
+        }
+    }
+}
+
 impl Player {
-    pub(super) fn deploy(&mut self, deploy: &Deploy) -> Result<(), PlayError> {
+    pub(super) fn deploy(&mut self, deploy: &Deploy, others: Others) -> Result<(), PlayError> {
         let file = self.model(&deploy.model)?;
         let at = self.operator(deploy)?;
-        self.take_part(deploy.on.as_deref(), at)?;
+        if others == Others::Drained {
+            self.take_part(deploy.on.as_deref(), at)?;
+        }
         let policy = match deploy.policy.as_deref() {
             None => Policy::Mesh,
             Some(name) => name.parse().map_err(PlayError::Script)?,

@@ -32,7 +32,7 @@ pub(super) struct Stretch<'a> {
 }
 
 impl Player {
-    pub(super) fn measure(&mut self, stretch: &Stretch<'_>) -> Result<(), PlayError> {
+    pub(super) fn measure(&self, stretch: &Stretch<'_>) -> Result<Measurement, PlayError> {
         let Stretch { label, seconds, answers, warmup } = *stretch;
         let Some((deployment, load)) = self.loads.iter().next() else {
             return Err(PlayError::Script(format!("{label}: there is no load to measure")));
@@ -69,7 +69,7 @@ impl Player {
             steady.rate_rps
         ));
         let devices = self.hall.devices.iter().zip(before.iter().zip(&after));
-        self.report.measurements.push(Measurement {
+        Ok(Measurement {
             label: label.to_owned(),
             seconds: length,
             answers: steady.answers,
@@ -90,8 +90,8 @@ impl Player {
             pace_s,
             earlier_pace_s,
             impossible: None,
-        });
-        Ok(())
+            turns: Vec::new(),
+        })
     }
 
     /// As the first running device sees it.

@@ -37,9 +37,7 @@ pub(super) fn problems(scenario: &Scenario) -> Vec<String> {
     if addresses.len() < machines.len() {
         found.push("two devices have the same address".into());
     }
-    for address in addresses.iter().filter(|address| address.octets()[..2] != [10, 77]) {
-        found.push(format!("address {address}: the rack's network is 10.77.0.0/16"));
-    }
+    addresses.iter().for_each(|address| rack_address(*address, &mut found));
     for link in &scenario.link {
         for end in [&link.from, &link.to] {
             if !names.contains(end.as_str()) {
@@ -57,6 +55,15 @@ pub(super) fn problems(scenario: &Scenario) -> Vec<String> {
         if let Step::Cpu { cpu, .. } = event.step {
             share(&what, "cpu", cpu, 1000.0, &mut found);
         }
+        if let Step::Address { address: Some(address), .. } = &event.step {
+            rack_address(*address, &mut found);
+        }
+        if let Step::Compare(compare) = &event.step {
+            let names: BTreeSet<&str> = compare.cell.iter().map(|cell| cell.name.as_str()).collect();
+            if compare.rounds == 0 || names.is_empty() || names.len() < compare.cell.len() {
+                found.push(format!("{what}: a comparison has rounds, and cells of different names"));
+            }
+        }
         if let Step::Load(load) = &event.step
             && load.clients.is_some() == load.rate_per_s.is_some()
         {
@@ -64,6 +71,12 @@ pub(super) fn problems(scenario: &Scenario) -> Vec<String> {
         }
     }
     found
+}
+
+fn rack_address(address: std::net::Ipv4Addr, found: &mut Vec<String>) {
+    if address.octets()[..2] != [10, 77] {
+        found.push(format!("address {address}: the rack's network is 10.77.0.0/16"));
+    }
 }
 
 fn hardware(what: &str, hardware: &Hardware, found: &mut Vec<String>) {
@@ -113,9 +126,10 @@ fn patterns(step: &Step) -> Vec<&String> {
         | Step::FreeDisk { devices }
         | Step::WipeDisk { devices } => devices.iter().collect(),
         Step::Partition { groups } => groups.iter().flatten().collect(),
-        Step::Mesh { device, .. } => vec![device],
+        Step::Mesh { device, .. } | Step::Address { device, .. } => vec![device],
         Step::Deploy(deploy) => deploy.device.iter().chain(deploy.on.iter().flatten()).collect(),
         Step::Try(cell) => cell.on.iter().collect(),
+        Step::Compare(compare) => compare.cell.iter().flat_map(|cell| &cell.on).collect(),
         Step::Load(load) => load.devices.iter().flatten().collect(),
         Step::Wait { until: Condition::State { device, .. }, .. } => vec![device],
         Step::StopLoad { .. } | Step::Measure { .. } | Step::Wait { .. } => Vec::new(),

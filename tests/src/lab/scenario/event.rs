@@ -61,6 +61,12 @@ pub enum Step {
         #[serde(default)]
         restore: bool,
     },
+    /// Gives a device another address while its daemon runs; the scenario's when absent.
+    Address {
+        device: String,
+        #[serde(default)]
+        address: Option<std::net::Ipv4Addr>,
+    },
     /// Changes the processor's share.
     Cpu { devices: Vec<String>, cpu: f64 },
     /// Keeps the processor share of devices busy with a program that is not Mesh.
@@ -103,12 +109,57 @@ pub enum Step {
     },
     /// One cell of a table: deploy, load, measure, end of load.
     Try(Try),
+    /// Several cells that are measured in turn, round after round: what they have to each other does not drift with
+    /// the host.
+    Compare(Compare),
     /// Waits until something is so, and fails after `within` (2 minutes when absent).
     Wait {
         until: Condition,
         #[serde(default)]
         within: Option<Span>,
     },
+}
+
+impl Event {
+    /// Makes it so many times as short as it is long by the clock.
+    pub(super) fn hasten(&mut self, times: f64) {
+        let span = |span: &mut Span| span.0 = span.0.div_f64(times);
+        let cell = |cell: &mut Try| {
+            span(&mut cell.settle);
+            cell.seconds /= times;
+        };
+        if let Some(at) = &mut self.at {
+            span(at);
+        }
+        match &mut self.step {
+            Step::Cpu { cpu, .. } => *cpu *= times,
+            Step::Measure { seconds, .. } => *seconds /= times,
+            Step::Wait { until: Condition::Time(time), .. } => span(time),
+            Step::Try(one) => cell(one),
+            Step::Compare(compare) => compare.cell.iter_mut().for_each(cell),
+            Step::Start { .. }
+            | Step::Stop { .. }
+            | Step::Kill { .. }
+            | Step::Restart { .. }
+            | Step::Freeze { .. }
+            | Step::Thaw { .. }
+            | Step::Cut { .. }
+            | Step::Heal { .. }
+            | Step::Partition { .. }
+            | Step::Link { .. }
+            | Step::Address { .. }
+            | Step::Burn { .. }
+            | Step::Cool { .. }
+            | Step::FillDisk { .. }
+            | Step::FreeDisk { .. }
+            | Step::WipeDisk { .. }
+            | Step::Mesh { .. }
+            | Step::Deploy(_)
+            | Step::Load(_)
+            | Step::StopLoad { .. }
+            | Step::Wait { .. } => {}
+        }
+    }
 }
 
 impl Step {
@@ -209,6 +260,17 @@ pub struct Try {
     /// Answers to measure at least, however long it takes.
     #[serde(default)]
     pub answers: u64,
+}
+
+/// Cells that are all deployed at once and get load in turn.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compare {
+    /// How often each cell has its turn.
+    pub rounds: usize,
+    /// The cells, each a deployment of its own. `on` says where requests enter and which devices a policy may plan
+    /// for; no device is drained. `settle` is the load before the first round, `seconds` the length of a turn.
+    pub cell: Vec<Try>,
 }
 
 /// What a script waits for: `"cluster"`, `{ serving = "digits" }` and so on.
