@@ -9,8 +9,9 @@ use crate::bound::lower_bound;
 use crate::evaluate::{evaluate_draft, fits};
 use crate::instance::Instance;
 
-/// The bound, and then the best chain, are brought as near as this to what cannot be told.
+/// The bound is brought as near as this to what cannot be proven, and the best chain to what is not found.
 const NEAR: f64 = 1e-3;
+const NEAREST: f64 = 3e-4;
 /// Limits that are tried for the bound, and for chains.
 const TRIES: usize = 16;
 /// How far above the bound the first limit is, for each.
@@ -106,7 +107,7 @@ impl Search<'_> {
         let (mut rise, mut failed, mut is_found) = (FIRST_CHAIN, self.low, false);
         let width = (BREADTH / self.tiling.devices.len().max(1)).clamp(WIDTHS.0, WIDTHS.1);
         for _ in 0..TRIES {
-            if failed >= self.high * (1.0 - NEAR) || steps.left() == 0 {
+            if failed >= self.high * (1.0 - NEAREST) || steps.left() == 0 {
                 break;
             }
             let limit = if is_found { (failed + self.high) / 2.0 } else { self.low * (1.0 + rise) };

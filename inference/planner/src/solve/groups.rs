@@ -115,7 +115,9 @@ fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
 }
 
 fn in_order(instance: &Instance<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
-    let search = Search { instance, order, positions: positions(instance, order.len()) };
+    let positions = positions(instance, order.len());
+    let members = order.iter().map(|&device| Member::new(instance, device, &positions)).collect();
+    let search = Search { instance, order, positions, members, entrances: entrances(instance) };
     let draft = search.solve(steps)?;
     let (draft, evaluation) = polish(instance, draft, false);
     fits(instance, &draft).then_some((draft, evaluation))
@@ -174,34 +176,16 @@ struct Group {
 
 impl Group {
     /// Nothing changes when the device cannot hold the stage.
-    fn join(&mut self, instance: &Instance<'_>, device: usize, bytes: u64, (first, end): (usize, usize)) {
-        if bytes > instance.memory(device) {
+    fn join(&mut self, member: &Member, bytes: u64, (start, end): (usize, usize)) {
+        if bytes > member.memory {
             return;
         }
-        let compute = instance.seconds(device, first, end).max(1e-12);
+        let compute = (member.prefix_s[end] - member.prefix_s[start]).max(1e-12);
         self.compute += 1.0 / compute;
-        let entering = instance.ingress[device];
-        let exchanged = instance.problem.ingress.is_some();
-        let (mut each, mut fixed) = (compute * instance.compute_share(device), 0.0);
-        // Requests that enter at this device stay here as far as its share goes; others are sent on.
-        let receive_s = instance.receive_s(device, instance.cut(first));
-        if first > 0 {
-            each += receive_s;
-            fixed += entering * instance.send_s(device, instance.cut(0));
-        } else if exchanged {
-            each += receive_s;
-            fixed -= entering * receive_s;
-        }
-        let send_s = instance.send_s(device, instance.cut(end));
-        if end < instance.blocks {
-            each += send_s;
-            fixed += entering * instance.receive_s(device, instance.cut(instance.blocks));
-        } else if exchanged {
-            each += send_s;
-            fixed -= entering * send_s;
-        }
-        self.rate += 1.0 / each;
-        self.fixed += fixed / each;
+        let (begins, ends) = (member.begin[start], member.end[end]);
+        let rate = 1.0 / (compute * member.compute_share + begins.0 + ends.0);
+        self.rate += rate;
+        self.fixed += (begins.1 + ends.1) * rate;
     }
 
     fn busy_s(&self) -> f64 {
@@ -209,10 +193,56 @@ impl Group {
     }
 }
 
+/// What a device of the order costs, by the search's positions.
+struct Member {
+    memory: u64,
+    compute_share: f64,
+    /// Seconds of the blocks before.
+    prefix_s: Vec<f64>,
+    /// Processor seconds for data at a stage's first block and at its end: per unit of share, and in any case.
+    begin: Vec<(f64, f64)>,
+    end: Vec<(f64, f64)>,
+}
+
+impl Member {
+    fn new(instance: &Instance<'_>, device: usize, positions: &[usize]) -> Self {
+        let entering = instance.ingress[device];
+        let exchanged = instance.problem.ingress.is_some();
+        // Requests that enter at this device stay here as far as its share goes; others are sent on.
+        let begin = |&position: &usize| {
+            let receive_s = instance.receive_s(device, instance.cut(position));
+            match position {
+                0 if exchanged => (receive_s, -entering * receive_s),
+                0 => (0.0, 0.0),
+                _ => (receive_s, entering * instance.send_s(device, instance.cut(0))),
+            }
+        };
+        let end = |&position: &usize| {
+            let send_s = instance.send_s(device, instance.cut(position));
+            let is_last = position == instance.blocks;
+            match is_last {
+                true if exchanged => (send_s, -entering * send_s),
+                true => (0.0, 0.0),
+                false => (send_s, entering * instance.receive_s(device, instance.cut(instance.blocks))),
+            }
+        };
+        Self {
+            memory: instance.memory(device),
+            compute_share: instance.compute_share(device),
+            prefix_s: positions.iter().map(|&position| instance.seconds(device, 0, position)).collect(),
+            begin: positions.iter().map(begin).collect(),
+            end: positions.iter().map(end).collect(),
+        }
+    }
+}
+
 struct Search<'a> {
     instance: &'a Instance<'a>,
     order: &'a [usize],
     positions: Vec<usize>,
+    /// In the order's order.
+    members: Vec<Member>,
+    entrances: Vec<(usize, f64)>,
 }
 
 impl Search<'_> {
@@ -222,15 +252,18 @@ impl Search<'_> {
         let layers = if counted { max.min(self.order.len()) } else { 1 };
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut cells: Vec<Option<Cell>> = vec![None; layers * reach * width];
+        // By cell: the replicas of its last stage.
+        let mut senders: Vec<Vec<(usize, f64)>> = vec![Vec::new(); cells.len()];
         for layer in 0..layers {
             for high in 1..reach {
                 for end in 1..width {
                     let at = (layer * reach + high) * width + end;
                     cells[at] = cells[at - width];
-                    let best = self.best_stage(&cells, (layer, high, end), counted, steps);
+                    let best = self.best_stage((&cells, &senders), (layer, high, end), counted, steps);
                     if best.is_some_and(|new| cells[at].is_none_or(|old| new.value < old.value)) {
                         cells[at] = best;
                     }
+                    senders[at] = cells[at].map_or_else(Vec::new, |cell| self.replicas(&cell, end));
                 }
             }
             if steps.left() == 0 && layer + 1 < min {
@@ -246,7 +279,7 @@ impl Search<'_> {
 
     fn best_stage(
         &self,
-        cells: &[Option<Cell>],
+        (cells, senders): (&[Option<Cell>], &[Vec<(usize, f64)>]),
         (layer, high, end): (usize, usize, usize),
         counted: bool,
         steps: &mut Steps,
@@ -259,7 +292,7 @@ impl Search<'_> {
             let mut group = Group::default();
             for low in (0..high).rev() {
                 steps.pay(1);
-                group.join(self.instance, self.order[low], bytes, (from, to));
+                group.join(&self.members[low], bytes, (start, end));
                 let before = match (start, layer) {
                     (0, 0) => None,
                     (0, _) => continue,
@@ -270,16 +303,20 @@ impl Search<'_> {
                     None => 0.0,
                     Some(at) => match cells[at] {
                         Some(cell) => cell.value,
-                        None => continue,
+                        // Nor do fewer devices get there, or sooner.
+                        None => break,
                     },
                 };
                 let limit = best.map_or(f64::INFINITY, |best| best.value);
+                if arrived >= limit {
+                    break;
+                }
                 let value = f64::max(arrived, group.busy_s());
                 if value >= limit {
                     continue;
                 }
                 let cell = Cell { value, low, high, start, before };
-                let value = value.max(self.hop(cells, &cell, end));
+                let value = value.max(self.hop(senders, &cell, end));
                 if value < limit {
                     best = Some(Cell { value, ..cell });
                 }
@@ -300,15 +337,28 @@ impl Search<'_> {
     }
 
     /// Busiest link or card of the hop into a stage.
-    fn hop(&self, cells: &[Option<Cell>], cell: &Cell, end: usize) -> f64 {
+    fn hop(&self, senders: &[Vec<(usize, f64)>], cell: &Cell, end: usize) -> f64 {
         let instance = self.instance;
         let bytes = instance.cut(self.positions[cell.start]);
-        let senders = match cell.before.and_then(|at| cells[at]) {
-            Some(before) => self.replicas(&before, cell.start),
-            None => entrances(instance),
-        };
         let receivers = self.replicas(cell, end);
-        let remote = Remote::between(&senders, &receivers);
+        let Some(before) = cell.before else {
+            return self.entry(&receivers, bytes);
+        };
+        // Nobody is on both sides, so everybody sends to everybody.
+        let mut busiest = 0.0f64;
+        for &(to, takes) in &receivers {
+            for &(from, has) in &senders[before] {
+                busiest = busiest.max(instance.link_s(from, to, has * takes * bytes));
+            }
+        }
+        let cards = senders[before].iter().chain(&receivers);
+        cards.map(|&(device, part)| instance.card_s(device, part * bytes)).fold(busiest, f64::max)
+    }
+
+    /// Busiest link or card of the way into the first stage.
+    fn entry(&self, receivers: &[(usize, f64)], bytes: f64) -> f64 {
+        let instance = self.instance;
+        let remote = Remote::between(&self.entrances, receivers);
         let cards = remote.senders.iter().chain(&remote.receivers);
         let card = cards.map(|&(device, part)| instance.card_s(device, part * bytes)).fold(0.0, f64::max);
         remote.flows().map(|(from, to, part)| instance.link_s(from, to, part * bytes)).fold(card, f64::max)

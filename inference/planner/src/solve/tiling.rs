@@ -111,6 +111,45 @@ impl Descent {
     }
 }
 
+/// The heaviest windows of runs.
+struct Tops<'a> {
+    before: &'a [f64],
+    /// By first block, where some weight is negative: where in `tops` its runs begin.
+    at: Vec<usize>,
+    /// By first block, then by the run's length.
+    tops: Vec<(f64, u32)>,
+}
+
+impl<'a> Tops<'a> {
+    fn new(before: &'a [f64], longest: &[u32], has_negative: bool) -> Self {
+        let (mut at, mut tops) = (Vec::new(), Vec::new());
+        for (start, &longest) in longest.iter().enumerate().filter(|_| has_negative) {
+            at.push(tops.len());
+            let mut top = (f64::NEG_INFINITY, start as u32);
+            for end in start as u32 + 1..=longest {
+                let weight = before[end as usize] - before[start];
+                if weight > top.0 {
+                    top = (weight, end);
+                }
+                tops.push(top);
+            }
+        }
+        Self { before, at, tops }
+    }
+
+    /// Weight and end of the heaviest window that begins here and ends no later than there.
+    fn of_run(&self, start: usize, end: usize) -> (f64, usize) {
+        match self.at.get(start) {
+            Some(at) => {
+                let (weight, end) = self.tops[at + end - start - 1];
+                (weight, end as usize)
+            }
+            // Nothing is negative: the longest is the heaviest.
+            None => (self.before[end] - self.before[start], end),
+        }
+    }
+}
+
 /// The devices and weights, which get better from limit to limit.
 #[derive(Debug)]
 pub(super) struct Tiling<'a> {
@@ -194,27 +233,14 @@ impl<'a> Tiling<'a> {
         for (block, weight) in self.weights.iter().enumerate() {
             before[block + 1] = before[block] + weight;
         }
-        // By first block, then by length: the heaviest window of a run.
-        let mut tops: Vec<(f64, u32)> = Vec::new();
-        let mut at = Vec::with_capacity(blocks);
-        for (start, &longest) in windows.longest.iter().enumerate() {
-            at.push(tops.len());
-            let mut top = (f64::NEG_INFINITY, start as u32);
-            for end in start as u32 + 1..=longest {
-                let weight = before[end as usize] - before[start];
-                if weight > top.0 {
-                    top = (weight, end);
-                }
-                tops.push(top);
-            }
-        }
+        let tops = Tops::new(&before, &windows.longest, self.weights.iter().any(|&weight| weight < 0.0));
         let mut covered = vec![0i32; blocks + 1];
         let of_device = |spans: &Spans| {
             let mut best = (0.0, 0, 0);
             for (start, &end) in spans.runs.iter().enumerate().filter(|&(start, &end)| end as usize > start) {
-                let (weight, end) = tops[at[start] + end as usize - start - 1];
+                let (weight, end) = tops.of_run(start, end as usize);
                 if weight > best.0 {
-                    best = (weight, start, end as usize);
+                    best = (weight, start, end);
                 }
             }
             for &(start, end) in &spans.others {
