@@ -27,6 +27,8 @@ pub(crate) struct Instance<'a> {
     rates: Vec<(f64, f64)>,
     /// Per device: what moving data costs it when it runs one stage alone; `None` when that is nothing.
     moves: Vec<Option<Moves>>,
+    /// By device: see `compute_share`.
+    compute_shares: Vec<f64>,
     /// Fraction of requests that enters at each device; all 0 when end transfers are free.
     pub(crate) ingress: Vec<f64>,
     /// Computed when it is first asked for.
@@ -79,6 +81,7 @@ impl<'a> Instance<'a> {
             peaks: peak_levels(problem),
             rates,
             moves: (0..devices.len()).map(|device| Moves::new(problem, device, &ingress)).collect(),
+            compute_shares: devices.iter().map(|device| compute_share(&device.transfer)).collect(),
             ingress,
             bound: OnceCell::new(),
         }
@@ -185,8 +188,7 @@ impl<'a> Instance<'a> {
 
     /// The part of what is left of the processors that a running stage keeps busy; more than 1 where it would like more.
     pub(crate) fn compute_share(&self, device: usize) -> f64 {
-        let cost = &self.problem.devices[device].transfer;
-        cost.compute_share / left(cost)
+        self.compute_shares[device]
     }
 
     /// Seconds that a device is busy with when it alone runs the blocks `first..end` and nothing else.
@@ -250,6 +252,10 @@ impl Moves {
 /// The part of the processors that is there for requests.
 fn left(cost: &TransferCost) -> f64 {
     1.0 - cost.rest_share
+}
+
+fn compute_share(cost: &TransferCost) -> f64 {
+    cost.compute_share / left(cost)
 }
 
 fn send_s(cost: &TransferCost, bytes: f64) -> f64 {

@@ -11,6 +11,7 @@ mod fit;
 mod groups;
 mod infeasible;
 mod order;
+mod rates;
 mod replan;
 mod restart;
 mod shares;
@@ -20,7 +21,7 @@ mod subsets;
 mod tiling;
 
 use chain::{Goal, Steps};
-use fit::Fit;
+use fit::{Effort, Fit};
 
 use crate::bound::lower_bound;
 use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, evaluate_draft, fits};
@@ -41,10 +42,6 @@ const GOOD_ENOUGH: f64 = 1.005;
 
 /// With more devices, of two rates that are so close the plan that answers sooner is taken.
 const HARDLY_WORSE: f64 = 0.002;
-
-/// Rounds of pricing blocks where chains are all that is asked for, and where they are one thing among others.
-const THOROUGH: usize = 100;
-const ROUGH: usize = 24;
 
 /// A solver's answer before it is explained.
 #[derive(Debug)]
@@ -266,12 +263,12 @@ fn quickest_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Op
 fn fastest_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
     // The nearer the limit is to the best chain, the less there is to look at.
     let can_prove = exact::is_possible(instance);
-    let rounds = match instance.problem.replication {
-        _ if can_prove => 0,
-        true => ROUGH,
-        false => THOROUGH,
+    let effort = match instance.problem.replication {
+        _ if can_prove => Effort::GLANCE,
+        true => Effort::SOME,
+        false => Effort::FULL,
     };
-    let mut fit = fitted(instance, goal, Fit::new(instance), rounds, steps);
+    let mut fit = fitted(instance, goal, Fit::new(instance), effort, steps);
     let (narrow, likely) = narrowed(instance, fit.within(goal), steps);
     if let Some((draft, evaluation)) = likely
         && evaluation.bottleneck_s < limit_of(fit.within(goal))
@@ -286,7 +283,7 @@ fn fastest_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Opt
             return (chain.and_then(|draft| costed(instance, draft)), Some(value));
         }
         if !instance.problem.replication {
-            fit = fitted(instance, goal, fit, THOROUGH, steps);
+            fit = fitted(instance, goal, fit, Effort::FULL, steps);
         }
     }
     finely(instance, goal, fit, steps)
@@ -301,9 +298,9 @@ fn exact_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option
 }
 
 /// A chain and a bound by prices, in half of the steps.
-fn fitted(instance: &Instance<'_>, goal: Goal, before: Fit, rounds: usize, steps: &mut Steps) -> Fit {
+fn fitted(instance: &Instance<'_>, goal: Goal, before: Fit, effort: Effort, steps: &mut Steps) -> Fit {
     let mut budget = Steps::new(steps.left() / 2);
-    let fit = fit::search(instance, limit_of(before.within(goal)), before, rounds, &mut budget);
+    let fit = fit::search(instance, limit_of(before.within(goal)), before, effort, &mut budget);
     *steps = Steps::new(steps.left() - steps.left() / 2 + budget.left());
     fit
 }

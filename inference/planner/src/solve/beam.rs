@@ -94,6 +94,10 @@ impl Beam<'_> {
             let could_weigh = wasted + self.priced.heaviest[index] + weight[first];
             for end in self.windows.ends(index, first) {
                 let wasted = could_weigh - weight[end];
+                if wasted > allowance && self.priced.is_rising {
+                    // A shorter window wastes more.
+                    break;
+                }
                 if wasted <= allowance && stages_left(end) {
                     offers.push((Offer { wasted, from, index, first }, end));
                 }

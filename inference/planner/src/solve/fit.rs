@@ -9,9 +9,8 @@ use crate::bound::lower_bound;
 use crate::evaluate::{evaluate_draft, fits};
 use crate::instance::Instance;
 
-/// The bound is brought as near as this to what cannot be proven, and the best chain to what is not found.
+/// The bound is brought as near as this to what cannot be proven.
 const NEAR: f64 = 1e-3;
-const NEAREST: f64 = 3e-4;
 /// Limits that are tried for the bound, and for chains.
 const TRIES: usize = 16;
 /// How far above the bound the first limit is, for each.
@@ -21,9 +20,28 @@ const FIRST_CHAIN: f64 = 0.004;
 const LEAST_ROUNDS: usize = 8;
 /// A difference that rounding cannot explain.
 const MARGIN: f64 = 1e-9;
-/// Partial chains times devices that a beam keeps at each position, and fewest and most partial chains.
-const BREADTH: usize = 2048;
+/// Fewest and most partial chains that a beam keeps at each position.
 const WIDTHS: (usize, usize) = (8, 64);
+
+/// How thoroughly to look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effort {
+    /// Rounds of pricing for each limit that the bound is tried with; with none it stays as it is.
+    rounds: usize,
+    /// Partial chains times devices that a beam keeps at each position.
+    breadth: usize,
+    /// The best chain is brought as near as this to what is not found.
+    near: f64,
+}
+
+impl Effort {
+    /// Chains are all that is asked for.
+    pub(super) const FULL: Self = Self { rounds: 100, breadth: 2048, near: 3e-4 };
+    /// A chain is one thing among others.
+    pub(super) const SOME: Self = Self { rounds: 24, breadth: 512, near: 1e-3 };
+    /// Others will prove the best chain, and want a limit to begin with.
+    pub(super) const GLANCE: Self = Self { rounds: 0, breadth: 512, near: 1e-3 };
+}
 
 /// What is known about chains.
 #[derive(Debug)]
@@ -47,19 +65,18 @@ impl Fit {
     }
 }
 
-/// Looks for chains with a shorter bottleneck than `known`, and for a bound. `rounds` say how thoroughly the
-/// bound is looked for.
+/// Looks for chains with a shorter bottleneck than `known`, and for a bound.
 pub(super) fn search(
     instance: &Instance<'_>,
     known: f64,
     before: Fit,
-    rounds: usize,
+    effort: Effort,
     steps: &mut Steps,
 ) -> Fit {
     let (low, best) = (before.bound, before.chain);
-    let mut search = Search { tiling: Tiling::new(instance), rounds, low, high: known, best };
+    let mut search = Search { tiling: Tiling::new(instance), effort, low, high: known, best };
     if low > 0.0 && low < known * (1.0 - MARGIN) {
-        if rounds > 0 {
+        if effort.rounds > 0 {
             let mut half = Steps::new(steps.left() / 2);
             search.raise(&mut half);
             *steps = Steps::new(steps.left() - steps.left() / 2 + half.left());
@@ -72,7 +89,7 @@ pub(super) fn search(
 
 struct Search<'a> {
     tiling: Tiling<'a>,
-    rounds: usize,
+    effort: Effort,
     /// No chain is shorter.
     low: f64,
     /// The shortest chain known.
@@ -93,7 +110,7 @@ impl Search<'_> {
             let limit = limit.min(self.high * (1.0 - MARGIN));
             rise *= 2.0;
             let windows = self.tiling.windows(limit);
-            if self.tiling.priced(&windows, self.rounds, steps).is_too_little() {
+            if self.tiling.priced(&windows, self.effort.rounds, steps).is_too_little() {
                 self.low = limit;
             } else {
                 open = limit;
@@ -105,16 +122,16 @@ impl Search<'_> {
     fn find(&mut self, steps: &mut Steps) {
         let instance = self.tiling.instance;
         let (mut rise, mut failed, mut is_found) = (FIRST_CHAIN, self.low, false);
-        let width = (BREADTH / self.tiling.devices.len().max(1)).clamp(WIDTHS.0, WIDTHS.1);
+        let width = (self.effort.breadth / self.tiling.devices.len().max(1)).clamp(WIDTHS.0, WIDTHS.1);
         for _ in 0..TRIES {
-            if failed >= self.high * (1.0 - NEAREST) || steps.left() == 0 {
+            if failed >= self.high * (1.0 - self.effort.near) || steps.left() == 0 {
                 break;
             }
             let limit = if is_found { (failed + self.high) / 2.0 } else { self.low * (1.0 + rise) };
             let limit = limit.min(self.high * (1.0 - MARGIN));
             rise *= 2.0;
             let windows = self.tiling.windows(limit);
-            let priced = self.tiling.priced(&windows, (self.rounds / 4).max(LEAST_ROUNDS), steps);
+            let priced = self.tiling.priced(&windows, (self.effort.rounds / 4).max(LEAST_ROUNDS), steps);
             if priced.is_too_little() {
                 (self.low, failed) = (limit, limit);
                 continue;
@@ -141,7 +158,7 @@ impl Search<'_> {
             return;
         }
         let windows = self.tiling.windows(limit);
-        if self.tiling.priced(&windows, self.rounds, steps).is_too_little() {
+        if self.tiling.priced(&windows, self.effort.rounds, steps).is_too_little() {
             self.low = self.high;
         }
     }

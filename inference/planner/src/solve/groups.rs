@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::chain::Steps;
 use super::order::{Dice, change, first_orders};
+use super::rates::{Group, Rates};
 use super::shares::{by_speed, polish};
 use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, fits};
 use crate::flow::Remote;
@@ -32,35 +33,36 @@ pub(super) type Costed = (Draft, Evaluation);
 pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Vec<Costed> {
     let mut orders = first_orders(instance);
     orders.iter_mut().for_each(|order| order.truncate(MAX_ORDER));
-    let Some(first) = orders.first() else { return Vec::new() };
+    let Some(first) = orders.first().cloned() else { return Vec::new() };
     let all = first.len() <= ALL_ORDERS;
     if all {
-        orders.extend(all_orders(first));
+        orders.extend(all_orders(&first));
     }
+    let rates = Rates::new(instance, positions(instance, first.len()));
     let mut best = Best::default();
     for order in orders {
-        best.take(&order, in_order(instance, &order, steps));
+        best.take(&order, in_order(&rates, &order, steps));
         if steps.left() == 0 {
             break;
         }
     }
     if !all && let Some(order) = best.order.clone() {
-        improve(instance, order, &mut best, steps);
+        improve(&rates, order, &mut best, steps);
     }
     best.ranked()
 }
 
 /// Changes an order as long as that helps.
-fn improve(instance: &Instance<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
+fn improve(rates: &Rates<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
     let outside: Vec<usize> =
-        instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
+        rates.instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
     let mut dice = Dice::new(7);
     let mut failures = 0;
     while failures < PATIENCE && steps.pay(1) {
         let mut tried = order.clone();
         change(&mut tried, &outside, &mut dice);
         failures += 1;
-        if best.take(&tried, in_order(instance, &tried, steps)) {
+        if best.take(&tried, in_order(rates, &tried, steps)) {
             (order, failures) = (tried, 0);
         }
     }
@@ -114,10 +116,11 @@ fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
     orders
 }
 
-fn in_order(instance: &Instance<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
-    let positions = positions(instance, order.len());
-    let members = order.iter().map(|&device| Member::new(instance, device, &positions)).collect();
-    let search = Search { instance, order, positions, members, entrances: entrances(instance) };
+fn in_order(rates: &Rates<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
+    let instance = rates.instance;
+    let members = order.iter().map(|&device| rates.of(device)).collect();
+    let (positions, entrances) = (rates.positions.as_slice(), entrances(instance));
+    let search = Search { instance, order, positions, members, entrances };
     let draft = search.solve(steps)?;
     let (draft, evaluation) = polish(instance, draft, false);
     fits(instance, &draft).then_some((draft, evaluation))
@@ -163,85 +166,12 @@ struct Cell {
     before: Option<usize>,
 }
 
-/// How busy the members of a group are when they share a stage in the best way: `load = fixed + each * share` with
-/// the same load for all gives the load for shares that sum to 1.
-#[derive(Debug, Clone, Copy, Default)]
-struct Group {
-    /// Sums of 1 / each and fixed / each, with what data costs the processors.
-    rate: f64,
-    fixed: f64,
-    /// Requests per second by compute alone.
-    compute: f64,
-}
-
-impl Group {
-    /// Nothing changes when the device cannot hold the stage.
-    fn join(&mut self, member: &Member, bytes: u64, (start, end): (usize, usize)) {
-        if bytes > member.memory {
-            return;
-        }
-        let compute = (member.prefix_s[end] - member.prefix_s[start]).max(1e-12);
-        self.compute += 1.0 / compute;
-        let (begins, ends) = (member.begin[start], member.end[end]);
-        let rate = 1.0 / (compute * member.compute_share + begins.0 + ends.0);
-        self.rate += rate;
-        self.fixed += (begins.1 + ends.1) * rate;
-    }
-
-    fn busy_s(&self) -> f64 {
-        f64::max((1.0 + self.fixed) / self.rate, 1.0 / self.compute)
-    }
-}
-
-/// What a device of the order costs, by the search's positions.
-struct Member {
-    memory: u64,
-    compute_share: f64,
-    /// Seconds of the blocks before.
-    prefix_s: Vec<f64>,
-    /// Processor seconds for data at a stage's first block and at its end: per unit of share, and in any case.
-    begin: Vec<(f64, f64)>,
-    end: Vec<(f64, f64)>,
-}
-
-impl Member {
-    fn new(instance: &Instance<'_>, device: usize, positions: &[usize]) -> Self {
-        let entering = instance.ingress[device];
-        let exchanged = instance.problem.ingress.is_some();
-        // Requests that enter at this device stay here as far as its share goes; others are sent on.
-        let begin = |&position: &usize| {
-            let receive_s = instance.receive_s(device, instance.cut(position));
-            match position {
-                0 if exchanged => (receive_s, -entering * receive_s),
-                0 => (0.0, 0.0),
-                _ => (receive_s, entering * instance.send_s(device, instance.cut(0))),
-            }
-        };
-        let end = |&position: &usize| {
-            let send_s = instance.send_s(device, instance.cut(position));
-            let is_last = position == instance.blocks;
-            match is_last {
-                true if exchanged => (send_s, -entering * send_s),
-                true => (0.0, 0.0),
-                false => (send_s, entering * instance.receive_s(device, instance.cut(instance.blocks))),
-            }
-        };
-        Self {
-            memory: instance.memory(device),
-            compute_share: instance.compute_share(device),
-            prefix_s: positions.iter().map(|&position| instance.seconds(device, 0, position)).collect(),
-            begin: positions.iter().map(begin).collect(),
-            end: positions.iter().map(end).collect(),
-        }
-    }
-}
-
 struct Search<'a> {
     instance: &'a Instance<'a>,
     order: &'a [usize],
-    positions: Vec<usize>,
-    /// In the order's order.
-    members: Vec<Member>,
+    positions: &'a [usize],
+    /// In the order's order: what each device adds to a group.
+    members: Vec<&'a [Group]>,
     entrances: Vec<(usize, f64)>,
 }
 
@@ -287,12 +217,11 @@ impl Search<'_> {
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut best: Option<Cell> = None;
         for start in (0..end).rev() {
-            let (from, to) = (self.positions[start], self.positions[end]);
-            let bytes = self.instance.stage_bytes(from, to);
+            let at_start = start * width + end;
             let mut group = Group::default();
             for low in (0..high).rev() {
                 steps.pay(1);
-                group.join(&self.members[low], bytes, (start, end));
+                group.join(&self.members[low][at_start]);
                 let before = match (start, layer) {
                     (0, 0) => None,
                     (0, _) => continue,
@@ -311,10 +240,10 @@ impl Search<'_> {
                 if arrived >= limit {
                     break;
                 }
-                let value = f64::max(arrived, group.busy_s());
-                if value >= limit {
+                if group.takes(limit) {
                     continue;
                 }
+                let value = f64::max(arrived, group.busy_s());
                 let cell = Cell { value, low, high, start, before };
                 let value = value.max(self.hop(senders, &cell, end));
                 if value < limit {

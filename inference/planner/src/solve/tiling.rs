@@ -47,11 +47,11 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// Ends of the windows of a device that begin with this block.
+    /// Ends of the windows of a device that begin with this block, the last first.
     pub(super) fn ends(&self, index: usize, first: usize) -> impl Iterator<Item = usize> + '_ {
         let Spans { runs, others, at } = &self.spans[index];
         let beyond = &others[at[first] as usize..at[first + 1] as usize];
-        (first + 1..=runs[first] as usize).chain(beyond.iter().map(|&(_, end)| end as usize))
+        beyond.iter().rev().map(|&(_, end)| end as usize).chain((first + 1..=runs[first] as usize).rev())
     }
 
     /// Steps that a look at all of them is worth.
@@ -72,6 +72,8 @@ pub(super) struct Priced {
     pub(super) heaviest: Vec<f64>,
     /// Their sum.
     pub(super) total: f64,
+    /// No weight is negative.
+    pub(super) is_rising: bool,
 }
 
 impl Priced {
@@ -233,7 +235,8 @@ impl<'a> Tiling<'a> {
         for (block, weight) in self.weights.iter().enumerate() {
             before[block + 1] = before[block] + weight;
         }
-        let tops = Tops::new(&before, &windows.longest, self.weights.iter().any(|&weight| weight < 0.0));
+        let is_rising = self.weights.iter().all(|&weight| weight >= 0.0);
+        let tops = Tops::new(&before, &windows.longest, !is_rising);
         let mut covered = vec![0i32; blocks + 1];
         let of_device = |spans: &Spans| {
             let mut best = (0.0, 0, 0);
@@ -258,7 +261,7 @@ impl<'a> Tiling<'a> {
             covered[block + 1] += covered[block];
         }
         let total = heaviest.iter().sum();
-        (Priced { before, heaviest, total }, covered)
+        (Priced { before, heaviest, total, is_rising }, covered)
     }
 
     /// Blocks that many windows cover get lighter by a factor.
