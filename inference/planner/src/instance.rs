@@ -43,6 +43,8 @@ struct Moves {
     arrive: Vec<f64>,
     /// By the block after the stage's last one.
     leave: Vec<f64>,
+    /// No stage has more.
+    most: f64,
 }
 
 impl<'a> Instance<'a> {
@@ -200,6 +202,12 @@ impl<'a> Instance<'a> {
         }
     }
 
+    /// No less than `alone_s` of any stage that takes so many seconds of compute.
+    pub(crate) fn most_alone_s(&self, device: usize, compute_s: f64) -> f64 {
+        let most = self.moves[device].as_ref().map_or(0.0, |moves| moves.most);
+        self.processor_s(device, compute_s, most).max(compute_s)
+    }
+
     /// Moving data costs some device's processors something.
     pub(crate) fn moves_cost(&self) -> bool {
         self.moves.iter().any(Option::is_some)
@@ -245,7 +253,9 @@ impl Moves {
         arrive[0] = remote * receive_s(cost, cuts[0]);
         arrive.iter_mut().for_each(|seconds| *seconds += entry_s);
         leave[last] = remote * send_s(cost, cuts[last]);
-        Some(Self { arrive, leave })
+        let largest = |seconds: &[f64]| seconds.iter().copied().fold(0.0, f64::max);
+        let most = largest(&arrive) + largest(&leave);
+        Some(Self { arrive, leave, most })
     }
 }
 

@@ -160,6 +160,7 @@ pub(super) struct Tiling<'a> {
     /// By device: bytes per second of the fastest link in, and out.
     rates: Vec<(f64, f64)>,
     entrances: Vec<(usize, f64)>,
+    largest_cut: u64,
     /// By block; their sum is 1.
     weights: Vec<f64>,
 }
@@ -185,6 +186,7 @@ impl<'a> Tiling<'a> {
             rates: rates.collect(),
             weights: weights.collect(),
             entrances: entrances(instance),
+            largest_cut: instance.problem.cuts.iter().copied().max().unwrap_or(0),
             devices,
         }
     }
@@ -307,16 +309,30 @@ impl<'a> Tiling<'a> {
 
     fn spans(&self, index: usize, limit: f64) -> Spans {
         let (instance, device) = (self.instance, self.devices[index]);
-        let leaves: Vec<bool> =
-            (0..=instance.blocks).map(|end| self.is_passed_on(index, end, limit)).collect();
-        let runs = (0..instance.blocks as u32).collect();
-        let mut spans = Spans { runs, others: Vec::new(), at: Vec::with_capacity(instance.blocks + 1) };
-        for start in 0..instance.blocks {
+        let blocks = instance.blocks;
+        let leaves: Vec<bool> = (0..=blocks).map(|end| self.is_passed_on(index, end, limit)).collect();
+        let buffers = self.largest_cut.saturating_mul(2);
+        let all_leave = leaves.iter().skip(1).all(|&leaves| leaves);
+        // Whatever its ends are, such a window works.
+        let is_safe = |start: usize, end: usize| {
+            let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
+            held.saturating_add(buffers) <= instance.memory(device)
+                && instance.most_alone_s(device, instance.seconds(device, start, end)) <= limit
+        };
+        let runs = (0..blocks as u32).collect();
+        let mut spans = Spans { runs, others: Vec::new(), at: Vec::with_capacity(blocks + 1) };
+        let mut safe = 0;
+        for start in 0..blocks {
             spans.at.push(spans.others.len() as u32);
             if !self.is_handed(index, start, limit) {
                 continue;
             }
-            for (end, &leaves) in leaves.iter().enumerate().skip(start + 1) {
+            safe = safe.max(start);
+            while all_leave && safe < blocks && is_safe(start, safe + 1) {
+                safe += 1;
+            }
+            spans.runs[start] = safe as u32;
+            for (end, &leaves) in leaves.iter().enumerate().skip(safe + 1) {
                 let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
                 if instance.seconds(device, start, end) > limit || held > instance.memory(device) {
                     break;
