@@ -19,6 +19,8 @@ const MARGIN: f64 = 1e-9;
 const LARGEST: f64 = 100.0;
 /// Coarse work that leaves so much leads to no proof.
 const HOPELESS: f64 = 1.5;
+/// Rounds of coarse work in which what is over has to be halved.
+const LOOK: usize = 20;
 /// How much of the last direction the next step keeps.
 const KEPT: f64 = 0.5;
 /// Steps are meant to take off what the total is above 1, and this.
@@ -198,9 +200,18 @@ impl<'a> Tiling<'a> {
         let mut best = Best { weights: self.weights.clone(), priced, covered };
         let work = windows.work();
         let mut covered = best.covered.clone();
+        let mut before = f64::INFINITY;
         for round in 0..rounds {
+            let over = best.priced.total - 1.0;
             if best.priced.is_too_little() || !steps.pay(work) {
                 break;
+            }
+            if round % LOOK == 0 {
+                // At this pace there is no proof in what is left.
+                if over > before / 2.0 {
+                    break;
+                }
+                before = over;
             }
             self.multiply(&covered, round);
             covered = self.compare(windows, &mut best);
