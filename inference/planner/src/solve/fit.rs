@@ -110,7 +110,7 @@ impl Search<'_> {
             let limit = limit.min(self.high * (1.0 - MARGIN));
             rise *= 2.0;
             let windows = self.tiling.windows(limit);
-            if self.tiling.priced(&windows, self.effort.rounds, steps).is_too_little() {
+            if self.tiling.priced(&windows, (self.effort.rounds, self.effort.rounds), steps).is_too_little() {
                 self.low = limit;
             } else {
                 open = limit;
@@ -131,7 +131,11 @@ impl Search<'_> {
             let limit = limit.min(self.high * (1.0 - MARGIN));
             rise *= 2.0;
             let windows = self.tiling.windows(limit);
-            let priced = self.tiling.priced(&windows, (self.effort.rounds / 4).max(LEAST_ROUNDS), steps);
+            let priced = self.tiling.priced(
+                &windows,
+                (LEAST_ROUNDS, (self.effort.rounds / 2).max(LEAST_ROUNDS)),
+                steps,
+            );
             if priced.is_too_little() {
                 (self.low, failed) = (limit, limit);
                 continue;
@@ -158,7 +162,7 @@ impl Search<'_> {
             return;
         }
         let windows = self.tiling.windows(limit);
-        if self.tiling.priced(&windows, self.effort.rounds, steps).is_too_little() {
+        if self.tiling.priced(&windows, (self.effort.rounds, self.effort.rounds), steps).is_too_little() {
             self.low = self.high;
         }
     }

@@ -193,15 +193,20 @@ impl<'a> Tiling<'a> {
         }
     }
 
-    /// Makes the weights better for a limit, in so many rounds of each kind, and keeps the best ones. Ends with a
+    /// Makes the weights better for a limit, in so many coarse and fine rounds, and keeps the best ones. Ends with a
     /// proof that no chain keeps the limit.
-    pub(super) fn priced(&mut self, windows: &Windows, rounds: usize, steps: &mut Steps) -> Priced {
+    pub(super) fn priced(
+        &mut self,
+        windows: &Windows,
+        (coarse, fine): (usize, usize),
+        steps: &mut Steps,
+    ) -> Priced {
         let (priced, covered) = self.heaviest(windows);
         let mut best = Best { weights: self.weights.clone(), priced, covered };
         let work = windows.work();
         let mut covered = best.covered.clone();
         let mut before = f64::INFINITY;
-        for round in 0..rounds {
+        for round in 0..coarse {
             let over = best.priced.total - 1.0;
             if best.priced.is_too_little() || !steps.pay(work) {
                 break;
@@ -218,7 +223,7 @@ impl<'a> Tiling<'a> {
         }
         self.weights.clone_from(&best.weights);
         let mut descent = Descent::new(&best, best.priced.total - 1.0 + LEAST_GAIN);
-        for _ in 0..rounds {
+        for _ in 0..fine {
             let is_settled = best.priced.is_too_little() || best.priced.total > HOPELESS;
             if is_settled || !steps.pay(work) {
                 break;
