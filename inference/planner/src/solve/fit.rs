@@ -11,6 +11,9 @@ use crate::instance::Instance;
 
 /// The bound is brought as near as this to what cannot be proven.
 const NEAR: f64 = 1e-3;
+/// Where the best chain is further than this from the bound, beams that are so many times wider get a try.
+const FAR: f64 = 0.01;
+const WIDER: usize = 3;
 /// Limits that are tried for the bound, and for chains.
 const TRIES: usize = 16;
 /// How far above the bound the first limit is, for each.
@@ -32,15 +35,17 @@ pub(super) struct Effort {
     breadth: usize,
     /// The best chain is brought as near as this to what is not found.
     near: f64,
+    /// Wider beams get a try.
+    is_patient: bool,
 }
 
 impl Effort {
     /// Chains are all that is asked for.
-    pub(super) const FULL: Self = Self { rounds: 100, breadth: 2048, near: 3e-4 };
+    pub(super) const FULL: Self = Self { rounds: 100, breadth: 2048, near: 3e-4, is_patient: true };
     /// A chain is one thing among others.
-    pub(super) const SOME: Self = Self { rounds: 24, breadth: 512, near: 1e-3 };
+    pub(super) const SOME: Self = Self { rounds: 24, breadth: 512, near: 1e-3, is_patient: false };
     /// Others will prove the best chain, and want a limit to begin with.
-    pub(super) const GLANCE: Self = Self { rounds: 0, breadth: 512, near: 1e-3 };
+    pub(super) const GLANCE: Self = Self { rounds: 0, breadth: 512, near: 1e-3, is_patient: false };
 }
 
 /// What is known about chains.
@@ -81,7 +86,10 @@ pub(super) fn search(
             search.raise(&mut half);
             *steps = Steps::new(steps.left() - steps.left() / 2 + half.left());
         }
-        search.find(steps);
+        search.find(1, steps);
+        if effort.is_patient && search.low < search.high * (1.0 - FAR) {
+            search.find(WIDER, steps);
+        }
         search.close(steps);
     }
     Fit { bound: search.low.min(search.high), chain: search.best }
@@ -119,10 +127,11 @@ impl Search<'_> {
     }
 
     /// Lowers the limit for which the beam finds chains: from just above the bound on, then by bisection.
-    fn find(&mut self, steps: &mut Steps) {
+    fn find(&mut self, wider: usize, steps: &mut Steps) {
         let instance = self.tiling.instance;
         let (mut rise, mut failed, mut is_found) = (FIRST_CHAIN, self.low, false);
-        let width = (self.effort.breadth / self.tiling.devices.len().max(1)).clamp(WIDTHS.0, WIDTHS.1);
+        let width =
+            (self.effort.breadth / self.tiling.devices.len().max(1)).clamp(WIDTHS.0, WIDTHS.1) * wider;
         for _ in 0..TRIES {
             if failed >= self.high * (1.0 - self.effort.near) || steps.left() == 0 {
                 break;
@@ -142,9 +151,9 @@ impl Search<'_> {
             }
             let beam = Beam { tiling: &self.tiling, windows: &windows, priced: &priced, limit, width };
             let chain = beam.chain(steps).filter(|draft| fits(instance, draft));
-            let found = chain.map(|draft| {
-                let value = evaluate_draft(instance, &draft).bottleneck_s;
-                (draft, value)
+            let found = chain.and_then(|draft| {
+                let evaluation = evaluate_draft(instance, &draft);
+                evaluation.is_served().then_some((draft, evaluation.bottleneck_s))
             });
             match found.filter(|(_, value)| *value < self.high) {
                 Some((draft, value)) => {
@@ -167,3 +176,6 @@ impl Search<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
