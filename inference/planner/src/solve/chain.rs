@@ -180,7 +180,8 @@ impl<'a> Chains<'a> {
         let exit = self.exit(device, is_first);
         for end in need.max(lowest + 1)..=blocks {
             let starts = (lowest, highest.min(end - 1));
-            if self.is_too_long(device, starts.1, end) {
+            // Later ends can be reached only from later starts, if there are any.
+            if end > highest && self.is_too_long(device, highest, end) {
                 break;
             }
             let (from, exit) =

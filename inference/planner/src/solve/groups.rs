@@ -25,6 +25,9 @@ const ALL_ORDERS: usize = 6;
 /// Numbers of stages that are worth going on from.
 const MAX_RESULTS: usize = 4;
 
+/// Devices of a stage with their shares.
+type Replicas = Vec<(usize, f64)>;
+
 /// A draft and its cost.
 pub(super) type Costed = (Draft, Evaluation);
 
@@ -183,7 +186,7 @@ impl Search<'_> {
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut cells: Vec<Option<Cell>> = vec![None; layers * reach * width];
         // By cell: the replicas of its last stage.
-        let mut senders: Vec<Vec<(usize, f64)>> = vec![Vec::new(); cells.len()];
+        let mut senders: Vec<Replicas> = vec![Vec::new(); cells.len()];
         for layer in 0..layers {
             for high in 1..reach {
                 for end in 1..width {
@@ -209,7 +212,7 @@ impl Search<'_> {
 
     fn best_stage(
         &self,
-        (cells, senders): (&[Option<Cell>], &[Vec<(usize, f64)>]),
+        (cells, senders): (&[Option<Cell>], &[Replicas]),
         (layer, high, end): (usize, usize, usize),
         counted: bool,
         steps: &mut Steps,
@@ -266,7 +269,7 @@ impl Search<'_> {
     }
 
     /// Busiest link or card of the hop into a stage.
-    fn hop(&self, senders: &[Vec<(usize, f64)>], cell: &Cell, end: usize) -> f64 {
+    fn hop(&self, senders: &[Replicas], cell: &Cell, end: usize) -> f64 {
         let instance = self.instance;
         let bytes = instance.cut(self.positions[cell.start]);
         let receivers = self.replicas(cell, end);
