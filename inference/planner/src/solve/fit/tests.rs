@@ -7,6 +7,7 @@ use super::*;
 use crate::evaluate::{Draft, DraftStage};
 use crate::plan::Objective;
 use crate::problem::{Block, Device, LinkRate, Links, PairLink, Problem, TransferCost};
+use crate::solve::exact;
 use crate::solve::order::Dice;
 use crate::solve::rates::least_busy_s;
 use crate::solve::shares::{by_speed, polish};
@@ -122,6 +123,27 @@ fn no_chain_is_below_the_bound_and_none_found_is_better_than_the_best() {
     // Most beams find the best chain of so few devices.
     println!("{found} found, {nearest} of them nearly the best");
     assert!(nearest * 10 > found * 8, "{nearest} of {found}");
+}
+
+/// With limits from just above the best chain on, so that what is left out matters.
+#[test]
+fn the_table_finds_the_best_chain_whatever_limit_it_is_given() {
+    for seed in 0..cases() {
+        let problem = problem(seed);
+        let instance = Instance::new(&problem);
+        let mut all = Vec::new();
+        chains(&instance, &mut Vec::new(), &mut all);
+        let best = best(&all);
+        if !best.is_finite() {
+            continue;
+        }
+        for factor in [1.0 + 1e-9, 1.2, 2.0, 1e6] {
+            let goal = Goal { latency: false, cap_s: best * factor, longest_s: f64::INFINITY };
+            let exact = exact::best_chain(&instance, goal, &mut Steps::new(10_000_000)).unwrap();
+            let value = evaluate_draft(&instance, &exact.draft.unwrap()).bottleneck_s;
+            assert!((value - best).abs() <= 1e-9 * best.max(1.0), "seed {seed}: {value}, not {best}");
+        }
+    }
 }
 
 /// What a known chain takes may come out as the bound, but never more.
