@@ -27,6 +27,8 @@ pub(crate) struct Instance<'a> {
     rates: Vec<(f64, f64)>,
     /// Per device: what moving data costs it when it runs one stage alone; `None` when that is nothing.
     moves: Vec<Option<Moves>>,
+    /// By device: see `compute_share`.
+    compute_shares: Vec<f64>,
     /// Fraction of requests that enters at each device; all 0 when end transfers are free.
     pub(crate) ingress: Vec<f64>,
     /// Computed when it is first asked for.
@@ -41,6 +43,8 @@ struct Moves {
     arrive: Vec<f64>,
     /// By the block after the stage's last one.
     leave: Vec<f64>,
+    /// No stage has more.
+    most: f64,
 }
 
 impl<'a> Instance<'a> {
@@ -79,6 +83,7 @@ impl<'a> Instance<'a> {
             peaks: peak_levels(problem),
             rates,
             moves: (0..devices.len()).map(|device| Moves::new(problem, device, &ingress)).collect(),
+            compute_shares: devices.iter().map(|device| compute_share(&device.transfer)).collect(),
             ingress,
             bound: OnceCell::new(),
         }
@@ -185,8 +190,7 @@ impl<'a> Instance<'a> {
 
     /// The part of what is left of the processors that a running stage keeps busy; more than 1 where it would like more.
     pub(crate) fn compute_share(&self, device: usize) -> f64 {
-        let cost = &self.problem.devices[device].transfer;
-        cost.compute_share / left(cost)
+        self.compute_shares[device]
     }
 
     /// Seconds that a device is busy with when it alone runs the blocks `first..end` and nothing else.
@@ -196,6 +200,12 @@ impl<'a> Instance<'a> {
             Some(moves) => self.processor_s(device, compute_s, moves.arrive[first] + moves.leave[end]),
             None => compute_s,
         }
+    }
+
+    /// No less than `alone_s` of any stage that takes so many seconds of compute.
+    pub(crate) fn most_alone_s(&self, device: usize, compute_s: f64) -> f64 {
+        let most = self.moves[device].as_ref().map_or(0.0, |moves| moves.most);
+        self.processor_s(device, compute_s, most).max(compute_s)
     }
 
     /// Moving data costs some device's processors something.
@@ -243,13 +253,19 @@ impl Moves {
         arrive[0] = remote * receive_s(cost, cuts[0]);
         arrive.iter_mut().for_each(|seconds| *seconds += entry_s);
         leave[last] = remote * send_s(cost, cuts[last]);
-        Some(Self { arrive, leave })
+        let largest = |seconds: &[f64]| seconds.iter().copied().fold(0.0, f64::max);
+        let most = largest(&arrive) + largest(&leave);
+        Some(Self { arrive, leave, most })
     }
 }
 
 /// The part of the processors that is there for requests.
 fn left(cost: &TransferCost) -> f64 {
     1.0 - cost.rest_share
+}
+
+fn compute_share(cost: &TransferCost) -> f64 {
+    cost.compute_share / left(cost)
 }
 
 fn send_s(cost: &TransferCost, bytes: f64) -> f64 {

@@ -3,6 +3,7 @@
 //! The plans looked at give a device at most one stage, unless more stages than devices are asked for. A stage
 //! has one device, or, with replication, several that share its requests.
 
+mod beam;
 mod chain;
 mod climb;
 mod exact;
@@ -10,15 +11,17 @@ mod fit;
 mod groups;
 mod infeasible;
 mod order;
+mod rates;
 mod replan;
 mod restart;
 mod shares;
 mod shift;
 mod spread;
 mod subsets;
-mod windows;
+mod tiling;
 
 use chain::{Goal, Steps};
+use fit::{Effort, Fit};
 
 use crate::bound::lower_bound;
 use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, evaluate_draft, fits};
@@ -74,7 +77,7 @@ fn solved(instance: &Instance<'_>, steps: u64) -> Result<(Solution, Vec<Consider
         return Ok((pinned(instance)?, Vec::new()));
     }
     infeasible::rule_out(instance)?;
-    match choose(instance, consider(instance, steps), steps) {
+    match choose(instance, consider(instance, steps)) {
         Some(found) => Ok(found),
         None => more_stages_than_devices(instance, steps),
     }
@@ -131,7 +134,7 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     best.1.is_served().then_some(best)
 }
 
-fn choose(instance: &Instance<'_>, tried: Tried, steps: u64) -> Option<(Solution, Vec<Considered>)> {
+fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Considered>)> {
     let latency = instance.problem.objective == Objective::Latency;
     let value =
         |evaluation: &Evaluation| if latency { evaluation.latency_s } else { evaluation.bottleneck_s };
@@ -151,11 +154,6 @@ fn choose(instance: &Instance<'_>, tried: Tried, steps: u64) -> Option<(Solution
     }
     let (draft, evaluation) = best?.clone();
     let mut bound = lower_bound(instance);
-    let proven = tried.proven_chain.unwrap_or(0.0).max(bound);
-    let is_open = proven < evaluation.bottleneck_s * (1.0 - 1e-9);
-    if is_open && !instance.problem.replication && !latency {
-        bound = bound.max(windows::bound(instance, evaluation.bottleneck_s, &mut Steps::new(steps)));
-    }
     let mut optimal = !latency && evaluation.bottleneck_s <= bound * (1.0 + 1e-9);
     if let Some(proven) = tried.proven_chain {
         // With one ingress, replicas can raise the rate, but never shorten the way of one request.
@@ -242,43 +240,94 @@ fn chain(
     } else {
         Goal { latency, cap_s: limit(|known| known.bottleneck_s), longest_s: f64::INFINITY }
     };
-    let (goal, likely) = narrowed(instance, goal, steps);
-    let (chain, proven) = chain_within(instance, goal, steps);
-    // What narrowed the search is a chain too: the one to take when nothing better was found in the steps.
-    (chain.or(likely), proven)
+    if latency {
+        let (goal, likely) = narrowed(instance, goal, steps);
+        let (chain, proven) = quickest_chain(instance, goal, steps);
+        // What narrowed the search is a chain too: the one to take when nothing better was found in the steps.
+        return (chain.or(likely), proven);
+    }
+    fastest_chain(instance, goal, steps)
 }
 
-fn chain_within(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
-    let latency = goal.latency;
-    let mut budget = Steps::new(steps.left() / 2);
-    if let Some(exact) = exact::best_chain(instance, goal, &mut budget) {
-        *steps = Steps::new(steps.left() / 2 + budget.left());
-        let quickest = |draft| if latency { draft } else { quickest(instance, draft, exact.value, steps) };
-        let chain = exact.draft.map(quickest).and_then(|draft| costed(instance, draft));
+fn quickest_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
+    if let Some(exact) = exact_chain(instance, goal, steps) {
+        let chain = exact.draft.and_then(|draft| costed(instance, draft));
         return (chain, Some(exact.value.min(limit_of(goal))));
     }
     let mut budget = Steps::new(steps.left() / 2);
-    if latency {
-        let found = order::search(instance, goal, None, &mut budget);
-        *steps = Steps::new(steps.left() / 2 + budget.left());
-        return (found.and_then(|(draft, _)| costed(instance, draft)), None);
-    }
-    let fit = fit::search(instance, limit_of(goal), &mut budget);
-    let known = fit.as_ref().map_or(limit_of(goal), |(_, value)| *value);
-    let sets = if instance.problem.replication { None } else { subsets::search(instance, known, steps) };
-    let (bound, chain) = sets.map_or((None, None), |sets| (Some(sets.bound), sets.chain));
-    let fit = chain.map(|(draft, evaluation)| (draft, evaluation.bottleneck_s)).or(fit);
-    if let (Some(bound), Some((draft, value))) = (bound, &fit)
-        && *value <= bound * (1.0 + 1e-9)
-    {
-        return (costed(instance, draft.clone()), Some(bound));
-    }
-    let goal = match &fit {
-        Some((_, value)) => Goal { cap_s: goal.cap_s.min(value * (1.0 + 1e-9)), ..goal },
-        None => goal,
-    };
-    let found = order::search(instance, goal, fit, &mut budget);
+    let found = order::search(instance, goal, (None, 0.0), &mut budget);
     *steps = Steps::new(steps.left() / 2 + budget.left());
+    (found.and_then(|(draft, _)| costed(instance, draft)), None)
+}
+
+fn fastest_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> (Option<Costed>, Option<f64>) {
+    // The nearer the limit is to the best chain, the less there is to look at.
+    let can_prove = exact::is_possible(instance);
+    let effort = match instance.problem.replication {
+        _ if can_prove => Effort::GLANCE,
+        true => Effort::SOME,
+        false => Effort::FULL,
+    };
+    let mut fit = fitted(instance, goal, Fit::new(instance), effort, steps);
+    let (narrow, likely) = narrowed(instance, fit.within(goal), steps);
+    if let Some((draft, evaluation)) = likely
+        && evaluation.bottleneck_s < limit_of(fit.within(goal))
+    {
+        fit.chain = Some((draft, evaluation.bottleneck_s));
+    }
+    if can_prove {
+        if let Some(exact) = exact_chain(instance, narrow, steps) {
+            let value = exact.value.min(limit_of(narrow));
+            let quick = exact.draft.map(|draft| quickest(instance, draft, exact.value, steps));
+            let chain = quick.or(fit.chain.map(|(draft, _)| draft));
+            return (chain.and_then(|draft| costed(instance, draft)), Some(value));
+        }
+        if !instance.problem.replication {
+            fit = fitted(instance, goal, fit, Effort::FULL, steps);
+        }
+    }
+    finely(instance, goal, fit, steps)
+}
+
+/// The chain that is proven the best one, in half of the steps.
+fn exact_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<exact::Exact> {
+    let mut budget = Steps::new(steps.left() / 2);
+    let exact = exact::best_chain(instance, goal, &mut budget);
+    *steps = Steps::new(steps.left() - steps.left() / 2 + budget.left());
+    exact
+}
+
+/// A chain and a bound by prices, in half of the steps.
+fn fitted(instance: &Instance<'_>, goal: Goal, before: Fit, effort: Effort, steps: &mut Steps) -> Fit {
+    let mut budget = Steps::new(steps.left() / 2);
+    let fit = fit::search(instance, limit_of(before.within(goal)), before, effort, &mut budget);
+    *steps = Steps::new(steps.left() - steps.left() / 2 + budget.left());
+    fit
+}
+
+/// What sets of devices and orders of them can make better of a chain that was fitted.
+fn finely(
+    instance: &Instance<'_>,
+    goal: Goal,
+    mut fit: Fit,
+    steps: &mut Steps,
+) -> (Option<Costed>, Option<f64>) {
+    let is_open = |fit: &Fit| fit.bound < limit_of(fit.within(goal)) * (1.0 - 1e-9);
+    if is_open(&fit) && !instance.problem.replication {
+        let known = limit_of(fit.within(goal));
+        if let Some(sets) = subsets::search(instance, (fit.bound, known), steps) {
+            fit.bound = fit.bound.max(sets.bound);
+            fit.chain = sets.chain.map(|(draft, cost)| (draft, cost.bottleneck_s)).or(fit.chain);
+        }
+    }
+    let bound = Some(fit.bound);
+    if fit.chain.is_some() && !is_open(&fit) {
+        return (fit.chain.and_then(|(draft, _)| costed(instance, draft)), bound);
+    }
+    let goal = fit.within(goal);
+    let mut budget = Steps::new(steps.left() / 2);
+    let found = order::search(instance, goal, (fit.chain, fit.bound), &mut budget);
+    *steps = Steps::new(steps.left() - steps.left() / 2 + budget.left());
     (found.and_then(|(draft, _)| costed(instance, draft)), bound)
 }
 
@@ -364,7 +413,7 @@ fn more_stages_than_devices(
     let relaxed_instance = Instance::new(&relaxed);
     let tried = consider(&relaxed_instance, steps);
     let (mut solution, considered) =
-        choose(&relaxed_instance, tried, steps).ok_or_else(|| Infeasible::no_arrangement(instance))?;
+        choose(&relaxed_instance, tried).ok_or_else(|| Infeasible::no_arrangement(instance))?;
     while solution.draft.stages.len() < wanted {
         solution.draft =
             divide(instance, &solution.draft).ok_or_else(|| Infeasible::no_arrangement(instance))?;

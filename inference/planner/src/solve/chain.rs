@@ -56,6 +56,8 @@ pub(super) struct Row {
     pub(super) value: Vec<f64>,
     start: Vec<u32>,
     before: Vec<u32>,
+    /// First and last position that is reached; the first is beyond the last when none is.
+    range: (usize, usize),
 }
 
 /// The best ways to hand over to a device, by position: on to further stages, or as the last stage.
@@ -134,8 +136,9 @@ impl<'a> Chains<'a> {
         let blocks = self.instance.blocks;
         let inputs = if from.is_first { 0.0 } else { self.share(from.device) * self.instance.cut(0) };
         let outputs = self.share(to) * self.instance.cut(blocks);
-        self.steps.pay(blocks as u64);
-        for position in 1..blocks {
+        let (lowest, highest) = from.row.range;
+        self.steps.pay((highest + 1).saturating_sub(lowest) as u64 + 1);
+        for position in lowest..=highest.min(blocks - 1) {
             let value = from.row.value[position];
             if value >= arrivals.middle[position].0 && value >= arrivals.last[position].0 {
                 continue;
@@ -159,37 +162,51 @@ impl<'a> Chains<'a> {
         }
     }
 
-    /// Runs all stages that `device` can take on from the arrivals.
-    pub(super) fn extend(&mut self, device: usize, arrivals: &Arrivals, is_first: bool) -> Row {
+    /// Runs all stages that `device` can take on from the arrivals and that end at `need` or later.
+    pub(super) fn extend(&mut self, device: usize, arrivals: &Arrivals, is_first: bool, need: usize) -> Row {
         let blocks = self.instance.blocks;
         let mut row = Row {
             value: vec![f64::INFINITY; blocks + 1],
             start: vec![0; blocks + 1],
             before: vec![NOBODY; blocks + 1],
+            range: (blocks + 1, 0),
         };
         // What a stage in the middle can start from, the last stage can start from too.
-        let Some(lowest) = arrivals.last.iter().position(|(value, _)| *value < UNREACHABLE_S) else {
+        let is_reached = |(value, _): &(f64, u32)| *value < UNREACHABLE_S;
+        let first = arrivals.last.iter().position(is_reached);
+        let Some((lowest, highest)) = first.zip(arrivals.last.iter().rposition(is_reached)) else {
             return row;
         };
         let exit = self.exit(device, is_first);
-        for end in lowest + 1..=blocks {
+        for end in need.max(lowest + 1)..=blocks {
+            let starts = (lowest, highest.min(end - 1));
+            // Later ends can be reached only from later starts, if there are any.
+            if end > highest && self.is_too_long(device, highest, end) {
+                break;
+            }
             let (from, exit) =
                 if end == blocks { (&arrivals.last, exit) } else { (&arrivals.middle, (0.0, 0.0)) };
-            let (start, value) = self.best_start(device, from, lowest, end, exit);
+            let (start, value) = self.best_start(device, from, starts, end, exit);
             if value < UNREACHABLE_S {
                 row.value[end] = value;
                 row.start[end] = start as u32;
                 row.before[end] = from[start].1;
+                row.range = (row.range.0.min(end), end);
             }
         }
         row
+    }
+
+    fn is_too_long(&self, device: usize, start: usize, end: usize) -> bool {
+        let held = self.instance.weight(start, end).saturating_add(self.instance.peak(start, end));
+        held > self.instance.memory(device) || self.instance.seconds(device, start, end) > self.goal.cap_s
     }
 
     fn best_start(
         &mut self,
         device: usize,
         arrivals: &[(f64, u32)],
-        lowest: usize,
+        (lowest, highest): (usize, usize),
         end: usize,
         exit: (f64, f64),
     ) -> (usize, f64) {
@@ -198,9 +215,9 @@ impl<'a> Chains<'a> {
         // Nothing that reaches this position later can still be of interest.
         let mut best = (0, self.goal.longest_s - self.rest_s[end]);
         let mut found = f64::INFINITY;
-        let mut peak = 0;
+        let mut peak = instance.peak(highest + 1, end);
         let mut steps = 0;
-        for start in (lowest..end).rev() {
+        for start in (lowest..=highest).rev() {
             steps += 1;
             peak = instance.problem.blocks[start].peak_bytes.max(peak);
             let held = instance.weight(start, end).saturating_add(peak);
@@ -209,7 +226,7 @@ impl<'a> Chains<'a> {
                 break;
             }
             let buffers = instance.problem.cuts[start].saturating_add(instance.problem.cuts[end]);
-            if held.saturating_add(buffers) > memory {
+            if arrivals[start].0 >= best.1 || held.saturating_add(buffers) > memory {
                 continue;
             }
             let busy = instance.alone_s(device, start, end);

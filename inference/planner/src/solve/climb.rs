@@ -1,6 +1,7 @@
 //! Hill climbing on whole plans: move a device to another stage, bring one in, leave one out, shift a boundary.
 
 use super::chain::Steps;
+use super::rates::least_busy_s;
 use super::shares::{by_speed, polish};
 use crate::evaluate::{Draft, DraftStage, Evaluation, fits};
 use crate::instance::Instance;
@@ -25,6 +26,10 @@ pub(super) fn climb(
             let limit = improved
                 .as_ref()
                 .map_or(best.1.bottleneck_s, |(_, old): &(Draft, Evaluation)| old.bottleneck_s);
+            // Most changes cannot help whatever the shares are.
+            if least_busy_s(instance, &draft) >= limit {
+                continue;
+            }
             let costed = polish(instance, draft, false);
             if costed.1.bottleneck_s < limit * (1.0 - 1e-9) {
                 improved = Some(costed);

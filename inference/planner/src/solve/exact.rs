@@ -46,6 +46,11 @@ fn are_alike(instance: &Instance<'_>, a: usize, b: usize) -> bool {
             .all(|c| instance.link(a, c) == instance.link(b, c) && instance.link(c, a) == instance.link(c, b))
 }
 
+/// The table is not too large.
+pub(super) fn is_possible(instance: &Instance<'_>) -> bool {
+    Table::new(instance, &kinds(instance, &instance.usable()), None).is_some()
+}
+
 /// Finds the best chain. `None` when the problem is too large for the table or the step budget.
 pub(super) fn best_chain(instance: &Instance<'_>, goal: Goal, steps: &mut Steps) -> Option<Exact> {
     let kinds = kinds(instance, &instance.usable());
@@ -75,7 +80,11 @@ fn with_first(
     kinds: &[Vec<usize>],
     first: Option<usize>,
 ) -> Option<Exact> {
-    let table = Table::new(instance, kinds, first)?;
+    let mut table = Table::new(instance, kinds, first)?;
+    if goal.cap_s.is_finite() {
+        table.look_ahead(goal.cap_s);
+        steps.pay((table.states * kinds.len()) as u64);
+    }
     let mut chains = Chains::new(instance, goal, *steps);
     chains.first = first.map(|first| kinds[first][0]);
     let result = table.fill(&mut chains);
@@ -92,6 +101,8 @@ struct Table<'a> {
     strides: Vec<usize>,
     states: usize,
     rows: Vec<Option<Row>>,
+    /// By state, where it is known: what comes before cannot be finished by the devices that are left.
+    need: Vec<u32>,
 }
 
 impl<'a> Table<'a> {
@@ -106,7 +117,38 @@ impl<'a> Table<'a> {
         if rows.checked_mul(instance.blocks + 1)? > MAX_CELLS {
             return None;
         }
-        Some(Self { instance, kinds, first, strides, states, rows: vec![None; rows] })
+        Some(Self { instance, kinds, first, strides, states, rows: vec![None; rows], need: Vec::new() })
+    }
+
+    /// Where the devices that a state leaves over can take over at the earliest, when links cost nothing.
+    fn look_ahead(&mut self, cap_s: f64) {
+        let instance = self.instance;
+        // By kind and end: the first block of the longest stage.
+        let starts = self.kinds.iter().map(|kind| {
+            let mut start = 0;
+            let of_end = |end: usize| {
+                let is_too_long = |start: usize| {
+                    instance.seconds(kind[0], start, end) > cap_s
+                        || instance.weight(start, end).saturating_add(instance.peak(start, end))
+                            > instance.memory(kind[0])
+                };
+                while start < end && is_too_long(start) {
+                    start += 1;
+                }
+                start as u32
+            };
+            (0..=instance.blocks).map(of_end).collect::<Vec<u32>>()
+        });
+        let starts: Vec<Vec<u32>> = starts.collect();
+        let mut left = vec![instance.blocks as u32; self.states];
+        for state in 1..self.states {
+            let with = (0..self.kinds.len()).filter(|&kind| self.used(state, kind) > 0);
+            let earliest = with.map(|kind| starts[kind][left[state - self.strides[kind]] as usize]).min();
+            left[state] = earliest.unwrap_or(left[state]);
+        }
+        // The states are numbered so that what one leaves over has the number that is left to the last.
+        left.reverse();
+        self.need = left;
     }
 
     fn used(&self, state: usize, kind: usize) -> usize {
@@ -154,10 +196,11 @@ impl<'a> Table<'a> {
 
     fn row(&self, chains: &mut Chains<'_>, state: usize, kind: usize, stages: usize) -> Row {
         let device = self.kinds[kind][0];
+        let need = self.need.get(state).map_or(0, |&need| need as usize);
         if stages == 1 {
             let is_wanted = self.first.is_none_or(|first| first == kind);
             let arrivals = if is_wanted { chains.begin(device) } else { chains.nowhere() };
-            return chains.extend(device, &arrivals, true);
+            return chains.extend(device, &arrivals, true, need);
         }
         let before = state - self.strides[kind];
         let mut arrivals = chains.nowhere();
@@ -170,7 +213,7 @@ impl<'a> Table<'a> {
         }
         // The first device is its kind's first member; a later stage of that kind has another one.
         let other = self.kinds[kind].get(1).filter(|_| self.first == Some(kind));
-        chains.extend(other.copied().unwrap_or(device), &arrivals, false)
+        chains.extend(other.copied().unwrap_or(device), &arrivals, false, need)
     }
 
     fn read_back(&self, state: usize, kind: usize) -> Draft {

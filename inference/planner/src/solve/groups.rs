@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::chain::Steps;
 use super::order::{Dice, change, first_orders};
+use super::rates::{Group, Rates};
 use super::shares::{by_speed, polish};
 use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, fits};
 use crate::flow::Remote;
@@ -24,6 +25,9 @@ const ALL_ORDERS: usize = 6;
 /// Numbers of stages that are worth going on from.
 const MAX_RESULTS: usize = 4;
 
+/// Devices of a stage with their shares.
+type Replicas = Vec<(usize, f64)>;
+
 /// A draft and its cost.
 pub(super) type Costed = (Draft, Evaluation);
 
@@ -32,35 +36,36 @@ pub(super) type Costed = (Draft, Evaluation);
 pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Vec<Costed> {
     let mut orders = first_orders(instance);
     orders.iter_mut().for_each(|order| order.truncate(MAX_ORDER));
-    let Some(first) = orders.first() else { return Vec::new() };
+    let Some(first) = orders.first().cloned() else { return Vec::new() };
     let all = first.len() <= ALL_ORDERS;
     if all {
-        orders.extend(all_orders(first));
+        orders.extend(all_orders(&first));
     }
+    let rates = Rates::new(instance, positions(instance, first.len()));
     let mut best = Best::default();
     for order in orders {
-        best.take(&order, in_order(instance, &order, steps));
+        best.take(&order, in_order(&rates, &order, steps));
         if steps.left() == 0 {
             break;
         }
     }
     if !all && let Some(order) = best.order.clone() {
-        improve(instance, order, &mut best, steps);
+        improve(&rates, order, &mut best, steps);
     }
     best.ranked()
 }
 
 /// Changes an order as long as that helps.
-fn improve(instance: &Instance<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
+fn improve(rates: &Rates<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
     let outside: Vec<usize> =
-        instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
+        rates.instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
     let mut dice = Dice::new(7);
     let mut failures = 0;
     while failures < PATIENCE && steps.pay(1) {
         let mut tried = order.clone();
         change(&mut tried, &outside, &mut dice);
         failures += 1;
-        if best.take(&tried, in_order(instance, &tried, steps)) {
+        if best.take(&tried, in_order(rates, &tried, steps)) {
             (order, failures) = (tried, 0);
         }
     }
@@ -114,8 +119,11 @@ fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
     orders
 }
 
-fn in_order(instance: &Instance<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
-    let search = Search { instance, order, positions: positions(instance, order.len()) };
+fn in_order(rates: &Rates<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
+    let instance = rates.instance;
+    let members = order.iter().map(|&device| rates.of(device)).collect();
+    let (positions, entrances) = (rates.positions.as_slice(), entrances(instance));
+    let search = Search { instance, order, positions, members, entrances };
     let draft = search.solve(steps)?;
     let (draft, evaluation) = polish(instance, draft, false);
     fits(instance, &draft).then_some((draft, evaluation))
@@ -161,58 +169,13 @@ struct Cell {
     before: Option<usize>,
 }
 
-/// How busy the members of a group are when they share a stage in the best way: `load = fixed + each * share` with
-/// the same load for all gives the load for shares that sum to 1.
-#[derive(Debug, Clone, Copy, Default)]
-struct Group {
-    /// Sums of 1 / each and fixed / each, with what data costs the processors.
-    rate: f64,
-    fixed: f64,
-    /// Requests per second by compute alone.
-    compute: f64,
-}
-
-impl Group {
-    /// Nothing changes when the device cannot hold the stage.
-    fn join(&mut self, instance: &Instance<'_>, device: usize, bytes: u64, (first, end): (usize, usize)) {
-        if bytes > instance.memory(device) {
-            return;
-        }
-        let compute = instance.seconds(device, first, end).max(1e-12);
-        self.compute += 1.0 / compute;
-        let entering = instance.ingress[device];
-        let exchanged = instance.problem.ingress.is_some();
-        let (mut each, mut fixed) = (compute * instance.compute_share(device), 0.0);
-        // Requests that enter at this device stay here as far as its share goes; others are sent on.
-        let receive_s = instance.receive_s(device, instance.cut(first));
-        if first > 0 {
-            each += receive_s;
-            fixed += entering * instance.send_s(device, instance.cut(0));
-        } else if exchanged {
-            each += receive_s;
-            fixed -= entering * receive_s;
-        }
-        let send_s = instance.send_s(device, instance.cut(end));
-        if end < instance.blocks {
-            each += send_s;
-            fixed += entering * instance.receive_s(device, instance.cut(instance.blocks));
-        } else if exchanged {
-            each += send_s;
-            fixed -= entering * send_s;
-        }
-        self.rate += 1.0 / each;
-        self.fixed += fixed / each;
-    }
-
-    fn busy_s(&self) -> f64 {
-        f64::max((1.0 + self.fixed) / self.rate, 1.0 / self.compute)
-    }
-}
-
 struct Search<'a> {
     instance: &'a Instance<'a>,
     order: &'a [usize],
-    positions: Vec<usize>,
+    positions: &'a [usize],
+    /// In the order's order: what each device adds to a group.
+    members: Vec<&'a [Group]>,
+    entrances: Vec<(usize, f64)>,
 }
 
 impl Search<'_> {
@@ -222,15 +185,18 @@ impl Search<'_> {
         let layers = if counted { max.min(self.order.len()) } else { 1 };
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut cells: Vec<Option<Cell>> = vec![None; layers * reach * width];
+        // By cell: the replicas of its last stage.
+        let mut senders: Vec<Replicas> = vec![Vec::new(); cells.len()];
         for layer in 0..layers {
             for high in 1..reach {
                 for end in 1..width {
                     let at = (layer * reach + high) * width + end;
                     cells[at] = cells[at - width];
-                    let best = self.best_stage(&cells, (layer, high, end), counted, steps);
+                    let best = self.best_stage((&cells, &senders), (layer, high, end), counted, steps);
                     if best.is_some_and(|new| cells[at].is_none_or(|old| new.value < old.value)) {
                         cells[at] = best;
                     }
+                    senders[at] = cells[at].map_or_else(Vec::new, |cell| self.replicas(&cell, end));
                 }
             }
             if steps.left() == 0 && layer + 1 < min {
@@ -246,7 +212,7 @@ impl Search<'_> {
 
     fn best_stage(
         &self,
-        cells: &[Option<Cell>],
+        (cells, senders): (&[Option<Cell>], &[Replicas]),
         (layer, high, end): (usize, usize, usize),
         counted: bool,
         steps: &mut Steps,
@@ -254,12 +220,11 @@ impl Search<'_> {
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut best: Option<Cell> = None;
         for start in (0..end).rev() {
-            let (from, to) = (self.positions[start], self.positions[end]);
-            let bytes = self.instance.stage_bytes(from, to);
+            let at_start = start * width + end;
             let mut group = Group::default();
             for low in (0..high).rev() {
                 steps.pay(1);
-                group.join(self.instance, self.order[low], bytes, (from, to));
+                group.join(&self.members[low][at_start]);
                 let before = match (start, layer) {
                     (0, 0) => None,
                     (0, _) => continue,
@@ -270,16 +235,20 @@ impl Search<'_> {
                     None => 0.0,
                     Some(at) => match cells[at] {
                         Some(cell) => cell.value,
-                        None => continue,
+                        // Nor do fewer devices get there, or sooner.
+                        None => break,
                     },
                 };
                 let limit = best.map_or(f64::INFINITY, |best| best.value);
-                let value = f64::max(arrived, group.busy_s());
-                if value >= limit {
+                if arrived >= limit {
+                    break;
+                }
+                if group.takes(limit) {
                     continue;
                 }
+                let value = f64::max(arrived, group.busy_s());
                 let cell = Cell { value, low, high, start, before };
-                let value = value.max(self.hop(cells, &cell, end));
+                let value = value.max(self.hop(senders, &cell, end));
                 if value < limit {
                     best = Some(Cell { value, ..cell });
                 }
@@ -300,15 +269,28 @@ impl Search<'_> {
     }
 
     /// Busiest link or card of the hop into a stage.
-    fn hop(&self, cells: &[Option<Cell>], cell: &Cell, end: usize) -> f64 {
+    fn hop(&self, senders: &[Replicas], cell: &Cell, end: usize) -> f64 {
         let instance = self.instance;
         let bytes = instance.cut(self.positions[cell.start]);
-        let senders = match cell.before.and_then(|at| cells[at]) {
-            Some(before) => self.replicas(&before, cell.start),
-            None => entrances(instance),
-        };
         let receivers = self.replicas(cell, end);
-        let remote = Remote::between(&senders, &receivers);
+        let Some(before) = cell.before else {
+            return self.entry(&receivers, bytes);
+        };
+        // Nobody is on both sides, so everybody sends to everybody.
+        let mut busiest = 0.0f64;
+        for &(to, takes) in &receivers {
+            for &(from, has) in &senders[before] {
+                busiest = busiest.max(instance.link_s(from, to, has * takes * bytes));
+            }
+        }
+        let cards = senders[before].iter().chain(&receivers);
+        cards.map(|&(device, part)| instance.card_s(device, part * bytes)).fold(busiest, f64::max)
+    }
+
+    /// Busiest link or card of the way into the first stage.
+    fn entry(&self, receivers: &[(usize, f64)], bytes: f64) -> f64 {
+        let instance = self.instance;
+        let remote = Remote::between(&self.entrances, receivers);
         let cards = remote.senders.iter().chain(&remote.receivers);
         let card = cards.map(|&(device, part)| instance.card_s(device, part * bytes)).fold(0.0, f64::max);
         remote.flows().map(|(from, to, part)| instance.link_s(from, to, part * bytes)).fold(card, f64::max)

@@ -1,7 +1,6 @@
 //! Chains for a given order of devices, each used or skipped, and a local search over orders.
 
 use super::chain::{Chains, From, Goal, Row, Steps, draft_of};
-use crate::bound::lower_bound;
 use crate::evaluate::Draft;
 use crate::instance::Instance;
 
@@ -12,7 +11,7 @@ const MAX_ORDER: usize = 48;
 const MAX_STARTS: usize = 128;
 /// Length of the orders along links while nobody knows how many stages a good chain has.
 const SHORT_ORDER: usize = 16;
-/// A chain that is so near to the bound is not limited by links.
+/// A chain that is so near to its bound is hard to better by changing its order.
 const NEAR: f64 = 1.02;
 
 /// A chain and its value: largest load, or latency.
@@ -22,7 +21,7 @@ pub(super) type Found = (Draft, f64);
 pub(super) fn search(
     instance: &Instance<'_>,
     goal: Goal,
-    known: Option<Found>,
+    (known, bound): (Option<Found>, f64),
     steps: &mut Steps,
 ) -> Option<Found> {
     let mut best: Option<(Vec<usize>, Found)> = None;
@@ -33,9 +32,10 @@ pub(super) fn search(
         keep(&mut best, order.clone(), Some((draft, value)));
         keep(&mut best, order, found);
     }
-    let near = lower_bound(instance) * NEAR;
+    if best.as_ref().is_some_and(|(_, (_, value))| *value <= bound * NEAR) {
+        return best.map(|(_, found)| found);
+    }
     let orders = match &best {
-        Some((_, (_, value))) if *value <= near => Vec::new(),
         Some((order, _)) => link_orders(instance, 2 * order.len() + 2),
         None => {
             let mut orders = link_orders(instance, SHORT_ORDER);
@@ -217,7 +217,7 @@ fn row(
     let device = order[position];
     if layer == 0 {
         let arrivals = chains.begin(device);
-        return chains.extend(device, &arrivals, true);
+        return chains.extend(device, &arrivals, true, 0);
     }
     let mut arrivals = chains.nowhere();
     let from_layers = if counted { layer - 1..layer } else { 0..layer + 1 };
@@ -229,7 +229,7 @@ fn row(
             chains.hand_over(&mut arrivals, end, device);
         }
     }
-    chains.extend(device, &arrivals, false)
+    chains.extend(device, &arrivals, false, 0)
 }
 
 fn read_back(instance: &Instance<'_>, order: &[usize], rows: &[Row], last: usize) -> Draft {

@@ -12,8 +12,9 @@ use crate::instance::{Instance, UNREACHABLE_S};
 
 /// Turns over all stages.
 const TURNS: usize = 3;
-/// Halvings of the bottleneck: enough for nine digits.
+/// Halvings of the bottleneck at most, and how close they bring both ends.
 const HALVINGS: usize = 40;
+const CLOSE: f64 = 1e-9;
 /// How far to go towards shares that were found.
 const PARTS: [f64; 4] = [1.0, 0.5, 0.2, 0.05];
 /// A replica is not worth its memory below this share.
@@ -82,43 +83,47 @@ fn shared(instance: &Instance<'_>, costed: &(Draft, Evaluation), index: usize) -
     let (mut low, mut high) = (0.0, now.fold(0.0, f64::max));
     // Where some replica cannot be reached, even shares over slow but real links stay below this.
     high = high.min(UNREACHABLE_S);
-    let mut found = None;
+    sums(&lines, high)?;
     for _ in 0..HALVINGS {
-        let middle = if found.is_none() { high } else { (low + high) / 2.0 };
-        match split(&lines, middle) {
-            Some(shares) => (found, high) = (Some(shares), middle),
-            None if found.is_none() => return None,
-            None => low = middle,
+        let middle = (low + high) / 2.0;
+        if sums(&lines, middle).is_some() {
+            high = middle
+        } else {
+            low = middle
+        }
+        if low >= high * (1.0 - CLOSE) {
+            break;
         }
     }
-    found
+    let part = sums(&lines, high)
+        .map(|(lows, highs)| if highs > lows { (1.0 - lows) / (highs - lows) } else { 0.0 })?;
+    let shares = lines.iter().filter_map(|lines| interval(lines, high));
+    Some(shares.map(|(low, high)| low + part * (high - low)).collect())
 }
 
-/// Shares that sum to 1 with no load above `limit`, if there are any.
-fn split(lines: &[Vec<Line>], limit: f64) -> Option<Vec<f64>> {
-    let mut intervals = Vec::with_capacity(lines.len());
+/// The sums of the least and the greatest shares with no load above `limit`, if 1 is between them.
+fn sums(lines: &[Vec<Line>], limit: f64) -> Option<(f64, f64)> {
+    let (mut lows, mut highs) = (0.0, 0.0);
     for lines in lines {
-        let (mut low, mut high) = (0.0f64, 1.0f64);
-        for line in lines {
-            if line.slope > 0.0 {
-                high = high.min((limit - line.fixed) / line.slope);
-            } else if line.slope < 0.0 {
-                low = low.max((limit - line.fixed) / line.slope);
-            } else if line.fixed > limit {
-                return None;
-            }
-        }
-        if low > high {
+        let (low, high) = interval(lines, limit)?;
+        (lows, highs) = (lows + low, highs + high);
+    }
+    (lows <= 1.0 && highs >= 1.0).then_some((lows, highs))
+}
+
+/// The least and the greatest share with no load above `limit`.
+fn interval(lines: &[Line], limit: f64) -> Option<(f64, f64)> {
+    let (mut low, mut high) = (0.0f64, 1.0f64);
+    for line in lines {
+        if line.slope > 0.0 {
+            high = high.min((limit - line.fixed) / line.slope);
+        } else if line.slope < 0.0 {
+            low = low.max((limit - line.fixed) / line.slope);
+        } else if line.fixed > limit {
             return None;
         }
-        intervals.push((low, high));
     }
-    let (lows, highs) = intervals.iter().fold((0.0, 0.0), |(a, b), (low, high)| (a + low, b + high));
-    if lows > 1.0 || highs < 1.0 {
-        return None;
-    }
-    let part = if highs > lows { (1.0 - lows) / (highs - lows) } else { 0.0 };
-    Some(intervals.iter().map(|(low, high)| low + part * (high - low)).collect())
+    (low <= high).then_some((low, high))
 }
 
 /// The stage's replicas with their shares moved by `part` of the way to `shares`.

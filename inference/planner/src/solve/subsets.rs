@@ -6,7 +6,6 @@
 //! one if its real cost is the same. Devices that are alike but for their links count as one kind.
 
 use super::chain::{Steps, draft_of};
-use crate::bound::lower_bound;
 use crate::evaluate::{Draft, Evaluation, evaluate_draft, fits};
 use crate::instance::Instance;
 
@@ -27,10 +26,14 @@ pub(super) struct Found {
 }
 
 /// Bisects over the bottleneck. `None` when there are too many sets.
-pub(super) fn search(instance: &Instance<'_>, known: f64, steps: &mut Steps) -> Option<Found> {
+pub(super) fn search(
+    instance: &Instance<'_>,
+    (bound, known): (f64, f64),
+    steps: &mut Steps,
+) -> Option<Found> {
     let sets = Sets::new(instance)?;
     let (min, max) = instance.stage_limits();
-    let (mut low, mut high) = (lower_bound(instance), known.min(1e12));
+    let (mut low, mut high) = (bound, known.min(1e12));
     let mut found = Found { chain: None, bound: low };
     let mut best = known;
     for attempt in 0..TRIES {
@@ -40,7 +43,12 @@ pub(super) fn search(instance: &Instance<'_>, known: f64, steps: &mut Steps) -> 
         }
         // Once both ends have met, a trace below the best chain: when no set gets there, it is the best of all.
         let have_met = low >= high * (1.0 - CLOSE) || attempt + 1 == TRIES;
-        let limit = if have_met { best.min(high) * (1.0 - MARGIN) } else { (low + high) / 2.0 };
+        // Where the bound itself leaves a chain, bisection cannot raise it.
+        let limit = match attempt {
+            _ if have_met => best.min(high) * (1.0 - MARGIN),
+            0 => low * (1.0 + CLOSE / 2.0),
+            _ => (low + high) / 2.0,
+        };
         match sets.chain(limit) {
             None => low = low.max(limit / (1.0 - if have_met { MARGIN } else { 0.0 })),
             Some(draft) => {
