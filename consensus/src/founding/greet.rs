@@ -162,11 +162,14 @@ impl Founding {
     /// The cluster to join and the connected members to ask: first of all a running one, preferably
     /// one that has a leader and will not give way; else the one that was decided without this device.
     pub(super) fn join_target(&self) -> Option<(ClusterId, Vec<DeviceId>)> {
-        let running = self
-            .peers
-            .values()
-            .filter_map(|peer| peer.hello.as_ref()?.cluster.as_ref())
-            .min_by_key(|cluster| (!self.is_led(cluster), cluster.lone, cluster.id))
+        let clusters = self.peers.values().filter_map(|peer| peer.hello.as_ref()?.cluster.as_ref());
+        let place = self.record.gave_way_to;
+        let waits = place.is_some() && self.now_ms < CLUSTER_MEMORY_MS;
+        let running = clusters
+            .filter(|cluster| !waits || Some(cluster.id) == place)
+            .min_by_key(|cluster| {
+                (Some(cluster.id) != place, !self.is_led(cluster), cluster.lone, cluster.id)
+            })
             .cloned();
         if let Some(cluster) = running {
             return Some((cluster.id, self.members_to_ask(&cluster)));
@@ -179,6 +182,9 @@ impl Founding {
             ));
         }
         // A cluster was here a moment ago: it will come back sooner than it is right to found another.
+        if waits && let Some(place) = place {
+            return Some((place, Vec::new()));
+        }
         let (cluster, heard_ms) = self.cluster_heard?;
         (self.now_ms < heard_ms + CLUSTER_MEMORY_MS).then(|| (cluster, Vec::new()))
     }

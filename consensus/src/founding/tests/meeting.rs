@@ -159,6 +159,28 @@ fn a_place_that_is_wished_for_is_taken() {
     assert_eq!((*to, record.wish, record.gave_way_to), (wish, None, Some(wish.cluster_id)));
 }
 
+/// It holds a cluster with its place there: it waits for that one, and goes to another only when it does not come.
+#[test]
+fn who_has_given_way_takes_its_place() {
+    let (there, other) = (ClusterId([3; 16]), ClusterId([2; 16]));
+    let record = Record { gave_way_to: Some(there), ..Record::default() };
+    let mut founding = Founding::new(me(), "world", 1, Some(record), None, 1);
+    founding.handle(0, Event::PeerUp("device-3".into()));
+    let mut asks = |now_ms, event| {
+        let effects = founding.handle(now_ms, event);
+        effects.iter().find_map(|effect| match effect {
+            Effect::Join { place, .. } => Some(place.cluster_id),
+            _ => None,
+        })
+    };
+    let elsewhere = || hello_of("device-3", other, None, false, None);
+    assert_eq!(asks(0, elsewhere()), None);
+    assert_eq!(asks(10, Event::PeerUp("device-2".into())), None);
+    assert_eq!(asks(1_000, hello(Some(me().storage), false, None)), Some(there));
+    assert_eq!(asks(2_000, Event::PeerDown("device-2".into())), None);
+    assert_eq!(asks(CLUSTER_MEMORY_MS, elsewhere()), Some(other));
+}
+
 /// Whom this cluster lists may come at any time, unless it has declined: until then the cluster stays.
 #[test]
 fn a_member_that_has_not_come_holds_the_cluster() {
@@ -222,15 +244,25 @@ fn alone() -> MembershipView {
 
 /// What `device-2`, which leads another cluster, says.
 fn hello(your_storage: Option<StorageId>, answer: bool, declined: Option<Place>) -> Event {
+    hello_of("device-2", ClusterId([3; 16]), your_storage, answer, declined)
+}
+
+fn hello_of(
+    leader: &str,
+    id: ClusterId,
+    your_storage: Option<StorageId>,
+    answer: bool,
+    declined: Option<Place>,
+) -> Event {
     let cluster = ClusterHello {
-        id: ClusterId([3; 16]),
+        id,
         lone: false,
-        leader: Some("device-2".into()),
+        leader: Some(leader.into()),
         yours: your_storage.is_some(),
         your_storage,
     };
     let hello = Hello { devices: 1, cluster: Some(cluster), answer, declined };
-    Event::Message { from: "device-2".into(), message: Message::Hello(hello) }
+    Event::Message { from: leader.into(), message: Message::Hello(hello) }
 }
 
 /// A lone founder that has asked the cluster of `device-2` for a place.
