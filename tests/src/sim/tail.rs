@@ -189,6 +189,37 @@ impl World {
         if let Some(reason) = self.wait(SERVE_MS, World::unserved)? {
             return Err((self.now_ms, format!("not all is served after {SERVE_MS} ms: {reason}")));
         }
+        if let Some(reason) = self.wait(RETRY_MS, World::unheard)? {
+            return Err((self.now_ms, reason));
+        }
+        loop {
+            let removed = self.count_retired();
+            let missing = self.ask_everybody()?;
+            // Who was removed meanwhile has taken its clients' requests along: the others are asked once more.
+            match missing {
+                None => return Ok(()),
+                Some(_) if self.count_retired() > removed => {}
+                Some(reason) => return Err((self.now_ms, reason)),
+            }
+        }
+    }
+
+    fn count_retired(&self) -> usize {
+        self.devices.iter().filter(|device| device.retired).count()
+    }
+
+    /// Devices tell what they hold as soon as they are members; who has just become one is not heard yet.
+    fn unheard(&self) -> Option<String> {
+        let processes = || self.devices.iter().filter_map(|device| device.process.as_ref());
+        let pair = processes().find_map(|here| {
+            let deaf = processes().find(|there| !here.hears(device_index(there.device())))?;
+            Some((here.device(), deaf.device()))
+        });
+        pair.map(|(here, there)| format!("{here} has not heard {there}"))
+    }
+
+    /// Asks every device for everything that is served; returns what is missing.
+    fn ask_everybody(&mut self) -> Result<Option<String>, Failure> {
         let state = self.leader_state().ok_or((self.now_ms, "nobody leads".to_owned()))?;
         let devices = self.usable(&state);
         let served = state.deployments.values().filter(|deployment| is_served(deployment, &devices));
@@ -206,11 +237,10 @@ impl World {
                 asked += 1;
             }
         }
-        let missing = self.wait(ANSWER_MS + RETRY_MS, |world| {
+        self.wait(ANSWER_MS + RETRY_MS, |world| {
             let right = world.checker.right - before;
             (right < asked).then(|| format!("{right} of {asked} requests have an answer"))
-        })?;
-        missing.map_or(Ok(()), |reason| Err((self.now_ms, reason)))
+        })
     }
 
     /// Asks a device, a few times: it may have a look at what is new before it.

@@ -168,10 +168,10 @@ fn who_has_given_way_takes_its_place() {
     founding.handle(0, Event::PeerUp("device-3".into()));
     let mut asks = |now_ms, event| {
         let effects = founding.handle(now_ms, event);
-        effects.iter().find_map(|effect| match effect {
-            Effect::Join { place, .. } => Some(place.cluster_id),
-            _ => None,
-        })
+        let join = |effect: &Effect| {
+            if let Effect::Join { place, .. } = effect { Some(place.cluster_id) } else { None }
+        };
+        effects.iter().find_map(join)
     };
     let elsewhere = || hello_of("device-3", other, None, false, None);
     assert_eq!(asks(0, elsewhere()), None);
