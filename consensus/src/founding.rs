@@ -14,20 +14,23 @@
 //! majority belong to the cluster has forgotten its promises and may help to found another one.
 //!
 //! Members keep a small part running: they tell newcomers about their cluster, and notice another
-//! cluster of the same name and key.
+//! cluster of the same name and key. A lone founder moves over to it (`founding/wish.rs`).
 
+mod conflict;
 mod greet;
 mod message;
 mod paxos;
 mod record;
 #[cfg(test)]
 mod tests;
+mod wish;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::message::{ClusterHello, Hello, MESSAGE_BYTES_MAX, Message};
+pub use self::conflict::Conflict;
+pub use self::message::{ClusterHello, Hello, MESSAGE_BYTES_MAX, Message, Place};
 use self::paxos::Proposal;
 pub use self::record::{Ballot, Record};
 use crate::{ClusterId, DeviceId, Genesis, StorageId};
@@ -65,6 +68,16 @@ const BACKOFF_MS_MAX: u64 = 2_000;
 
 /// A device that must join asks again this often until it is a member.
 const JOIN_MS: u64 = 500;
+
+/// A member that changed its mind about moving to another cluster asks none for this long: what it asked for
+/// before has been answered or lost by then.
+const WISH_AGAIN_MS: u64 = 5_000;
+
+/// A cluster that does not answer for this long…
+const WISH_MS: u64 = 15_000;
+
+/// …is not asked again for this long.
+const AVOID_MS: u64 = 60_000;
 
 /// A device that heard of a running cluster does not found one for this long.
 const CLUSTER_MEMORY_MS: u64 = 30_000;
@@ -137,12 +150,14 @@ pub struct Candidate {
 pub struct MembershipView {
     /// The cluster.
     pub cluster_id: ClusterId,
-    /// All members.
-    pub members: BTreeSet<DeviceId>,
+    /// All members, each with the store that the cluster lists it with.
+    pub members: BTreeMap<DeviceId, StorageId>,
     /// There is a deployment or a model: the cluster is worth keeping.
     pub in_use: bool,
     /// The leader, if one is known.
     pub leader: Option<DeviceId>,
+    /// This replica votes. Until it leads, its log may hold more than its state tells.
+    pub votes: bool,
 }
 
 /// Something happened.
@@ -164,6 +179,10 @@ pub enum Event {
     /// The replicated state, its members or the leader changed; or a [`Effect::GiveWay`] was dropped
     /// because the cluster is no longer alone.
     MembershipChanged(MembershipView),
+    /// The answer to an [`Effect::Join`] of a member: this place is committed in the other cluster.
+    Admitted(Place),
+    /// The cluster has removed this device: it has no say in anything any more.
+    Removed,
 }
 
 /// Something the daemon does, in the order given.
@@ -189,80 +208,28 @@ pub enum Effect {
     },
     /// The voters of a new cluster are there and have no leader yet: campaign now.
     Campaign,
-    /// Ask to be added to a running cluster. Repeated until [`Event::MembershipChanged`].
+    /// Ask to be added to a running cluster, as the device with this store. Repeated until
+    /// [`Event::MembershipChanged`], and by a member, whose answer is [`Event::Admitted`], until
+    /// [`Effect::GiveWay`] or a change of mind.
     Join {
-        /// The cluster.
-        cluster_id: ClusterId,
+        /// The cluster, and the store to be listed with: a member asks for the one that it will have then.
+        place: Place,
         /// Connected members to ask, the likely leader first.
         via: Vec<DeviceId>,
     },
-    /// This device is a lone founder and another cluster exists. If [`Founding::may_give_way`] still allows
-    /// it for the replicated state as it is now: in one transaction empty the store, make a new storage id,
-    /// write `record`; then start founding anew, which joins the other cluster. Otherwise report
+    /// This device is a lone founder and has its place in another cluster. If [`Founding::may_give_way`] still
+    /// allows it for the replicated state as it is now: in one transaction empty the store, make it the one of
+    /// that place, write `record`; then start founding anew, which takes the place. Otherwise report
     /// [`Event::MembershipChanged`].
     GiveWay {
-        /// The cluster that stays.
-        to: ClusterId,
-        /// A member of it.
-        via: DeviceId,
+        /// The cluster that stays, and the id of the new store.
+        to: Place,
         /// What the new store starts with.
         record: Record,
     },
     /// Another cluster of the same name and key exists and neither gives way: a person must choose.
     /// See [`Founding::conflicts`].
     Conflict(Conflict),
-}
-
-/// Another cluster of the same name and key, or a device whose config differs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Conflict {
-    /// Two clusters that are both in use.
-    TwoClusters {
-        /// A member of the other cluster.
-        device: DeviceId,
-        /// The other cluster.
-        other: ClusterId,
-    },
-    /// A device without a cluster has another `cluster.devices` in its config.
-    DevicesDiffer {
-        /// That device.
-        device: DeviceId,
-        /// `devices` in its config.
-        theirs: u32,
-        /// `devices` in this device's config.
-        ours: u32,
-    },
-}
-
-impl Conflict {
-    /// What is wrong, for people.
-    pub fn what(&self) -> String {
-        match self {
-            Self::TwoClusters { device, other } => {
-                format!(
-                    "device {device} belongs to another cluster ({other}) with the same name and key; both keep serving"
-                )
-            }
-            Self::DevicesDiffer { device, theirs, ours } => {
-                format!(
-                    "device {device} is set up with devices = {theirs}, this one with devices = {ours}: they do not form a cluster together"
-                )
-            }
-        }
-    }
-
-    /// What to type or change. `data_dir` is the data directory as the config names it.
-    pub fn remedy(&self, data_dir: &str) -> String {
-        match self {
-            Self::TwoClusters { device: _, other: _ } => format!(
-                "choose the cluster to give up and, on each of its devices, type: systemctl stop mesh && rm -r {data_dir}/* && systemctl start mesh (its deployments are lost; the devices join the other cluster)"
-            ),
-            Self::DevicesDiffer { device: _, theirs: _, ours: _ } => {
-                "write the same cluster.devices in mesh.toml on every device and restart the daemon there"
-                    .to_owned()
-            }
-        }
-    }
 }
 
 /// Where the device stands, for `mesh status`.
@@ -285,6 +252,8 @@ pub enum Progress {
 #[derive(Debug, Clone, Default)]
 struct Peer {
     hello: Option<Hello>,
+    /// The place that this device has told the peer it will never take.
+    declined: Option<Place>,
 }
 
 /// The device's own standing.
@@ -294,8 +263,8 @@ enum Stage {
     Seeking,
     /// In a cluster.
     Member(MembershipView),
-    /// Told to give way; inert until the daemon starts anew.
-    GaveWay,
+    /// Gave this cluster up, or was removed from it: inert until the daemon starts anew.
+    Over(ClusterId),
 }
 
 /// The founding protocol of one device. See the module's documentation.
@@ -329,6 +298,17 @@ pub struct Founding {
     join_due_ms: u64,
     campaign_due_ms: u64,
     campaigns: u32,
+    /// Members of this cluster that will never take their place in it, because their store is another one or
+    /// belongs to another cluster. That stays true whatever happens to them.
+    declined: BTreeMap<DeviceId, Place>,
+    /// What peers were greeted with last: the cluster, whether it is lone, its leader.
+    told: Option<(ClusterId, bool, Option<DeviceId>)>,
+    /// No new wish to move before this time.
+    wish_at_ms: u64,
+    /// Since when a member asks for its place in another cluster.
+    asking_since_ms: Option<u64>,
+    /// A cluster that did not answer, and until when it is not asked again.
+    avoided: Option<(ClusterId, u64)>,
     /// A running cluster that was heard of, and when.
     cluster_heard: Option<(ClusterId, u64)>,
     now_ms: u64,
@@ -349,6 +329,8 @@ impl Founding {
     ) -> Self {
         let record = record.unwrap_or_default();
         let round_max = record.promised.as_ref().map_or(0, |ballot| ballot.round);
+        // The wish before a crash may still be on its way.
+        let wish_at_ms = if membership.is_some() { WISH_AGAIN_MS } else { 0 };
         let mut founding = Self {
             seen: BTreeSet::from([me.device.clone()]),
             me,
@@ -370,6 +352,11 @@ impl Founding {
             join_due_ms: 0,
             campaign_due_ms: 0,
             campaigns: CAMPAIGNS_MAX,
+            declined: BTreeMap::new(),
+            told: None,
+            wish_at_ms,
+            asking_since_ms: None,
+            avoided: None,
             cluster_heard: record.gave_way_to.map(|cluster| (cluster, 0)),
             record,
             now_ms: 0,
@@ -392,19 +379,22 @@ impl Founding {
             Event::Message { from, message } => self.receive(&from, message),
             Event::Tick => {}
             Event::MembershipChanged(view) => self.membership_changed(view),
+            Event::Admitted(place) => self.admitted(place),
+            Event::Removed => self.removed(),
         }
         self.advance();
+        self.tell_news();
         std::mem::take(&mut self.effects)
     }
 
     /// When to call again with [`Event::Tick`], in the same time as [`Founding::handle`].
     pub fn deadline_ms(&self) -> Option<u64> {
         match &self.stage {
-            Stage::GaveWay => None,
+            Stage::Over(_) => None,
             Stage::Member(view) => {
                 let campaign =
                     (view.leader.is_none() && self.campaigns < CAMPAIGNS_MAX).then_some(self.campaign_due_ms);
-                [Some(self.hello_due_ms), campaign].into_iter().flatten().min()
+                [Some(self.hello_due_ms), campaign, self.wish_due_ms()].into_iter().flatten().min()
             }
             Stage::Seeking => {
                 let next = match (self.join_target(), &self.proposal) {
@@ -421,7 +411,8 @@ impl Founding {
     pub fn progress(&self) -> Progress {
         match &self.stage {
             Stage::Member(view) => Progress::Member(view.cluster_id),
-            Stage::Seeking | Stage::GaveWay => match self.join_target() {
+            Stage::Over(cluster_id) => Progress::Member(*cluster_id),
+            Stage::Seeking => match self.join_target() {
                 Some((cluster, _)) => Progress::Joining(cluster),
                 None => Progress::Seeking { present: self.candidates().len(), needed: self.quorum() },
             },
@@ -437,7 +428,7 @@ impl Founding {
     }
 
     /// Whether nothing is lost with a cluster whose replicated state is this: no deployment, no model, no
-    /// member but this device (and devices that asked to be added, then went to another cluster).
+    /// member but this device (and devices that will never take the place that they have in it).
     pub fn may_give_way(&self, view: &MembershipView) -> bool {
         self.is_lone(view)
     }
@@ -461,8 +452,9 @@ impl Founding {
                 {
                     self.campaign_if_voters_are_here();
                 }
+                self.advance_wish();
             }
-            Stage::GaveWay => {}
+            Stage::Over(_) => {}
         }
     }
 
@@ -475,7 +467,8 @@ impl Founding {
             self.proposal = None;
             if self.now_ms >= self.join_due_ms && !via.is_empty() {
                 self.join_due_ms = self.now_ms + JOIN_MS;
-                self.effects.push(Effect::Join { cluster_id, via });
+                let place = Place { cluster_id, storage: self.me.storage };
+                self.effects.push(Effect::Join { place, via });
             } else if via.is_empty() {
                 self.join_due_ms = self.now_ms + JOIN_MS;
             }
@@ -494,15 +487,15 @@ impl Founding {
         let campaign = genesis.voters == [raft_id];
         self.stage = Stage::Member(MembershipView {
             cluster_id: genesis.cluster_id,
-            members: genesis.members.iter().map(|member| member.device.clone()).collect(),
+            members: genesis.members.iter().map(|member| (member.device.clone(), member.storage)).collect(),
             in_use: false,
             leader: None,
+            votes: genesis.voters.contains(&raft_id),
         });
         self.proposal = None;
         self.campaigns = if campaign { CAMPAIGNS_MAX } else { 0 };
         self.campaign_due_ms = self.now_ms;
         self.effects.push(Effect::Found { genesis, raft_id, campaign });
-        self.greet_peers();
         true
     }
 
@@ -516,18 +509,17 @@ impl Founding {
     }
 
     fn membership_changed(&mut self, view: MembershipView) {
-        let before = match &self.stage {
-            Stage::Member(before) => Some((before.cluster_id, self.is_lone(before))),
-            Stage::Seeking | Stage::GaveWay => None,
-        };
-        let changed = before != Some((view.cluster_id, self.is_lone(&view)));
         if view.leader.is_some() {
             self.campaigns = CAMPAIGNS_MAX;
         }
+        self.declined.retain(|device, place| view.lists(device) == Some(*place));
         self.stage = Stage::Member(view);
         self.proposal = None;
-        if changed {
-            self.greet_peers();
+    }
+
+    fn removed(&mut self) {
+        if let Stage::Member(view) = &self.stage {
+            self.stage = Stage::Over(view.cluster_id);
         }
     }
 

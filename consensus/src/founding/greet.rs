@@ -1,9 +1,9 @@
-//! Meeting other devices: who has a cluster, whom to join, who gives way.
+//! Meeting other devices: who has a cluster, whom to join.
 
 use super::message::{ClusterHello, Hello, Message};
 use super::{
-    CAMPAIGN_MS, CLUSTER_MEMORY_MS, Conflict, Effect, Founding, HELLO_MS, MEMBER_HELLO_MS, MembershipView,
-    PEERS_MAX, Peer, Record, Stage,
+    CAMPAIGN_MS, CLUSTER_MEMORY_MS, Conflict, Effect, Founding, HELLO_MS, MEMBER_HELLO_MS, PEERS_MAX, Peer,
+    Stage,
 };
 use crate::{ClusterId, DeviceId};
 
@@ -18,7 +18,8 @@ impl Founding {
     }
 
     pub(super) fn receive(&mut self, from: &DeviceId, message: Message) {
-        if !self.peers.contains_key(from) || message.check().is_err() || self.stage == Stage::GaveWay {
+        if !self.peers.contains_key(from) || message.check().is_err() || matches!(self.stage, Stage::Over(_))
+        {
             return;
         }
         match message {
@@ -39,7 +40,7 @@ impl Founding {
         let interval = match &self.stage {
             Stage::Seeking => HELLO_MS,
             Stage::Member(_) => MEMBER_HELLO_MS,
-            Stage::GaveWay => return,
+            Stage::Over(_) => return,
         };
         self.hello_due_ms = self.now_ms + interval;
         let own = self.own_cluster();
@@ -59,19 +60,36 @@ impl Founding {
             Stage::Member(view) => Some(ClusterHello {
                 id: view.cluster_id,
                 lone: self.is_lone(view),
-                leader: view.leader.clone(),
-                yours: view.members.contains(to),
+                leader: view.leader.clone().filter(|leader| self.may_lead(leader, view.cluster_id)),
+                yours: view.members.contains_key(to),
+                your_storage: view.members.get(to).copied(),
             }),
             Stage::Seeking => None,
-            Stage::GaveWay => return,
+            Stage::Over(_) => return,
         };
-        self.send(to, Message::Hello(Hello { devices: self.devices, cluster, answer }));
+        let declined = self.place_declined_to(to);
+        if let Some(peer) = self.peers.get_mut(to) {
+            peer.declined = declined;
+        }
+        self.send(to, Message::Hello(Hello { devices: self.devices, cluster, answer, declined }));
     }
 
-    fn own_cluster(&self) -> Option<ClusterId> {
+    /// Greets all when the news is worth it.
+    pub(super) fn tell_news(&mut self) {
+        let news = match &self.stage {
+            Stage::Member(view) => Some((view.cluster_id, self.is_lone(view), view.leader.clone())),
+            Stage::Seeking | Stage::Over(_) => return,
+        };
+        if self.told != news {
+            self.told = news;
+            self.greet_peers();
+        }
+    }
+
+    pub(super) fn own_cluster(&self) -> Option<ClusterId> {
         match &self.stage {
             Stage::Member(view) => Some(view.cluster_id),
-            Stage::Seeking | Stage::GaveWay => None,
+            Stage::Seeking | Stage::Over(_) => None,
         }
     }
 
@@ -81,13 +99,14 @@ impl Founding {
             peer.hello = Some(hello.clone());
         }
         match (&hello.cluster, &self.stage) {
-            (Some(theirs), Stage::Member(_)) => self.meet_cluster(from, theirs.clone()),
             (Some(theirs), Stage::Seeking) => self.cluster_heard = Some((theirs.id, self.now_ms)),
             (None, _) => self.meet_candidate(from, hello.devices == self.devices),
-            (Some(_), Stage::GaveWay) => {}
+            (Some(_), Stage::Member(_) | Stage::Over(_)) => {}
         }
+        self.note_declined(from, &hello);
         self.report_conflict(from, &hello);
-        if answer {
+        let unsaid = self.peers.get(from).is_some_and(|peer| peer.declined != self.place_declined_to(from));
+        if answer || unsaid {
             self.say_hello(from, false);
         }
     }
@@ -104,47 +123,13 @@ impl Founding {
     pub(super) fn tell_decided(&mut self, to: &DeviceId) {
         let Some(genesis) = self.record.decided.clone() else { return };
         let current = match &self.stage {
-            Stage::Member(view) => view.cluster_id == genesis.cluster_id && view.members.contains(to),
+            Stage::Member(view) => view.cluster_id == genesis.cluster_id && view.members.contains_key(to),
             Stage::Seeking => true,
-            Stage::GaveWay => false,
+            Stage::Over(_) => false,
         };
         if current {
             self.send(to, Message::Decided { genesis });
         }
-    }
-
-    /// Two members meet. The same cluster: fine. Different ones: a lone founder gives way, and of two
-    /// lone founders the one with the larger cluster id; both sides see the same, so one stays.
-    fn meet_cluster(&mut self, from: &DeviceId, theirs: ClusterHello) {
-        let Stage::Member(view) = &self.stage else { return };
-        if theirs.id == view.cluster_id {
-            return;
-        }
-        let gives_way = self.is_lone(view) && (!theirs.lone || view.cluster_id > theirs.id);
-        if gives_way {
-            let record = self.record_after_giving_way(theirs.id);
-            self.stage = Stage::GaveWay;
-            self.effects.push(Effect::GiveWay { to: theirs.id, via: from.clone(), record });
-        }
-    }
-
-    /// Nobody else is in the cluster and nothing would be lost with it. A device that asked two clusters to
-    /// add it is listed by both and in one: seen there, it does not count here. A device whose first snapshot
-    /// has not come yet knows no members: it is not alone.
-    pub(super) fn is_lone(&self, view: &MembershipView) -> bool {
-        let elsewhere = |device: &DeviceId| {
-            self.peers.get(device).and_then(Peer::cluster).is_some_and(|id| id != view.cluster_id)
-        };
-        let here = |device: &&DeviceId| **device == self.me.device || !elsewhere(device);
-        !view.in_use
-            && view.members.contains(&self.me.device)
-            && view.members.iter().filter(here).count() == 1
-    }
-
-    /// Promises stay; the cluster that was given up is never proposed again by this device.
-    fn record_after_giving_way(&self, to: ClusterId) -> Record {
-        let promised = self.record.promised.clone();
-        Record { promised, accepted: None, decided: None, gave_way_to: Some(to) }
     }
 
     /// What stands between this device and a connected one, if a person must decide.
@@ -160,7 +145,7 @@ impl Founding {
             {
                 Some(Conflict::TwoClusters { device: device.clone(), other: theirs.id })
             }
-            (Stage::Seeking | Stage::Member(_) | Stage::GaveWay, _) => None,
+            (Stage::Seeking | Stage::Member(_) | Stage::Over(_), _) => None,
         }
     }
 
@@ -175,13 +160,16 @@ impl Founding {
     }
 
     /// The cluster to join and the connected members to ask: first of all a running one, preferably
-    /// one that will not give way; else the one that was decided without this device.
+    /// one that has a leader and will not give way; else the one that was decided without this device.
     pub(super) fn join_target(&self) -> Option<(ClusterId, Vec<DeviceId>)> {
-        let running = self
-            .peers
-            .values()
-            .filter_map(|peer| peer.hello.as_ref()?.cluster.as_ref())
-            .min_by_key(|cluster| (cluster.lone, cluster.id))
+        let clusters = self.peers.values().filter_map(|peer| peer.hello.as_ref()?.cluster.as_ref());
+        let place = self.record.gave_way_to;
+        let waits = place.is_some() && self.now_ms < CLUSTER_MEMORY_MS;
+        let running = clusters
+            .filter(|cluster| !waits || Some(cluster.id) == place)
+            .min_by_key(|cluster| {
+                (Some(cluster.id) != place, !self.is_led(cluster), cluster.lone, cluster.id)
+            })
             .cloned();
         if let Some(cluster) = running {
             return Some((cluster.id, self.members_to_ask(&cluster)));
@@ -194,11 +182,14 @@ impl Founding {
             ));
         }
         // A cluster was here a moment ago: it will come back sooner than it is right to found another.
+        if waits && let Some(place) = place {
+            return Some((place, Vec::new()));
+        }
         let (cluster, heard_ms) = self.cluster_heard?;
         (self.now_ms < heard_ms + CLUSTER_MEMORY_MS).then(|| (cluster, Vec::new()))
     }
 
-    fn members_to_ask(&self, cluster: &ClusterHello) -> Vec<DeviceId> {
+    pub(super) fn members_to_ask(&self, cluster: &ClusterHello) -> Vec<DeviceId> {
         let is_member = |device: &&DeviceId| {
             self.peers.get(*device).and_then(Peer::cluster).is_some_and(|id| id == cluster.id)
         };
@@ -244,15 +235,5 @@ impl Founding {
 impl Peer {
     pub(super) fn cluster(&self) -> Option<ClusterId> {
         Some(self.hello.as_ref()?.cluster.as_ref()?.id)
-    }
-}
-
-impl Conflict {
-    pub(super) fn device(&self) -> &DeviceId {
-        match self {
-            Self::TwoClusters { device, other: _ } | Self::DevicesDiffer { device, theirs: _, ours: _ } => {
-                device
-            }
-        }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Ballot, decode, encode};
 use super::{Candidate, FoundingError};
-use crate::{ClusterId, DeviceId, Genesis};
+use crate::{ClusterId, DeviceId, Genesis, StorageId};
 
 /// First byte of every encoded message.
 const MESSAGE_VERSION: u8 = 1;
@@ -82,6 +82,19 @@ pub struct Hello {
     pub cluster: Option<ClusterHello>,
     /// The receiver is asked to introduce itself in turn.
     pub answer: bool,
+    /// The sender will never take this place, which the receiver's cluster has for it. Not told by builds from
+    /// before this was said.
+    #[serde(default)]
+    pub declined: Option<Place>,
+}
+
+/// A device's place in a cluster: the cluster lists it with this store, and takes it with no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The device's store.
+    pub storage: StorageId,
 }
 
 /// What a member tells about its cluster.
@@ -95,6 +108,15 @@ pub struct ClusterHello {
     pub leader: Option<DeviceId>,
     /// The receiver is a member, with the device id that the sender sees.
     pub yours: bool,
+    /// The store that it is listed with. Not told by builds from before this was said.
+    #[serde(default)]
+    pub your_storage: Option<StorageId>,
+}
+
+impl Hello {
+    pub(super) fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster.as_ref().map(|cluster| cluster.id)
+    }
 }
 
 impl Message {
@@ -121,7 +143,7 @@ impl Message {
     /// What is wrong with the message, if anything.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         match self {
-            Self::Hello(Hello { devices: _, cluster: _, answer: _ }) => Ok(()),
+            Self::Hello(Hello { devices: _, cluster: _, answer: _, declined: _ }) => Ok(()),
             Self::Prepare { ballot, devices: _ } | Self::Accepted { ballot } => check_ballot(ballot),
             Self::Promise { ballot, candidate, accepted, seen } => {
                 check_ballot(ballot)?;

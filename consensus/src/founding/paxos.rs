@@ -206,17 +206,21 @@ impl Founding {
         self.complete_phase();
     }
 
-    /// 128 bits that no other attempt has: the seed is mixed with what names this device and store.
     fn fresh_cluster_id(&mut self) -> ClusterId {
-        let mut hasher = blake3::Hasher::new_derive_key("mesh founding 1: cluster id");
+        let mut id = [0; 16];
+        self.fresh_bits("mesh founding 1: cluster id").fill(&mut id);
+        ClusterId(id)
+    }
+
+    /// Bits that nobody else has: the seed is mixed with what names this device and store.
+    pub(super) fn fresh_bits(&mut self, purpose: &'static str) -> blake3::OutputReader {
+        let mut hasher = blake3::Hasher::new_derive_key(purpose);
         for part in [self.random(), self.random(), self.round_max] {
             hasher.update(&part.to_le_bytes());
         }
         hasher.update(self.me.device.to_string().as_bytes());
         hasher.update(self.me.storage.to_string().as_bytes());
-        let mut id = [0; 16];
-        hasher.finalize_xof().fill(&mut id);
-        ClusterId(id)
+        hasher.finalize_xof()
     }
 
     pub(super) fn hear_promise(

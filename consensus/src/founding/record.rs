@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::FoundingError;
+use super::{FoundingError, Place};
 use crate::{ClusterId, DeviceId, Genesis};
 
 /// First byte of an encoded [`Record`].
@@ -37,6 +37,11 @@ pub struct Record {
     pub decided: Option<Genesis>,
     /// The cluster that this device gave its own up for. It looks for that one before it founds again.
     pub gave_way_to: Option<ClusterId>,
+    /// The place in another cluster that this member asks for, with the id of the store that it will have there.
+    /// On disk before it is asked for: a place that is not wished for any more is never taken. Not there in records
+    /// from before it was kept.
+    #[serde(default)]
+    pub wish: Option<Place>,
 }
 
 impl Record {

@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use mesh_consensus::founding::{
-    Candidate, Conflict, Effect, Event, Founding, MembershipView, Message, Record,
+    Candidate, Conflict, Effect, Event, Founding, MembershipView, Message, Place, Record,
 };
 use mesh_consensus::{
-    ClusterId, ClusterState, DeviceId, MemoryDisk, Node, Options, RaftId, RedbStore, Request, RequestId,
-    Role, StorageId, Store,
+    ClusterState, DeviceId, MemoryDisk, Node, Options, RaftId, RedbStore, Request, RequestId, Role,
+    StorageId, Store,
 };
 
 use super::packet::Packet;
@@ -192,7 +192,11 @@ impl Process {
             match &event {
                 Event::PeerUp(device) => serving.peer_up(now_ms, device_index(device)),
                 Event::PeerDown(device) => serving.peer_down(now_ms, device_index(device)),
-                Event::Message { .. } | Event::MembershipChanged(_) | Event::Tick => {}
+                Event::Message { .. }
+                | Event::MembershipChanged(_)
+                | Event::Admitted(_)
+                | Event::Removed
+                | Event::Tick => {}
             }
         }
         let mut effects: VecDeque<Effect> = self.founding.handle(now_ms, event).into();
@@ -221,17 +225,17 @@ impl Process {
                 self.campaign();
                 return self.pump();
             }
-            Effect::Join { cluster_id: _, via } => {
+            Effect::Join { place, via } => {
                 for member in via.iter().take(2) {
                     let packet = Packet::JoinRequest {
                         origin: self.setup.index,
-                        storage: self.storage,
+                        storage: place.storage,
                         relayed: false,
                     };
                     self.send(device_index(member), packet);
                 }
             }
-            Effect::GiveWay { to, via: _, record } => return self.give_way(to, &record),
+            Effect::GiveWay { to, record } => return self.give_way(to, &record),
             Effect::Conflict(conflict) => self.deeds.push(Deed::Note(conflict.what())),
         }
         Ok(Vec::new())
@@ -264,16 +268,15 @@ impl Process {
     }
 
     /// Gives the own cluster up, if it is still nothing worth keeping.
-    fn give_way(&mut self, to: ClusterId, record: &Record) -> Result<Vec<Effect>, Death> {
+    fn give_way(&mut self, to: Place, record: &Record) -> Result<Vec<Effect>, Death> {
         let Some(node) = self.body.node() else { return Ok(Vec::new()) };
         let view = view_of(node);
         if !self.founding.may_give_way(&view) {
             return Ok(self.founding.handle(self.now_ms, Event::MembershipChanged(view)));
         }
-        self.deeds.push(Deed::Note(format!("gives way to {to}")));
+        self.deeds.push(Deed::Note(format!("gives way to {}", to.cluster_id)));
         let disk = MemoryDisk::new();
-        let storage = storage_from(self.setup.seed ^ 0x5eed);
-        drop(prepare(&disk, storage, Some(record))?);
+        drop(prepare(&disk, to.storage, Some(record))?);
         self.deeds.push(Deed::Replaced(disk));
         Ok(Vec::new())
     }
@@ -479,8 +482,9 @@ fn view_of(node: &Node<RedbStore>) -> MembershipView {
     let state: &ClusterState = node.state();
     MembershipView {
         cluster_id: node.cluster_id(),
-        members: state.members.values().map(|member| member.device.clone()).collect(),
+        members: state.members.values().map(|member| (member.device.clone(), member.storage)).collect(),
         in_use: !state.deployments.is_empty() || !state.models.is_empty(),
         leader: node.leader().and_then(|id| state.members.get(&id)).map(|member| member.device.clone()),
+        votes: node.conf().voters.contains(&node.id()),
     }
 }

@@ -162,7 +162,10 @@ impl Serving {
     }
 
     fn is_live(&self, device: &str) -> bool {
-        let index = device_index(&mesh_consensus::DeviceId(device.to_owned()));
+        self.is_up(device_index(&mesh_consensus::DeviceId(device.to_owned())))
+    }
+
+    pub(crate) fn is_up(&self, index: usize) -> bool {
         index == self.index || self.up.contains(&index)
     }
 

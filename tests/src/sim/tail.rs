@@ -37,6 +37,9 @@ impl World {
         }
         self.commit_one()?;
         self.serve_all()?;
+        // The leader goes on deciding things: what one device has applied the others must soon have, too.
+        let behind = self.wait(COMMIT_MS, World::behind)?;
+        behind.map_or(Ok(()), |reason| Err((self.now_ms, reason)))?;
         let cluster = self.nodes().next().map(|node| (node.cluster_id(), node.applied()));
         let (cluster, applied) = cluster.ok_or((self.now_ms, "nobody is left".to_owned()))?;
         self.checker.finish(cluster, applied).map_err(|what| (self.now_ms, what))?;
@@ -107,15 +110,34 @@ impl World {
         }
     }
 
-    /// A removed device that was away when it happened is refused by all others; its operator takes it away.
+    /// A removed device that was away when it happened is refused by all others; its operator takes it away. Not
+    /// so one that belongs to another cluster with others: of two clusters that listed it, the one that it is not in
+    /// has removed it, and the one that it is in counts on it.
     fn retire_removed(&mut self) {
-        let removed: BTreeSet<_> = self.nodes().flat_map(|node| node.state().removed.clone()).collect();
-        for index in 0..self.devices.len() {
-            if removed.contains(&device_id(index)) && !self.devices[index].retired {
+        let removed: BTreeSet<(ClusterId, usize)> = self
+            .nodes()
+            .flat_map(|node| node.state().removed.iter().map(|device| (node.cluster_id(), device)))
+            .map(|(cluster, device)| (cluster, device_index(device)))
+            .collect();
+        for (cluster, index) in removed {
+            if !self.devices[index].retired && !self.is_elsewhere(index, cluster) {
                 self.devices[index].retired = true;
                 self.stop(index);
             }
         }
+    }
+
+    /// The device is in another cluster with others, or on its way into one that has a place for it.
+    fn is_elsewhere(&self, index: usize, cluster: ClusterId) -> bool {
+        let Some(process) = &self.devices[index].process else { return false };
+        let Some(node) = process.node() else {
+            return self.nodes().any(|node| {
+                let member = node.state().member(&device_id(index));
+                node.cluster_id() != cluster && member.is_some_and(|m| m.storage == process.storage())
+            });
+        };
+        let here = self.nodes().filter(|other| other.cluster_id() == node.cluster_id()).count();
+        node.cluster_id() != cluster && here > 1
     }
 
     /// Why the devices are not one healthy cluster yet.
@@ -167,6 +189,37 @@ impl World {
         if let Some(reason) = self.wait(SERVE_MS, World::unserved)? {
             return Err((self.now_ms, format!("not all is served after {SERVE_MS} ms: {reason}")));
         }
+        if let Some(reason) = self.wait(RETRY_MS, World::unheard)? {
+            return Err((self.now_ms, reason));
+        }
+        loop {
+            let removed = self.count_retired();
+            let missing = self.ask_everybody()?;
+            // Who was removed meanwhile has taken its clients' requests along: the others are asked once more.
+            match missing {
+                None => return Ok(()),
+                Some(_) if self.count_retired() > removed => {}
+                Some(reason) => return Err((self.now_ms, reason)),
+            }
+        }
+    }
+
+    fn count_retired(&self) -> usize {
+        self.devices.iter().filter(|device| device.retired).count()
+    }
+
+    /// Devices tell what they hold as soon as they are members; who has just become one is not heard yet.
+    fn unheard(&self) -> Option<String> {
+        let processes = || self.devices.iter().filter_map(|device| device.process.as_ref());
+        let pair = processes().find_map(|here| {
+            let deaf = processes().find(|there| !here.hears(device_index(there.device())))?;
+            Some((here.device(), deaf.device()))
+        });
+        pair.map(|(here, there)| format!("{here} has not heard {there}"))
+    }
+
+    /// Asks every device for everything that is served; returns what is missing.
+    fn ask_everybody(&mut self) -> Result<Option<String>, Failure> {
         let state = self.leader_state().ok_or((self.now_ms, "nobody leads".to_owned()))?;
         let devices = self.usable(&state);
         let served = state.deployments.values().filter(|deployment| is_served(deployment, &devices));
@@ -184,11 +237,10 @@ impl World {
                 asked += 1;
             }
         }
-        let missing = self.wait(ANSWER_MS + RETRY_MS, |world| {
+        self.wait(ANSWER_MS + RETRY_MS, |world| {
             let right = world.checker.right - before;
             (right < asked).then(|| format!("{right} of {asked} requests have an answer"))
-        })?;
-        missing.map_or(Ok(()), |reason| Err((self.now_ms, reason)))
+        })
     }
 
     /// Asks a device, a few times: it may have a look at what is new before it.
@@ -232,6 +284,11 @@ impl World {
         usable.map(memory).collect()
     }
 
+    fn behind(&self) -> Option<String> {
+        let applied: BTreeSet<_> = self.nodes().map(Node::applied).collect();
+        (applied.len() > 1).then(|| format!("replicas are at {applied:?}"))
+    }
+
     /// A request is taken and applied on every device, and then all states are equal. A client asks again
     /// when its request was lost with a leader that hands over.
     fn commit_one(&mut self) -> Result<(), Failure> {
@@ -247,8 +304,7 @@ impl World {
                 if let Some(node) = without {
                     return Some(format!("replica {} has not applied it", node.id()));
                 }
-                let applied: BTreeSet<_> = world.nodes().map(Node::applied).collect();
-                (applied.len() > 1).then(|| format!("replicas are at {applied:?}"))
+                world.behind()
             })?;
             match missing {
                 None => break,

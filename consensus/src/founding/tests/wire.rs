@@ -35,10 +35,16 @@ fn honest() -> Vec<Message> {
         name: "a".to_owned(),
         address: "b".to_owned(),
     };
-    let cluster =
-        ClusterHello { id: ClusterId([3; 16]), lone: true, leader: Some("device-2".into()), yours: false };
+    let place = Place { cluster_id: ClusterId([8; 16]), storage: StorageId([7; 16]) };
+    let cluster = ClusterHello {
+        id: ClusterId([3; 16]),
+        lone: true,
+        leader: Some("device-2".into()),
+        yours: true,
+        your_storage: Some(StorageId([6; 16])),
+    };
     vec![
-        Message::Hello(Hello { devices: 3, cluster: Some(cluster), answer: true }),
+        Message::Hello(Hello { devices: 3, cluster: Some(cluster), answer: true, declined: Some(place) }),
         Message::Prepare { ballot: ballot(1), devices: 3 },
         Message::Promise {
             ballot: ballot(2),
@@ -63,6 +69,7 @@ fn messages_and_records_survive_their_encoding() {
         accepted: Some((ballot(3), genesis(3))),
         decided: Some(genesis(3)),
         gave_way_to: None,
+        wish: Some(Place { cluster_id: ClusterId([5; 16]), storage: StorageId([4; 16]) }),
     };
     assert_eq!(Record::from_bytes(&record.to_bytes()), Ok(record));
 }
@@ -158,9 +165,10 @@ proptest! {
         };
         let view = MembershipView {
             cluster_id: ClusterId([8; 16]),
-            members: BTreeSet::from([me.device.clone()]),
+            members: BTreeMap::from([(me.device.clone(), me.storage)]),
             in_use: stage == 2,
-            leader: None,
+            leader: Some(me.device.clone()),
+            votes: true,
         };
         let mut founding = Founding::new(me, "world", 2, None, (stage > 0).then_some(view), 3);
         let from = DeviceId::from("device-2");

@@ -1,5 +1,7 @@
 //! A world of devices that run the real protocol over a network and disks made of vectors.
 
+mod clusters;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
@@ -16,11 +18,11 @@ pub(super) struct Chaos {
 }
 
 /// What is on a device's disk.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Disk {
     pub(super) record: Option<Record>,
     pub(super) cluster: Option<ClusterId>,
-    pub(super) storage: u8,
+    pub(super) storage: StorageId,
 }
 
 #[derive(Debug)]
@@ -38,14 +40,25 @@ pub(super) struct World {
     running: Vec<Option<Founding>>,
     links: BTreeSet<(usize, usize)>,
     flying: Vec<(usize, usize, Message)>,
+    /// Requests for a place and their answers on the way: to whom, from whom, which place, answered.
+    asked: Vec<(usize, usize, Place, bool)>,
     /// Replicated membership, as if consensus were instant.
-    members: BTreeMap<ClusterId, BTreeSet<DeviceId>>,
+    members: BTreeMap<ClusterId, BTreeMap<DeviceId, StorageId>>,
+    /// What a device knows of it that was cut off or removed, instead.
+    stale: BTreeMap<usize, MembershipView>,
     founded: BTreeMap<ClusterId, Genesis>,
     effects_done: u64,
     now_ms: u64,
     /// A device's clock starts with it.
     started_ms: Vec<u64>,
     random: u64,
+}
+
+impl Disk {
+    fn new(device: usize) -> Self {
+        let storage = StorageId([u8::try_from(device).expect("few devices"); 16]);
+        Self { record: None, cluster: None, storage }
+    }
 }
 
 fn id(index: usize) -> DeviceId {
@@ -60,7 +73,7 @@ impl World {
     pub(super) fn new(count: usize, devices: usize, seed: u64) -> Self {
         Self {
             devices_of: vec![devices; count],
-            disks: vec![Disk::default(); count],
+            disks: (0..count).map(Disk::new).collect(),
             chaos: Chaos::default(),
             crash_after_effects: None,
             proposed: BTreeSet::new(),
@@ -69,6 +82,8 @@ impl World {
             running: (0..count).map(|_| None).collect(),
             links: BTreeSet::new(),
             flying: Vec::new(),
+            asked: Vec::new(),
+            stale: BTreeMap::new(),
             members: BTreeMap::new(),
             founded: BTreeMap::new(),
             effects_done: 0,
@@ -96,11 +111,11 @@ impl World {
         let disk = self.disks[device].clone();
         let me = Candidate {
             device: id(device),
-            storage: StorageId([disk.storage; 16]),
+            storage: disk.storage,
             name: format!("name {device}"),
             address: String::new(),
         };
-        let view = disk.cluster.map(|cluster| self.view(cluster));
+        let view = disk.cluster.map(|cluster| self.view_of(device, cluster));
         let devices = u32::try_from(self.devices_of[device]).expect("small");
         let seed = self.below(u64::MAX);
         self.started_ms[device] = self.now_ms;
@@ -118,6 +133,7 @@ impl World {
         self.running[device] = None;
         self.links.retain(|(a, b)| *a != device && *b != device);
         self.flying.retain(|(from, to, _)| *from != device && *to != device);
+        self.asked.retain(|(to, from, ..)| *from != device && *to != device);
         for other in 0..self.running.len() {
             self.event(other, Event::PeerDown(id(device)));
         }
@@ -134,6 +150,7 @@ impl World {
     fn cut(&mut self, a: usize, b: usize) {
         if self.links.remove(&(a.min(b), a.max(b))) {
             self.flying.retain(|(from, to, _)| (*from, *to) != (a, b) && (*from, *to) != (b, a));
+            self.asked.retain(|(from, to, ..)| (*from, *to) != (a, b) && (*from, *to) != (b, a));
             self.event(a, Event::PeerDown(id(b)));
             self.event(b, Event::PeerDown(id(a)));
         }
@@ -143,21 +160,6 @@ impl World {
         for a in 0..self.running.len() {
             for b in 0..a {
                 self.connect(a, b);
-            }
-        }
-    }
-
-    fn view(&self, cluster: ClusterId) -> MembershipView {
-        let members = self.members.get(&cluster).cloned().unwrap_or_default();
-        let leader = members.first().cloned();
-        MembershipView { cluster_id: cluster, members, in_use: self.in_use.contains(&cluster), leader }
-    }
-
-    pub(super) fn publish(&mut self, cluster: ClusterId) {
-        for device in 0..self.running.len() {
-            if self.disks[device].cluster == Some(cluster) {
-                let view = self.view(cluster);
-                self.event(device, Event::MembershipChanged(view));
             }
         }
     }
@@ -189,8 +191,14 @@ impl World {
             }
             Effect::Send { to, message } => self.post(device, index(&to), message),
             Effect::Found { genesis, raft_id, campaign: _ } => self.found(device, genesis, raft_id),
-            Effect::Join { cluster_id, via } => self.join(device, cluster_id, &via),
-            Effect::GiveWay { to: _, via: _, record } => self.give_way(device, record),
+            Effect::Join { place, via } => {
+                for member in via.iter().take(2) {
+                    if self.asked.len() < 1_000 {
+                        self.asked.push((index(member), device, place, false));
+                    }
+                }
+            }
+            Effect::GiveWay { to, record } => self.give_way(device, to, record),
             Effect::Campaign | Effect::Conflict(_) => {}
         }
     }
@@ -200,53 +208,6 @@ impl World {
         let message = Message::from_bytes(&message.to_bytes()).expect("own messages are readable");
         if self.links.contains(&(from.min(to), from.max(to))) && self.flying.len() < 10_000 {
             self.flying.push((from, to, message));
-        }
-    }
-
-    fn found(&mut self, device: usize, genesis: Genesis, raft_id: u64) {
-        assert_eq!(genesis.members[usize::try_from(raft_id).expect("small") - 1].device, id(device));
-        assert!(matches!(genesis.voters.len(), 1 | 3 | 5), "never two voters");
-        assert!(self.disks[device].cluster.is_none(), "the store must be empty");
-        let cluster = genesis.cluster_id;
-        self.disks[device].cluster = Some(cluster);
-        let known = self.founded.entry(cluster).or_insert_with(|| genesis.clone());
-        assert_eq!(*known, genesis, "one id, two clusters");
-        let listed = genesis.members.iter().map(|member| member.device.clone());
-        self.members.entry(cluster).or_default().extend(listed);
-        let view = self.view(cluster);
-        self.event(device, Event::MembershipChanged(view));
-    }
-
-    /// Joining works when a majority of the founding voters runs.
-    fn join(&mut self, device: usize, cluster: ClusterId, via: &[DeviceId]) {
-        let Some(genesis) = self.founded.get(&cluster) else { return };
-        let up = |voter: &&crate::Member| {
-            let voter = index(&voter.device);
-            self.running[voter].is_some() && self.disks[voter].cluster == Some(cluster)
-        };
-        let voters = &genesis.members[..genesis.voters.len()];
-        let majority = voters.iter().filter(up).count() > voters.len() / 2;
-        let reached = via.iter().any(|member| self.disks[index(member)].cluster == Some(cluster));
-        if majority && reached && self.disks[device].cluster.is_none() {
-            self.disks[device].cluster = Some(cluster);
-            self.members.entry(cluster).or_default().insert(id(device));
-            self.publish(cluster);
-        }
-    }
-
-    fn give_way(&mut self, device: usize, record: Record) {
-        let cluster = self.disks[device].cluster.take().expect("gives a cluster up");
-        assert_eq!(self.members[&cluster].len(), 1, "only a lone founder gives way");
-        assert!(!self.in_use.contains(&cluster), "only an unused cluster is given up");
-        self.members.remove(&cluster);
-        self.founded.remove(&cluster);
-        self.disks[device].record = Some(record);
-        self.disks[device].storage += 1;
-        let links: Vec<usize> = (0..self.running.len()).filter(|other| self.linked(device, *other)).collect();
-        self.stop(device);
-        self.start(device);
-        for other in links {
-            self.connect(device, other);
         }
     }
 
@@ -266,6 +227,21 @@ impl World {
             && founding.record.decided.is_none()
         {
             founding.start_attempt();
+        }
+    }
+
+    /// One request for a place or answer arrives, is lost or is repeated.
+    fn answer_one(&mut self) {
+        if self.asked.is_empty() || self.below(100) < 30 {
+            return;
+        }
+        let slot = usize::try_from(self.below(self.asked.len() as u64)).expect("small");
+        let (to, from, place, answered) = self.asked[slot];
+        if self.below(100) >= self.chaos.repeat {
+            self.asked.swap_remove(slot);
+        }
+        if self.below(100) >= self.chaos.loss {
+            self.answer(to, from, place, answered);
         }
     }
 
@@ -293,8 +269,9 @@ impl World {
         }
         self.event(a, Event::Tick);
         for _ in 0..self.below(2 * count + 2) {
+            self.answer_one();
             if self.flying.is_empty() {
-                return;
+                continue;
             }
             let slot = usize::try_from(self.below(self.flying.len() as u64)).expect("small");
             if self.below(100) < self.chaos.repeat {
@@ -357,21 +334,15 @@ impl World {
                 self.deliver(usize::try_from(slot).expect("small"));
             }
         }
+        for (to, from, place, answered) in std::mem::take(&mut self.asked) {
+            self.answer(to, from, place, answered);
+        }
         for device in 0..self.running.len() {
             let due_ms = self.running[device].as_ref().and_then(Founding::deadline_ms);
             if due_ms.is_some_and(|due_ms| due_ms <= self.now_ms - self.started_ms[device]) {
                 self.event(device, Event::Tick);
             }
         }
-    }
-
-    /// Clusters that at least one disk belongs to.
-    pub(super) fn clusters(&self) -> BTreeSet<ClusterId> {
-        self.disks.iter().filter_map(|disk| disk.cluster).collect()
-    }
-
-    pub(super) fn voters(&self) -> usize {
-        self.founded.values().map(|genesis| genesis.voters.len()).max().unwrap_or(0)
     }
 
     /// Runs until every device that runs is in one and the same cluster; returns how long that took.
@@ -390,6 +361,44 @@ impl World {
             assert!(self.now_ms - start_ms < limit_ms, "no single cluster after {limit_ms} ms: {clusters:?}");
             self.run_step();
         }
+    }
+
+    /// Runs until every device is in a cluster, and nobody is alone in one unless it is the only one.
+    pub(super) fn run_until_settled(&mut self, limit_ms: u64) {
+        let start_ms = self.now_ms;
+        loop {
+            let mut sizes: BTreeMap<ClusterId, usize> = BTreeMap::new();
+            for cluster in self.disks.iter().filter_map(|disk| disk.cluster) {
+                *sizes.entry(cluster).or_default() += 1;
+            }
+            let all = sizes.values().sum::<usize>() == self.disks.len();
+            if all && (sizes.len() == 1 || sizes.values().all(|size| *size > 1)) {
+                return;
+            }
+            assert!(self.now_ms - start_ms < limit_ms, "not settled after {limit_ms} ms: {sizes:?}");
+            self.run_step();
+        }
+    }
+
+    /// Runs until these devices are in one cluster.
+    pub(super) fn run_until_one_of(&mut self, devices: &[usize], limit_ms: u64) {
+        let end_ms = self.now_ms + limit_ms;
+        let clusters = |world: &Self| -> BTreeSet<_> {
+            devices.iter().map(|device| world.disks[*device].cluster).collect()
+        };
+        while clusters(self).len() > 1 || clusters(self).contains(&None) {
+            assert!(self.now_ms < end_ms, "{:?}", clusters(self));
+            self.run_step();
+        }
+    }
+
+    pub(super) fn all_run(&self) -> bool {
+        self.running.iter().all(Option::is_some)
+    }
+
+    /// The device that carries out the effect after so many more crashes then.
+    pub(super) fn crash_after(&mut self, effects: u64) {
+        self.crash_after_effects = Some(self.effects_done + effects + 1);
     }
 
     /// Tests of meeting clusters make two on purpose: with configs that are not identical.

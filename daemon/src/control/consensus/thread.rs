@@ -14,7 +14,7 @@ use bytes::Bytes;
 use mesh_consensus::{
     Applied, ClusterId, ClusterState, DeviceId, Effects, FoundError, Genesis, Node, Options, Outcome,
     ProposeError, RaftId, RedbStore, Request, RequestId, Role, StorageId, Store,
-    founding::{Candidate, Effect, Event, Founding, MembershipView, Message, Record},
+    founding::{Candidate, Effect, Event, Founding, MembershipView, Message, Place, Record},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -220,7 +220,10 @@ impl Thread {
             Input::JoinAnswer(storage, answer) if storage == self.me.storage => {
                 return self.join_answered(answer);
             }
-            Input::JoinAnswer(..) => tracing::debug!("an answer to an earlier wish to join"),
+            Input::JoinAnswer(storage, JoinReply::Joined { cluster, raft_id: _ }) => {
+                return self.found(Event::Admitted(Place { cluster_id: cluster, storage }));
+            }
+            Input::JoinAnswer(_, answer) => tracing::debug!(?answer, "no place in another cluster"),
             Input::Shutdown => {}
         }
         Ok(())
@@ -318,7 +321,7 @@ impl Thread {
         }
         self.settle_waiters(effects.applied, effects.refused);
         if effects.removed_self {
-            self.leave();
+            return self.leave();
         }
         self.tell_founding()?;
         self.publish_view();
@@ -364,15 +367,16 @@ impl Thread {
                         node.campaign();
                     }
                 }
-                Effect::Join { cluster_id, via } => {
-                    tracing::info!(cluster = %cluster_id, "asking to join");
-                    (self.join)(self.me.storage, via.iter().filter_map(|d| d.0.parse().ok()).collect());
+                Effect::Join { place, via } => {
+                    tracing::info!(cluster = %place.cluster_id, "asking to join");
+                    (self.join)(place.storage, via.iter().filter_map(|d| d.0.parse().ok()).collect());
                 }
-                Effect::GiveWay { to, via, record } => {
+                Effect::GiveWay { to, record } => {
                     // Something may have been deployed since the protocol last looked.
-                    return match self.membership().filter(|view| !self.founding.may_give_way(view)) {
+                    return match self.membership() {
+                        Some(view) if self.founding.may_give_way(&view) => self.give_way(to, &record),
                         Some(view) => self.found(Event::MembershipChanged(view)),
-                        None => self.give_way(to, &via, &record),
+                        None => Ok(()),
                     };
                 }
                 Effect::Conflict(conflict) => tracing::warn!(what = %conflict.what(), "needs a person"),
@@ -439,13 +443,13 @@ impl Thread {
         }
     }
 
-    /// Gives up a lone cluster in favour of another one: empties the store and starts over, which joins the other.
-    fn give_way(&mut self, to: ClusterId, via: &DeviceId, record: &Record) -> Result<(), ConsensusError> {
-        tracing::info!(cluster = %to, %via, "this lone cluster gives way to another one");
+    /// Gives up a lone cluster in favour of another one: empties the store and starts over, which takes the place
+    /// that this device has in the other one.
+    fn give_way(&mut self, to: Place, record: &Record) -> Result<(), ConsensusError> {
+        tracing::info!(cluster = %to.cluster_id, "this lone cluster gives way to another one");
         self.stage = None;
         let at = |source| ConsensusError::Store { path: self.path.clone(), source };
-        let storage: [u8; 16] = rand::random();
-        let records = [(FOUNDING_RECORD, record.to_bytes()), (STORAGE_RECORD, storage.to_vec())];
+        let records = [(FOUNDING_RECORD, record.to_bytes()), (STORAGE_RECORD, to.storage.0.to_vec())];
         let records: Vec<(&str, &[u8])> = records.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
         let store = RedbStore::replace(&self.path, &records).map_err(at)?;
         self.waiters.clear();
@@ -459,12 +463,16 @@ impl Thread {
     }
 
     /// This device was removed, or another disk has taken its place: it stops taking part.
-    fn leave(&mut self) {
+    fn leave(&mut self) -> Result<(), ConsensusError> {
         tracing::warn!(reason = REMOVED, "this device is no longer a member");
         self.refused = Some(REMOVED.to_owned());
         self.stage = None;
         self.waiters.clear();
         self.refresh();
+        self.told = None;
+        self.found(Event::Removed)?;
+        self.publish_view();
+        Ok(())
     }
 
     fn refresh(&mut self) {
@@ -493,9 +501,10 @@ impl Thread {
         let leader = node.leader().and_then(|id| state.members.get(&id)).map(|m| m.device.clone());
         Some(MembershipView {
             cluster_id: state.cluster_id,
-            members: state.members.values().map(|m| m.device.clone()).collect(),
+            members: state.members.values().map(|m| (m.device.clone(), m.storage)).collect(),
             in_use: !state.models.is_empty() || !state.deployments.is_empty(),
             leader,
+            votes: node.conf().voters.contains(&node.id()),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Devices that ask to be added to a running cluster, through any of its members.
 
-use mesh_consensus::founding::Event;
+use mesh_consensus::founding::{Event, Place};
 use mesh_consensus::{ClusterId, Command, Node, Outcome, Request, RequestId, Role, StorageId};
 
 use super::{Body, Death, Deed, PENDING_MAX, Process, device_id, view_of};
@@ -74,6 +74,10 @@ impl Process {
             self.deeds.push(Deed::Note(format!("join refused: {outcome:?}")));
             return Ok(());
         };
+        if matches!(self.body, Body::Member(_)) {
+            let place = Place { cluster_id: cluster, storage };
+            return self.founding_event(now_ms, Event::Admitted(place));
+        }
         if storage != self.storage || !matches!(self.body, Body::Empty(_)) {
             return Ok(());
         }

@@ -28,6 +28,11 @@ impl Process {
         Ok(())
     }
 
+    /// It knows that the device is up, or does not care: it serves nothing.
+    pub(crate) fn hears(&self, device: usize) -> bool {
+        self.serving.as_ref().is_none_or(|serving| serving.is_up(device))
+    }
+
     /// A client asks for an answer. Whether the request was accepted.
     pub(crate) fn ask(
         &mut self,
