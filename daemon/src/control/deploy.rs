@@ -295,12 +295,16 @@ impl Deployer {
 
     async fn dry_run(&self, ready: &Ready, request: &DeployRequest) -> Result<(Plan, Vec<Lift>), Failure> {
         let view = self.consensus.view().borrow().clone();
-        let devices = self.facts.devices_for(&view, &request.name);
         let wishes =
             Wishes { objective: request.objective, stages: request.stages, pin: request.pin.clone() };
-        let mut problem = planning::problem(&ready.profile, &devices, &wishes);
-        self.forecasts.correct(&ready.hash.to_string(), &mut problem);
-        let solved = tokio::task::spawn_blocking(move || solve(problem));
+        // As the leader plans: beside what other deployments hold, else in the whole memory.
+        let [left, whole] =
+            [self.facts.devices_for(&view, &request.name), self.facts.devices(&view).0].map(|devices| {
+                let mut problem = planning::problem(&ready.profile, &devices, &wishes);
+                self.forecasts.correct(&ready.hash.to_string(), &mut problem);
+                problem
+            });
+        let solved = tokio::task::spawn_blocking(move || solve(left).or_else(|_| solve(whole)));
         let solved = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
         let solved = solved.map_err(|e| Failure::invalid(self.facts.named(&view, &e)))?;
         let lifts = explain::lifts(solved.problem, solved.plan.clone()).await;

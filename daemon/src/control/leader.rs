@@ -3,12 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     time::{Duration, Instant},
 };
 
 use mesh_consensus::{Command, Deployment, EpochPlan};
-use mesh_planner::{Plan, Problem, size};
+use mesh_planner::{Plan, Problem};
 
 use super::{
     better::{self, Improver},
@@ -165,40 +164,44 @@ impl Leader {
     /// Plans a deployment and has the plan prepared.
     async fn plan(&mut self, view: &ClusterView, deployment: &Deployment) {
         let (begun, devices) = (Instant::now(), self.usable(view, deployment));
-        let result = match self.problem(view, deployment).await {
-            Ok(problem) => {
-                // After a loss what runs stays where it can; what somebody asks for anew is planned anew.
-                let kept = deployment.active.as_ref().filter(|active| {
-                    active.epoch >= deployment.asked_epoch && active.model == deployment.model
-                });
-                let running = kept.map(|active| active.plan.clone());
-                let solved = tokio::task::spawn_blocking(move || match running {
-                    Some(running) => resolve(problem, &running),
-                    None => solve(problem),
-                });
-                let solved = solved.await;
-                solved.unwrap_or_else(|e| Err(format!("the planner failed: {e}")))
-            }
-            Err(reason) => Err(reason),
-        };
+        let mut result = self.solved(view, deployment, Memory::Left).await;
+        if result.is_err() && !taken_by_others(&view.state, &deployment.name).is_empty() {
+            // Beside the others there is no room. All are served, in memory that is counted twice.
+            result = self.solved(view, deployment, Memory::Whole).await;
+        }
         self.duties.planned(begun, deployment, devices);
         match result {
             Ok(solved) => {
                 self.better.planned(&deployment.name, &solved.problem, Instant::now());
                 self.prepare(deployment, solved).await;
             }
-            Err(mut reason) => {
-                let others: u64 = taken_by_others(&view.state, &deployment.name).values().sum();
-                if others > 0 {
-                    let _ =
-                        write!(reason, "; other deployments hold {} of the devices' memory", size(others));
-                }
+            Err(reason) => {
                 if deployment.fault.as_ref() != Some(&reason) {
                     tracing::warn!(deployment = %deployment.name, %reason, "cannot be served as asked");
                     self.set_fault(deployment, Some(reason)).await;
                 }
             }
         }
+    }
+
+    /// A plan for a deployment. After a loss what runs stays where it can; what somebody asks for anew is planned anew.
+    async fn solved(
+        &self,
+        view: &ClusterView,
+        deployment: &Deployment,
+        memory: Memory,
+    ) -> Result<Solved, String> {
+        let problem = self.problem(view, deployment, memory).await?;
+        let kept = deployment
+            .active
+            .as_ref()
+            .filter(|active| active.epoch >= deployment.asked_epoch && active.model == deployment.model);
+        let running = kept.map(|active| active.plan.clone());
+        let solved = tokio::task::spawn_blocking(move || match running {
+            Some(running) => resolve(problem, &running),
+            None => solve(problem),
+        });
+        solved.await.unwrap_or_else(|e| Err(format!("the planner failed: {e}")))
     }
 
     async fn prepare(&self, deployment: &Deployment, Solved { plan, problem }: Solved) {
@@ -209,14 +212,22 @@ impl Leader {
     }
 
     /// What a plan for a deployment would be made from now, corrected by what was measured.
-    async fn problem(&self, view: &ClusterView, deployment: &Deployment) -> Result<Problem, String> {
+    async fn problem(
+        &self,
+        view: &ClusterView,
+        deployment: &Deployment,
+        memory: Memory,
+    ) -> Result<Problem, String> {
         let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
         let profile = self.models.profile(profile).await.map_err(|e| super::chain(&e))?;
         let usable = self.usable(view, deployment);
         // Of now: another deployment may have been given its plan since this look began.
         let now = self.consensus.view().borrow().clone();
-        let mut devices = self.facts.devices_for(&now, &deployment.name);
+        let mut devices = match memory {
+            Memory::Left => self.facts.devices_for(&now, &deployment.name),
+            Memory::Whole => self.facts.devices(&now).0,
+        };
         devices.retain(|device| usable.contains(&device.id));
         let mut problem = problem(&profile, &devices, &wishes(deployment));
         self.forecasts.correct(&deployment.model, &mut problem);
@@ -240,7 +251,7 @@ impl Leader {
             let speed = better::speed(&forecast.evaluation, deployment.objective);
             self.better.judge(name, active.epoch, speed, now);
         }
-        match self.problem(view, deployment).await {
+        match self.problem(view, deployment, Memory::Left).await {
             Ok(problem) => self.better.look(name, active, problem, now),
             Err(reason) => tracing::debug!(deployment = %name, %reason, "no better plan"),
         }
@@ -256,6 +267,15 @@ impl Leader {
             tracing::debug!(%error, "a command of the leader was not applied");
         }
     }
+}
+
+/// What of the devices' memory a plan may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// What other deployments leave.
+    Left,
+    /// All that is meant for stages.
+    Whole,
 }
 
 /// A plan and what it was made from.

@@ -141,7 +141,21 @@ impl Serving {
         if devices.is_empty() {
             return Err("no device is ready to take stages".to_owned());
         }
+        // As the leader's task does: beside the others, else in memory that is counted twice.
         let taken = taken_by_others(state, &deployment.name);
+        let left = self.plan_with(deployment, devices, &taken);
+        if left.is_err() && !taken.is_empty() {
+            return self.plan_with(deployment, devices, &BTreeMap::new());
+        }
+        left
+    }
+
+    fn plan_with(
+        &self,
+        deployment: &Deployment,
+        devices: &BTreeSet<String>,
+        taken: &BTreeMap<String, u64>,
+    ) -> Result<Plan, String> {
         let memory = |id: &String| {
             let others = taken.get(id).copied().unwrap_or(0);
             Some((id.clone(), self.memory_of(id)?.saturating_sub(others)))
