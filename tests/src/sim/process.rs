@@ -440,7 +440,7 @@ impl Process {
             self.deeds.push(Deed::Applied { cluster, index: applied.index, request: applied.request });
         }
         if effects.removed_self {
-            self.deeds.push(Deed::Removed);
+            self.deeds.push(Deed::Removed(cluster));
         }
         if effects.state_changed || effects.leader_changed.is_some() {
             let Some(node) = self.body.node() else { return Ok(Vec::new()) };

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_consensus::{ClusterId, ClusterState, Deployment, Member, Node, RedbStore};
+use mesh_consensus::{
+    ClusterId, ClusterState, Command, Deployment, Member, Node, RedbStore, Request, RequestId,
+};
 use mesh_planner::solve;
 
 use super::Report;
@@ -103,6 +105,7 @@ impl World {
         loop {
             self.run_until(self.now_ms + LOOK_MS)?;
             self.retire_removed();
+            self.remove_retired().map_err(|what| (self.now_ms, what))?;
             let reason = missing(self);
             if reason.is_none() || self.now_ms >= end_ms {
                 return Ok(reason);
@@ -121,10 +124,34 @@ impl World {
             .collect();
         for (cluster, index) in removed {
             if !self.devices[index].retired && !self.is_elsewhere(index, cluster) {
-                self.devices[index].retired = true;
-                self.stop(index);
+                self.retire(index, cluster);
             }
         }
+    }
+
+    /// A cluster has removed the device: it is gone for good.
+    pub(crate) fn retire(&mut self, index: usize, cluster: ClusterId) {
+        self.devices[index].retired = true;
+        self.given_notice.insert((cluster, index));
+        self.stop(index);
+    }
+
+    /// A device that one of two clusters has removed and that is gone for good can be listed in the other one, which
+    /// it asked for a place: its operator removes it there, too.
+    fn remove_retired(&mut self) -> Result<(), String> {
+        let Some(leader) = self.leader() else { return Ok(()) };
+        let Some(state) = self.leader_state() else { return Ok(()) };
+        let mut gone = state.members.values().filter(|member| {
+            let device = device_index(&member.device);
+            self.devices[device].retired && !self.given_notice.contains(&(state.cluster_id, device))
+        });
+        let Some(member) = gone.next() else { return Ok(()) };
+        let device = device_index(&member.device);
+        self.given_notice.insert((state.cluster_id, device));
+        self.sequence += 1;
+        let id = RequestId { proposer: device_id(leader), sequence: self.sequence };
+        let command = Command::RemoveMember { device: member.device.clone() };
+        self.operator(Box::new(Request { id, command }), self.now_ms + AGREE_MS)
     }
 
     /// The device is in another cluster with others, or on its way into one that has a place for it.

@@ -2,13 +2,13 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::fmt::Write;
 use std::rc::Rc;
 use std::time::Instant;
 
 use mesh_consensus::founding::Event;
-use mesh_consensus::{MemoryDisk, RaftId, Request, Role};
+use mesh_consensus::{ClusterId, MemoryDisk, RaftId, Request, Role};
 
 use super::Report;
 use super::checker::Checker;
@@ -125,6 +125,8 @@ pub(crate) struct World {
     pub(crate) healed: bool,
     pub(crate) sequence: u64,
     pub(crate) crashes: u64,
+    /// Devices that are gone for good, and the clusters that have removed them or were told to.
+    pub(crate) given_notice: BTreeSet<(ClusterId, usize)>,
     pub(crate) events: u64,
     /// A rule that is broken on purpose.
     pub(crate) sabotage: Option<Sabotage>,
@@ -166,6 +168,7 @@ impl World {
             healed: false,
             sequence: 0,
             crashes: 0,
+            given_notice: BTreeSet::new(),
             events: 0,
             sabotage,
             zero: Instant::now(),
@@ -287,10 +290,7 @@ impl World {
                 self.devices[device].disk = disk;
                 self.schedule(self.now_ms, Happening::Start(device));
             }
-            Deed::Removed => {
-                self.devices[device].retired = true;
-                self.stop(device);
-            }
+            Deed::Removed(cluster) => self.retire(device, cluster),
             Deed::Answered { cluster, deployment, input, answer } => {
                 self.checker.answered(cluster, &deployment, input, answer)?;
             }

@@ -17,8 +17,8 @@ pub(crate) enum Deed {
     Joined(ClusterId, RaftId),
     /// Gave its cluster up and must be started anew on this disk.
     Replaced(MemoryDisk),
-    /// Is no member any more.
-    Removed,
+    /// Is no member of this cluster any more.
+    Removed(ClusterId),
     Applied {
         cluster: ClusterId,
         index: u64,
@@ -49,7 +49,7 @@ impl Deed {
             Self::Founded(cluster) => Some(format!("founds {cluster}")),
             Self::Joined(cluster, raft_id) => Some(format!("joins {cluster} as replica {raft_id}")),
             Self::Replaced(_) => Some("empties its store".to_owned()),
-            Self::Removed => Some("is no member any more".to_owned()),
+            Self::Removed(_) => Some("is no member any more".to_owned()),
             Self::Applied { cluster: _, index, request } => {
                 Some(format!("applies entry {index}: request {}:{}", request.proposer, request.sequence))
             }
