@@ -8,6 +8,7 @@ use super::{
     events::Refusals,
     facts::Facts,
     forecast::{Forecast, Forecasts},
+    memory::crowded,
     report::StageState,
 };
 use crate::{
@@ -285,6 +286,20 @@ impl Sources<'_> {
             warn(
                 format!("{} is down", member.name),
                 format!("start it, or `mesh node remove {}` if it is gone for good", member.name),
+            );
+        }
+        let budget = |device: &str| self.facts.report(device).map(|report| report.memory_budget_bytes);
+        for crowded in crowded(&view.state, budget) {
+            let (name, names) = (self.facts.name(view, &crowded.device), crowded.deployments.join(" and "));
+            warn(
+                format!(
+                    "{name} holds {} of stages for {names} and has {} for stages",
+                    mesh_planner::size(crowded.held),
+                    mesh_planner::size(crowded.budget)
+                ),
+                format!(
+                    "`mesh undeploy` one of them, raise limits.memory on {name} if it has more, or add a device"
+                ),
             );
         }
         for (whom, why) in self.refusals.recent() {

@@ -36,6 +36,42 @@ pub fn taken_by_others(state: &ClusterState, deployment: &str) -> BTreeMap<Strin
     taken
 }
 
+/// A device that holds more for several deployments than it has for stages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crowded {
+    /// The device.
+    pub device: String,
+    /// Bytes that its stages take.
+    pub held: u64,
+    /// Bytes that it has for stages.
+    pub budget: u64,
+    /// Names of the deployments.
+    pub deployments: Vec<String>,
+}
+
+/// Devices that hold more than they have for stages because deployments did not fit beside each other. While plans
+/// change nothing is said: both are held then.
+pub fn crowded(state: &ClusterState, budget: impl Fn(&str) -> Option<u64>) -> Vec<Crowded> {
+    if state.deployments.values().any(|deployment| deployment.preparing.is_some()) {
+        return Vec::new();
+    }
+    let mut users: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for deployment in state.deployments.values() {
+        for replica in stages(deployment).flat_map(|(_, stage)| &stage.replicas) {
+            users.entry(&replica.device).or_default().insert(&deployment.name);
+        }
+    }
+    // No deployment has this name.
+    let held = taken_by_others(state, "");
+    let several = users.into_iter().filter(|(_, deployments)| deployments.len() > 1);
+    let crowded = several.filter_map(|(device, deployments)| {
+        let (held, budget) = (*held.get(device)?, budget(device)?);
+        let deployments = deployments.into_iter().map(str::to_owned).collect();
+        (held > budget).then(|| Crowded { device: device.to_owned(), held, budget, deployments })
+    });
+    crowded.collect()
+}
+
 /// All stages of a deployment's plans, each with its model.
 fn stages(deployment: &Deployment) -> impl Iterator<Item = (&str, &Stage)> {
     let plans = deployment.active.iter().chain(&deployment.preparing);

@@ -46,7 +46,7 @@ impl Proposer {
         Self { net, consensus, me }
     }
 
-    /// Has `command` committed and applied, or says why not within `patience`.
+    /// Has `command` committed and applied, here too, or says why not within `patience`.
     pub async fn propose(&self, command: Command, patience: Duration) -> Result<Outcome, ProposeFailure> {
         let request =
             Request { id: RequestId { proposer: self.me.clone(), sequence: rand::random() }, command };
@@ -72,7 +72,10 @@ impl Proposer {
                 ProposeReply::Applied(Outcome::Rejected { reason }) => {
                     return Err(ProposeFailure::Rejected(reason));
                 }
-                ProposeReply::Applied(outcome) => return Ok(outcome),
+                ProposeReply::Applied(outcome) => {
+                    self.seen_here(&request.id, deadline).await;
+                    return Ok(outcome);
+                }
                 ProposeReply::NotLeader(other) => hint = other.and_then(|d| d.parse().ok()),
                 ProposeReply::Busy => {}
             }
@@ -81,6 +84,15 @@ impl Proposer {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Who asked for something and then looks at this device's copy must find it there: the leader answers when it has
+    /// applied a command itself. What takes longer than an attempt is not waited for; the command is applied.
+    async fn seen_here(&self, id: &RequestId, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT);
+        let mut view = self.consensus.view();
+        let applied = view.wait_for(|view| view.state.outcome(id).is_some());
+        drop(tokio::time::timeout(left, applied).await);
     }
 
     async fn here(&self, request: Request) -> ProposeReply {

@@ -25,5 +25,6 @@ pub use problem::{
     Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,
 };
 pub use restate::{reshare, restate};
+pub use size::size;
 pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve};
 pub use standby::with_standbys;

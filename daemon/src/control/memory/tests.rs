@@ -70,3 +70,22 @@ fn a_standby_gives_way_to_what_another_deployment_runs() {
     assert_eq!(held(&state, 100), ["two"], "110 bytes are more than it has");
     assert_eq!(held(&state, 110), ["one", "two"]);
 }
+
+#[test]
+fn a_device_that_holds_too_much_for_several_deployments_is_told_of() {
+    let mut state = state(vec![
+        deployment("one", "m", Some(plan(60, &["a", "b"], &[])), None),
+        deployment("two", "n", Some(plan(50, &["b"], &[])), None),
+    ]);
+    let found = |state: &ClusterState, budget| {
+        crowded(state, |_| Some(budget))
+            .into_iter()
+            .map(|c| (c.device, c.held, c.deployments))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found(&state, 110), []);
+    assert_eq!(found(&state, 109), [("b".to_owned(), 110, vec!["one".to_owned(), "two".to_owned()])]);
+    assert_eq!(found(&state, 10).len(), 1, "what one deployment alone was given is its plan's matter");
+    state.deployments.insert("three".into(), deployment("three", "o", None, Some(plan(1, &["a"], &[]))));
+    assert_eq!(found(&state, 10), [], "plans change");
+}
