@@ -7,7 +7,6 @@ pub mod hall;
 pub mod load;
 pub mod machine;
 pub mod network;
-pub mod pace;
 pub mod play;
 pub mod plot;
 pub mod relay;

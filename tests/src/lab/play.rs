@@ -18,7 +18,6 @@ use super::{
     load::{Arrivals, Entrance, Expected, Load, LoadError, LoadSpec},
     machine::{LabDevice, MachineError},
     network::Card,
-    pace::Pace,
     report::{Happened, Measurement, Report},
     scenario::{Deploy, Event, Scenario, Step, Try},
     units::Rate,
@@ -49,8 +48,6 @@ pub struct Player {
     /// Epoch of each deployment at the last look.
     epochs: BTreeMap<String, u64>,
     loads: BTreeMap<String, Load>,
-    /// The reference, by the model of the load that came last.
-    pace: Option<(PathBuf, Pace)>,
     start: Instant,
     tell: fn(&str),
 }
@@ -121,7 +118,6 @@ impl Player {
             deployed: BTreeMap::new(),
             epochs: BTreeMap::new(),
             loads: BTreeMap::new(),
-            pace: None,
             start: Instant::now(),
             tell,
         })
@@ -270,10 +266,6 @@ impl Player {
             return Err(PlayError::Script(format!("{} was not deployed in this script before", load.name)));
         };
         let expected = self.expected(&file)?;
-        if self.pace.as_ref().is_none_or(|(model, _)| *model != file) {
-            self.pace = None;
-            self.pace = Some((file.clone(), Pace::start(&file, LENGTH)));
-        }
         let entrances: Vec<Entrance> = match &load.devices {
             Some(patterns) => {
                 self.hall.named(patterns).iter().map(|&at| entrance(&self.hall.devices[at])).collect()

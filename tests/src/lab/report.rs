@@ -61,12 +61,6 @@ pub struct Measurement {
     pub plan: String,
     /// What each device used in it.
     pub devices: Vec<DeviceUse>,
-    /// Processor seconds that the reference took for a run of the whole model meanwhile ([`super::pace`]).
-    #[serde(default)]
-    pub pace_s: Option<f64>,
-    /// The same in the minute before.
-    #[serde(default)]
-    pub earlier_pace_s: Option<f64>,
     /// Answers per second in each turn of a comparison, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub turns: Vec<f64>,
@@ -76,12 +70,9 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// How many times the rate of `first` this is, had the host been as fast in both: cells that had their turns side
-    /// by side have seen the same host.
+    /// How many times the rate of `first` this is.
     pub fn times(&self, first: &Self) -> f64 {
-        let side_by_side = !self.turns.is_empty() && self.turns.len() == first.turns.len();
-        let host = if side_by_side { 1.0 } else { relative(self.pace_s, first.pace_s) };
-        self.rate / first.rate * host
+        self.rate / first.rate
     }
 
     /// The turns of a cell as one measurement.
@@ -92,10 +83,6 @@ impl Measurement {
         let sum = |value: fn(&Self) -> f64| turns.iter().map(value).sum::<f64>();
         let mean = |value: fn(&Self) -> f64| sum(value) / turns.len() as f64;
         let of = |value: fn(&Self) -> f64| middle(turns.iter().map(value).collect());
-        let pace = |value: fn(&Self) -> Option<f64>| {
-            let paces: Vec<f64> = turns.iter().filter_map(value).collect();
-            (!paces.is_empty()).then(|| middle(paces))
-        };
         let last = turns.last().cloned().expect("a comparison has rounds");
         Self {
             seconds: sum(|turn| turn.seconds),
@@ -105,21 +92,14 @@ impl Measurement {
             p50_ms: of(|turn| turn.p50_ms),
             p99_ms: turns.iter().map(|turn| turn.p99_ms).fold(0.0, f64::max),
             predicted: mean(|turn| turn.predicted),
-            pace_s: pace(|turn| turn.pace_s),
-            earlier_pace_s: pace(|turn| turn.earlier_pace_s),
             turns: turns.iter().map(|turn| turn.rate).collect(),
             ..last
         }
     }
 
-    /// How far the rate is from what was predicted, as a part, had the host been as fast as in the minute before.
+    /// How far the rate is from what was predicted, as a part.
     pub fn off_by(&self) -> f64 {
-        self.rate / self.predicted * relative(self.pace_s, self.earlier_pace_s) - 1.0
-    }
-
-    /// How many times as fast as during `first` the host was.
-    pub fn host(&self, first: &Self) -> f64 {
-        relative(first.pace_s, self.pace_s)
+        self.rate / self.predicted - 1.0
     }
 
     /// The row of a plan that could not be had.
@@ -137,11 +117,6 @@ impl Measurement {
 fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// One pace over another; 1 where one is not known.
-fn relative(a: Option<f64>, b: Option<f64>) -> f64 {
-    a.zip(b).map_or(1.0, |(a, b)| a / b)
 }
 
 /// What a device used during a measurement.

@@ -13,6 +13,8 @@ const MAX_STARTS: usize = 128;
 const SHORT_ORDER: usize = 16;
 /// A chain that is so near to its bound is hard to better by changing its order.
 const NEAR: f64 = 1.02;
+/// A chain that is further from its bound than this is worth all steps.
+const FAR: f64 = 1.05;
 
 /// A chain and its value: largest load, or latency.
 pub(super) type Found = (Draft, f64);
@@ -50,8 +52,9 @@ pub(super) fn search(
             break;
         }
     }
-    // A chain that was fitted is hard to better by changing its order.
-    let mut budget = Steps::new(if is_known { steps.left() / 4 } else { steps.left() });
+    // A chain that was fitted is hard to better by changing its order, unless it is far from what could be.
+    let is_fitted = is_known && best.as_ref().is_some_and(|(_, (_, value))| *value <= bound * FAR);
+    let mut budget = Steps::new(if is_fitted { steps.left() / 4 } else { steps.left() });
     let before = budget.left();
     improve(instance, goal, &mut budget, &mut best);
     steps.pay(before - budget.left());
@@ -131,8 +134,12 @@ fn improve(instance: &Instance<'_>, goal: Goal, steps: &mut Steps, best: &mut Op
     else {
         return;
     };
-    let outside: Vec<usize> =
-        instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
+    let usable = instance.usable();
+    // Who was left out for somebody else may come back.
+    let left_out = |order: &[usize]| -> Vec<usize> {
+        usable.iter().copied().filter(|device| !order.contains(device)).collect()
+    };
+    let mut outside = left_out(&order);
     let mut dice = Dice::new(order.len() as u64);
     while steps.pay(1) {
         let mut tried = order.clone();
@@ -146,6 +153,7 @@ fn improve(instance: &Instance<'_>, goal: Goal, steps: &mut Steps, best: &mut Op
         };
         if is_better {
             order = tried.clone();
+            outside = left_out(&order);
             *best = found.map(|found| (tried, found));
         }
     }

@@ -152,19 +152,18 @@ fn table(report: &Report, text: &mut String) {
     let Some(first) = report.measurements.first() else { return };
     let _ = writeln!(
         text,
-        "| | answers/s | predicted | host | times the first row | off by | median latency | kB sent per answer | J per answer, busiest device | answers | wrong or lost |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|"
+        "| | answers/s | predicted | times the first row | off by | median latency | kB sent per answer | J per answer, busiest device | answers | wrong or lost |\n\
+         |---|---|---|---|---|---|---|---|---|---|"
     );
     for m in &report.measurements {
         let sent: f64 = m.devices.iter().map(|device| device.sent_per_answer).sum();
         let joules = m.devices.iter().map(|device| device.joules_per_answer).fold(0.0, f64::max);
         let _ = writeln!(
             text,
-            "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {:+.1} % | {:.0} ms | {:.0} | {joules:.4} | {} | {} |",
+            "| {} | {:.2} | {:.2} | {:.2} | {:+.1} % | {:.0} ms | {:.0} | {joules:.4} | {} | {} |",
             m.label,
             m.rate,
             m.predicted,
-            m.host(first),
             m.times(first),
             m.off_by() * 100.0,
             m.p50_ms,
@@ -175,10 +174,8 @@ fn table(report: &Report, text: &mut String) {
     }
     let _ = writeln!(
         text,
-        "\nEvery answer was compared with the whole model's. `host`: how fast the host was beside the first row, by a reference \
-         that runs the whole model now and then outside of the devices; `times` and `off by` (the minute before, when the \
-         prediction was learnt) are at one speed of the host. Energy is a model: {JOULES_PER_CORE_S} J per second of a \
-         busy core and {:.0} nJ per byte sent or received.",
+        "\nEvery answer was compared with the whole model's. Energy is a model: {JOULES_PER_CORE_S} J per second of a busy core \
+         and {:.0} nJ per byte sent or received.",
         JOULES_PER_BYTE * 1e9
     );
 }

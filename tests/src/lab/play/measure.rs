@@ -13,8 +13,6 @@ use crate::lab::{
 
 /// Most time for the warm-up, and for the measurement.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// What a plan is predicted to do was learnt in the time before.
-const LEARNING: Duration = Duration::from_secs(60);
 /// Most times that a measurement begins again because the plan has changed.
 const MOVES: usize = 4;
 
@@ -56,11 +54,6 @@ impl Player {
             (self.tell)(&format!("            {label}: the plan has changed, measured again"));
         };
         let length = steady.to_s - steady.from_s;
-        let (now, long) = (Instant::now(), Duration::from_secs_f64(length));
-        let begun = now.checked_sub(long).unwrap_or(now);
-        let earlier = begun.checked_sub(LEARNING).unwrap_or(begun);
-        let pace = |from, to| self.pace.as_ref().and_then(|(_, pace)| pace.between(from, to));
-        let (pace_s, earlier_pace_s) = (pace(begun, now), pace(earlier, begun));
         let after: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
         let deployed = status.as_ref().and_then(|s| s.deployments.iter().find(|d| d.name == deployment));
         let predicted = deployed.map_or(0.0, |deployed| deployed.predicted_rps);
@@ -87,8 +80,6 @@ impl Player {
                 })
                 .collect(),
             deployment,
-            pace_s,
-            earlier_pace_s,
             impossible: None,
             turns: Vec::new(),
         })
