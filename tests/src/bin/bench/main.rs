@@ -36,8 +36,14 @@ struct Args {
     #[arg(long, env = "FLEETS", default_value = "1-30")]
     fleets: fleets::Numbers,
     /// Plays scenarios with so many times their processor shares, in so much less time: for hosts with more processors.
-    #[arg(long, env = "FASTER", default_value_t = 1.0)]
+    #[arg(long, env = "FASTER", default_value_t = 1.0, value_parser = times)]
     faster: f64,
+}
+
+/// A time is divided by it: nothing, or less, makes no sense.
+fn times(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|times| (0.1..=100.0).contains(times));
+    value.ok_or_else(|| format!("{text:?}: write how many times as fast, 0.1 to 100"))
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
