@@ -3,14 +3,10 @@
 //! A link changes: somebody walks away with a laptop, an access point gets crowded. Where what is really sent tells
 //! another rate than what is known, the link is probed again, and the higher of both rates counts.
 
-mod card;
-
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
-
-use card::{CardWatch, Shown};
 
 use super::{
     facts::Facts,
@@ -157,8 +153,7 @@ impl Links {
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
     /// of a link to activations says nothing.
     pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
-        let (mut watch, mut card) = (LinkWatch::default(), CardWatch::default());
-        let mut flows_before = BTreeMap::new();
+        let mut watch = LinkWatch::default();
         let mut before = (Instant::now(), processor_s());
         loop {
             tokio::time::sleep(LOOK).await;
@@ -173,30 +168,7 @@ impl Links {
                 let change = self.clear_up(&suspicion).await;
                 watch.cleared_up(&suspicion, change, Instant::now());
             }
-            let at_rest = flows == flows_before && self.net.chores().under_way == 0;
-            flows_before = flows;
-            if at_rest {
-                self.look_at_card(&mut card, &live).await;
-            }
         }
-    }
-
-    /// Finds out whether the links share a card that one of them alone can fill.
-    async fn look_at_card(&self, card: &mut CardWatch, live: &[PeerId]) {
-        let own = self.facts.own();
-        let rate = |peer: &PeerId| Some((*peer, own.links.get(&peer.to_string())?.bytes_per_s));
-        let links: Vec<(PeerId, f64)> = live.iter().filter_map(rate).collect();
-        let Some(asked) = card.look(&links) else { return };
-        let [first, second] = asked;
-        let probes = tokio::join!(self.net.probe(first.0), self.net.probe(second.0));
-        let shown = card.note(asked, probes.0.ok().zip(probes.1.ok()).map(<[Probe; 2]>::from));
-        tracing::debug!(?asked, ?shown, "two links at once");
-        let card_bytes_per_s = match shown {
-            Shown::Shared(rate) => Some(rate),
-            Shown::Apart => None,
-            Shown::Nothing => return,
-        };
-        self.facts.update_own(&self.net, |own| own.card_bytes_per_s = card_bytes_per_s);
     }
 
     /// Probes the link of a suspicion, and sets its rate where it is another one: the rate before, and now.
