@@ -11,8 +11,10 @@ const MAX_ORDER: usize = 48;
 const MAX_STARTS: usize = 128;
 /// Length of the orders along links while nobody knows how many stages a good chain has.
 const SHORT_ORDER: usize = 16;
-/// A chain that is so near to its bound is hard to better by changing its order.
+/// A chain that is so near to its bound is hard to better by changing its order: only orders along links are tried.
 const NEAR: f64 = 1.02;
+/// Part of the steps that these may take.
+const GLANCE: u64 = 16;
 /// A chain that is further from its bound than this is worth all steps.
 const FAR: f64 = 1.05;
 
@@ -34,9 +36,7 @@ pub(super) fn search(
         keep(&mut best, order.clone(), Some((draft, value)));
         keep(&mut best, order, found);
     }
-    if best.as_ref().is_some_and(|(_, (_, value))| *value <= bound * NEAR) {
-        return best.map(|(_, found)| found);
-    }
+    let is_near = best.as_ref().is_some_and(|(_, (_, value))| *value <= bound * NEAR);
     let orders = match &best {
         Some((order, _)) => link_orders(instance, 2 * order.len() + 2),
         None => {
@@ -45,12 +45,18 @@ pub(super) fn search(
             orders
         }
     };
+    let mut budget = Steps::new(if is_near { steps.left() / GLANCE } else { steps.left() });
+    let before = budget.left();
     for order in orders {
-        let found = best_in_order(instance, &order, goal, steps);
+        let found = best_in_order(instance, &order, goal, &mut budget);
         keep(&mut best, order, found);
-        if steps.left() == 0 {
+        if budget.left() == 0 {
             break;
         }
+    }
+    steps.pay(before - budget.left());
+    if is_near {
+        return best.map(|(_, found)| found);
     }
     // A chain that was fitted is hard to better by changing its order, unless it is far from what could be.
     let is_fitted = is_known && best.as_ref().is_some_and(|(_, (_, value))| *value <= bound * FAR);
