@@ -62,7 +62,7 @@ pub struct ProfileOptions {
     /// Shapes of the model's inputs by name. Extents that are not given here nor fixed by the model are 1 for the
     /// outermost axis (the batch) and 128 for the others; equal symbols get equal extents.
     pub shapes: BTreeMap<String, Vec<i64>>,
-    /// Least number of runs per block, of which the fastest counts; short blocks are run for some 15 ms.
+    /// Least number of runs per block, of which the fastest counts; short blocks are run for some 15 ms, long ones once.
     pub repetitions: usize,
     /// How sessions are made: what the stages will use.
     pub session: SessionOptions,

@@ -8,6 +8,9 @@ use super::cgroup;
 
 /// A piece of work is repeated for at least this many seconds.
 const SHORTEST: f64 = 0.015;
+/// What has taken so many seconds is not repeated: it has seen all that happens beside it, and a slow device has
+/// hundreds of blocks to measure.
+const LONG: f64 = 0.25;
 
 /// What is touched between two runs: more than a small computer's caches hold, and than a server core's own do.
 const OTHER_BYTES: usize = 16 << 20;
@@ -20,7 +23,8 @@ const MOST_RUNS: usize = 500;
 /// A group's quota is looked up again after this long: it can be changed while stages run.
 const QUOTA_FRESH: Duration = Duration::from_secs(2);
 
-/// Seconds that one run takes when this process has its processors to itself: the fastest of `runs` or more.
+/// Seconds that one run takes when this process has its processors to itself: the fastest of `runs` or more, of fewer
+/// where they are long.
 ///
 /// Each run starts without its weights in the caches, as a stage's runs do: it waits for inputs in between, while
 /// the device receives and sends.
@@ -42,8 +46,9 @@ pub(super) fn seconds_per_run<E>(
         let watch = Stopwatch::start();
         run()?;
         best = best.min(watch.seconds(threads));
-        let long_enough = done >= runs && start.elapsed().as_secs_f64() >= SHORTEST;
-        if long_enough || done >= MOST_RUNS.max(runs) {
+        let took = start.elapsed().as_secs_f64();
+        let long_enough = done >= runs && took >= SHORTEST;
+        if long_enough || took >= LONG || done >= MOST_RUNS.max(runs) {
             break;
         }
     }
@@ -138,5 +143,13 @@ mod tests {
         });
         assert!(runs >= 2 && seconds.unwrap() < SHORTEST, "{runs}");
         assert_eq!(seconds_per_run(1, 2, || Err("no")), Err("no"));
+        runs = 0;
+        let long = || {
+            runs += 1;
+            std::thread::sleep(Duration::from_secs_f64(LONG));
+            Ok::<_, Infallible>(())
+        };
+        seconds_per_run(1, 2, long).unwrap();
+        assert_eq!(runs, 1);
     }
 }
