@@ -176,6 +176,7 @@ fn differs(a: &Problem, b: &Problem) -> bool {
             || apart(a.transfer.receive_s_per_byte, b.transfer.receive_s_per_byte, LINK_NEWS)
             || apart(a.transfer.request_s, b.transfer.request_s, LINK_NEWS)
             || apart(1.0 - a.transfer.rest_share, 1.0 - b.transfer.rest_share, COMPUTE_NEWS)
+            || apart(a.card_bytes_per_s.unwrap_or(1e12), b.card_bytes_per_s.unwrap_or(1e12), LINK_NEWS)
             || apart(a.transfer.entry_s_per_byte, b.transfer.entry_s_per_byte, LINK_NEWS)
     });
     let links = |p: &Problem| -> BTreeMap<(String, String), (f64, f64)> {

@@ -116,6 +116,7 @@ impl Facts {
                     memory_bytes: report.memory_budget_bytes,
                     calibration_s,
                     transfer: checked(report.transfer),
+                    card_bytes_per_s: report.card_bytes_per_s.filter(|rate| rate.is_finite() && *rate > 0.0),
                     links: report
                         .links
                         .iter()

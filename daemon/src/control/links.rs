@@ -3,10 +3,14 @@
 //! A link changes: somebody walks away with a laptop, an access point gets crowded. Where what is really sent tells
 //! another rate than what is known, the link is probed again, and the higher of both rates counts.
 
+mod card;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
+
+use card::{CardWatch, Round, Rounds, Shown};
 
 use super::{
     facts::Facts,
@@ -35,6 +39,10 @@ const COST_CALLS: u32 = 24;
 
 /// Links are looked at so often.
 const LOOK: Duration = Duration::from_secs(10);
+/// The card is looked at once in so many looks, until it is known.
+const CARD_RARELY: u32 = 3;
+/// Probes that this takes.
+const CARD_PROBES: u64 = 4;
 /// A link whose writer was at work for this part of the time carries what it can...
 const FULL: f64 = 0.8;
 /// ...unless this device's processors were busy for this part of the time.
@@ -153,7 +161,8 @@ impl Links {
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
     /// of a link to activations says nothing.
     pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
-        let mut watch = LinkWatch::default();
+        let (mut watch, mut card) = (LinkWatch::default(), CardWatch::default());
+        let mut flows_before = BTreeMap::new();
         let mut before = (Instant::now(), processor_s());
         loop {
             tokio::time::sleep(LOOK).await;
@@ -168,7 +177,48 @@ impl Links {
                 let change = self.clear_up(&suspicion).await;
                 watch.cleared_up(&suspicion, change, Instant::now());
             }
+            let at_rest = flows == flows_before && self.net.chores().under_way == 0;
+            flows_before = flows;
+            // Not all devices at the same time: they would measure each other.
+            if at_rest && rand::random_ratio(1, CARD_RARELY) {
+                self.look_at_card(&mut card, &live).await;
+            }
         }
+    }
+
+    /// Finds out whether the links share a card that one of them alone can fill.
+    async fn look_at_card(&self, card: &mut CardWatch, live: &[PeerId]) {
+        let own = self.facts.own();
+        let rate = |peer: &PeerId| Some((*peer, own.links.get(&peer.to_string())?.bytes_per_s));
+        let links: Vec<(PeerId, f64)> = live.iter().filter_map(rate).collect();
+        let dice = |limit| rand::random_range(0..limit);
+        let Some(asked) = card.look(&links, dice) else { return };
+        let before = (self.net.chores().begun, flows(&self.data.metrics().links, live));
+        let rounds = self.rounds(asked).await;
+        let after = (self.net.chores().begun, flows(&self.data.metrics().links, live));
+        // Nothing but these probes went on.
+        let is_undisturbed = after.0 == before.0 + CARD_PROBES && after.1 == before.1;
+        let shown = card.note(&links, rounds.filter(|_| is_undisturbed));
+        tracing::debug!(?asked, ?rounds, is_undisturbed, ?shown, "two links at once");
+        let fastest = asked.map(|peer| own.links.get(&peer.to_string()).map_or(0.0, |link| link.bytes_per_s));
+        let card_bytes_per_s = match shown {
+            Shown::Shared(times) => Some(times * fastest[0].max(fastest[1])),
+            Shown::Apart => None,
+            Shown::Nothing => return,
+        };
+        self.facts.update_own(&self.net, |own| own.card_bytes_per_s = card_bytes_per_s);
+    }
+
+    /// Probes two links, each alone and then both at once.
+    async fn rounds(&self, [first, second]: [PeerId; 2]) -> Option<Rounds> {
+        let start = Instant::now();
+        let alone = Round::new([Some(self.net.probe(first).await.ok()?), None], start.elapsed());
+        let start = Instant::now();
+        let other = Round::new([None, Some(self.net.probe(second).await.ok()?)], start.elapsed());
+        tokio::time::sleep(PROBE_AGAIN).await;
+        let start = Instant::now();
+        let both = self.net.probe_both([first, second]).await.ok()?;
+        Some([alone, other, Round::new(both.map(Some), start.elapsed())])
     }
 
     /// Probes the link of a suspicion, and sets its rate where it is another one: the rate before, and now.

@@ -36,6 +36,8 @@ pub struct DeviceFacts {
     pub calibration_s: f64,
     /// What moving data costs it.
     pub transfer: TransferCost,
+    /// What its network card carries in all, where that is less than its links together: bytes per second.
+    pub card_bytes_per_s: Option<f64>,
     /// Measured links to other devices, by PeerId: bytes per second and one-way seconds.
     pub links: BTreeMap<String, (f64, f64)>,
 }
@@ -83,7 +85,7 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
                 class: CLASS.to_owned(),
                 speed: stored.calibration_s / d.calibration_s,
                 memory_bytes: d.memory_bytes,
-                card_bytes_per_s: None,
+                card_bytes_per_s: d.card_bytes_per_s,
                 transfer: d.transfer,
             })
             .collect(),

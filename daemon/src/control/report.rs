@@ -28,6 +28,10 @@ pub struct NodeReport {
     pub kept: BTreeSet<String>,
     /// Measured bandwidth to peers, bytes per second, by PeerId.
     pub links: BTreeMap<String, LinkReport>,
+    /// What its network card carries in all, each direction, bytes per second, where its links share it; `None` where
+    /// they do not, and until that has been found out.
+    #[serde(default)]
+    pub card_bytes_per_s: Option<f64>,
     /// What moving data costs this device; zeros until measured.
     #[serde(default)]
     pub transfer: TransferCost,

@@ -300,16 +300,31 @@ impl Net {
     /// Measures the way to a peer by sending up to 1 MiB for up to 200 ms, one peer after another. A link that was
     /// probed a moment ago gives [`NetError::Full`].
     pub async fn probe(&self, peer: PeerId) -> Result<Probe, NetError> {
-        let now = Instant::now();
-        {
-            let mut probed = self.inner.probed.lock().unwrap_or_else(PoisonError::into_inner);
-            probed.retain(|_, at| now - *at < PROBE_EVERY);
-            if probed.contains_key(&peer) {
-                return Err(NetError::Full);
-            }
-            probed.insert(peer, now);
-        }
+        self.begin_probe(&[peer])?;
         let _turn = self.inner.probing.lock().await;
+        self.probe_now(peer).await
+    }
+
+    /// The same with two peers at once, to see what they get together.
+    pub async fn probe_both(&self, peers: [PeerId; 2]) -> Result<[Probe; 2], NetError> {
+        self.begin_probe(&peers)?;
+        let _turn = self.inner.probing.lock().await;
+        let probes = tokio::try_join!(self.probe_now(peers[0]), self.probe_now(peers[1]))?;
+        Ok(probes.into())
+    }
+
+    fn begin_probe(&self, peers: &[PeerId]) -> Result<(), NetError> {
+        let now = Instant::now();
+        let mut probed = self.inner.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        probed.retain(|_, at| now - *at < PROBE_EVERY);
+        if peers.iter().any(|peer| probed.contains_key(peer)) {
+            return Err(NetError::Full);
+        }
+        probed.extend(peers.iter().map(|peer| (*peer, now)));
+        Ok(())
+    }
+
+    async fn probe_now(&self, peer: PeerId) -> Result<Probe, NetError> {
         let stream = self.open_raw(peer, PROBE).await?;
         probe::measure(stream, &self.inner.shared).await.map_err(|error| {
             if error.kind() == std::io::ErrorKind::TimedOut { NetError::Timeout } else { NetError::Closed }

@@ -46,6 +46,8 @@ pub struct Probe {
     pub bytes_per_s: f64,
     /// Whether a processor at either end set that rate: the link may carry more.
     pub processor_bound: bool,
+    /// Bytes sent in all.
+    pub sent: u64,
 }
 
 /// What this device does for the mesh itself beside serving: links are measured, weights are handed to others.
@@ -163,7 +165,7 @@ pub(super) async fn measure(mut stream: Stream, shared: &Arc<Shared>) -> io::Res
         shared.costs.note_sent(shared, sent as u64, spent);
         let here = spent / shared.cores > BOUND * took;
         let there = busy as f64 / 1e6 > BOUND * seconds;
-        Ok(Probe { bytes_per_s: bytes as f64 / seconds, processor_bound: here || there })
+        Ok(Probe { bytes_per_s: bytes as f64 / seconds, processor_bound: here || there, sent: sent as u64 })
     })
     .await
     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

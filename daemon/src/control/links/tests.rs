@@ -39,7 +39,7 @@ impl World {
 
     /// The suspicion is looked into with a probe that gets `share` of the link.
     fn probe(&mut self, suspicion: Suspicion, share: f64, processor_bound: bool) {
-        let probe = Probe { bytes_per_s: self.rate * share, processor_bound };
+        let probe = Probe { bytes_per_s: self.rate * share, processor_bound, sent: 0 };
         let change = suspicion.rate(self.known, probe).map(|rate| (self.known, rate));
         self.known = change.map_or(self.known, |(_, rate)| rate);
         self.watch.cleared_up(&suspicion, change, self.now);
