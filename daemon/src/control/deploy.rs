@@ -27,6 +27,7 @@ use super::{
     facts::Facts,
     forecast::Forecasts,
     leader::solve,
+    memory::Others,
     models::Models,
     planning::{self, StoredProfile, Wishes},
     propose::{ProposeFailure, Proposer},
@@ -297,14 +298,16 @@ impl Deployer {
         let view = self.consensus.view().borrow().clone();
         let wishes =
             Wishes { objective: request.objective, stages: request.stages, pin: request.pin.clone() };
-        // As the leader plans: beside what other deployments hold, else in the whole memory.
-        let [left, whole] =
-            [self.facts.devices_for(&view, &request.name), self.facts.devices(&view).0].map(|devices| {
-                let mut problem = planning::problem(&ready.profile, &devices, &wishes);
-                self.forecasts.correct(&ready.hash.to_string(), &mut problem);
-                problem
-            });
-        let solved = tokio::task::spawn_blocking(move || solve(left).or_else(|_| solve(whole)));
+        // As the leader plans: beside what other deployments hold, else beside what they need, else in the whole memory.
+        let [stay, give_way, ignored] = Others::ALL.map(|others| {
+            let devices = self.facts.devices_for(&view, &request.name, others);
+            let mut problem = planning::problem(&ready.profile, &devices, &wishes);
+            self.forecasts.correct(&ready.hash.to_string(), &mut problem);
+            problem
+        });
+        let solved = tokio::task::spawn_blocking(move || {
+            solve(stay).or_else(|_| solve(give_way)).or_else(|_| solve(ignored))
+        });
         let solved = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;
         let solved = solved.map_err(|e| Failure::invalid(self.facts.named(&view, &e)))?;
         let lifts = explain::lifts(solved.problem, solved.plan.clone()).await;

@@ -11,7 +11,7 @@ use std::{
 use mesh_consensus::{ClusterState, Deployment, EpochPlan};
 use mesh_planner::Plan;
 
-use super::report::StageState;
+use super::{memory::gives_way, report::StageState};
 
 /// A device that failed to prepare a stage is left out for this long.
 const EXCLUSION: Duration = Duration::from_secs(30);
@@ -38,6 +38,9 @@ pub trait Sight {
 
     /// A device's name for people.
     fn name(&self, device: &str) -> String;
+
+    /// Bytes that a device has for stages, as it has told.
+    fn budget(&self, device: &str) -> Option<u64>;
 }
 
 /// What should be done about a deployment now.
@@ -47,6 +50,8 @@ pub enum Need {
     None,
     /// A plan, whatever it costs.
     Plan,
+    /// A plan on fewer devices: another deployment has no room beside this one.
+    GiveWay,
     /// A better plan, if there is one that is worth a move.
     Better,
     /// What was wrong is over: its devices are back.
@@ -112,6 +117,12 @@ impl Duties {
         }
         if deployment.fault.is_some() {
             return Need::Healed;
+        }
+        if gives_way(state, |device| sight.budget(device)) == Some(deployment.name.as_str()) {
+            return match self.unless_tried(now, deployment, sight) {
+                Need::Plan => Need::GiveWay,
+                other => other,
+            };
         }
         Need::Better
     }

@@ -6,7 +6,7 @@ use mesh_planner::TransferCost;
 
 use super::{
     consensus::ClusterView,
-    memory::taken_by_others,
+    memory::{Others, taken_by_others},
     peers::Peers,
     planning::DeviceFacts,
     report::{NodeReport, StageReport},
@@ -129,9 +129,9 @@ impl Facts {
         (ready, unmeasured)
     }
 
-    /// The same for a plan of one deployment: with the memory that the others leave.
-    pub fn devices_for(&self, view: &ClusterView, deployment: &str) -> Vec<DeviceFacts> {
-        let taken = taken_by_others(&view.state, deployment);
+    /// The same for a plan of one deployment: with the memory that is not left to others.
+    pub fn devices_for(&self, view: &ClusterView, deployment: &str, others: Others) -> Vec<DeviceFacts> {
+        let taken = taken_by_others(&view.state, deployment, others);
         let (mut devices, _) = self.devices(view);
         for device in &mut devices {
             let others = taken.get(&device.id).copied().unwrap_or(0);

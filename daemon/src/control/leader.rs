@@ -15,7 +15,7 @@ use super::{
     duties::{Duties, Need, Sight},
     facts::Facts,
     forecast::Forecasts,
-    memory::taken_by_others,
+    memory::{Others, taken_by_others},
     models::Models,
     planning::{Wishes, problem},
     problems::Problems,
@@ -71,6 +71,10 @@ impl Sight for Seen<'_> {
 
     fn name(&self, device: &str) -> String {
         self.facts.name(self.view, device)
+    }
+
+    fn budget(&self, device: &str) -> Option<u64> {
+        self.facts.report(device).map(|report| report.memory_budget_bytes)
     }
 }
 
@@ -153,6 +157,7 @@ impl Leader {
                 self.command(Command::AbandonPlan { deployment: name, epoch, reason }).await;
             }
             Need::Plan => self.plan(view, deployment).await,
+            Need::GiveWay => self.give_way(view, deployment).await,
             Need::Better => {
                 if let Some(active) = &deployment.active {
                     self.improve(view, deployment, active).await;
@@ -164,10 +169,14 @@ impl Leader {
     /// Plans a deployment and has the plan prepared.
     async fn plan(&mut self, view: &ClusterView, deployment: &Deployment) {
         let (begun, devices) = (Instant::now(), self.usable(view, deployment));
-        let mut result = self.solved(view, deployment, Memory::Left).await;
-        if result.is_err() && !taken_by_others(&view.state, &deployment.name).is_empty() {
-            // Beside the others there is no room. All are served, in memory that is counted twice.
-            result = self.solved(view, deployment, Memory::Whole).await;
+        let mut result = self.solved(view, deployment, Others::Stay).await;
+        if result.is_err() && !taken_by_others(&view.state, &deployment.name, Others::Stay).is_empty() {
+            // Beside the others there is no room: those that have devices to spare give way.
+            result = self.solved(view, deployment, Others::GiveWay).await;
+            if result.is_err() {
+                // All are served, in memory that is counted twice.
+                result = self.solved(view, deployment, Others::Ignored).await;
+            }
         }
         self.duties.planned(begun, deployment, devices);
         match result {
@@ -184,14 +193,29 @@ impl Leader {
         }
     }
 
+    /// Plans a deployment anew in what the others leave, which is less than it has: they need it more.
+    async fn give_way(&mut self, view: &ClusterView, deployment: &Deployment) {
+        let (begun, devices) = (Instant::now(), self.usable(view, deployment));
+        let result = self.solved(view, deployment, Others::Stay).await;
+        self.duties.planned(begun, deployment, devices);
+        match result {
+            Ok(solved) => {
+                tracing::info!(deployment = %deployment.name, "gives way to other deployments");
+                self.better.planned(&deployment.name, &solved.problem, Instant::now());
+                self.prepare(deployment, solved).await;
+            }
+            Err(reason) => tracing::debug!(deployment = %deployment.name, %reason, "cannot give way"),
+        }
+    }
+
     /// A plan for a deployment. After a loss what runs stays where it can; what somebody asks for anew is planned anew.
     async fn solved(
         &self,
         view: &ClusterView,
         deployment: &Deployment,
-        memory: Memory,
+        others: Others,
     ) -> Result<Solved, String> {
-        let problem = self.problem(view, deployment, memory).await?;
+        let problem = self.problem(view, deployment, others).await?;
         let kept = deployment
             .active
             .as_ref()
@@ -216,7 +240,7 @@ impl Leader {
         &self,
         view: &ClusterView,
         deployment: &Deployment,
-        memory: Memory,
+        others: Others,
     ) -> Result<Problem, String> {
         let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
         let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
@@ -224,10 +248,7 @@ impl Leader {
         let usable = self.usable(view, deployment);
         // Of now: another deployment may have been given its plan since this look began.
         let now = self.consensus.view().borrow().clone();
-        let mut devices = match memory {
-            Memory::Left => self.facts.devices_for(&now, &deployment.name),
-            Memory::Whole => self.facts.devices(&now).0,
-        };
+        let mut devices = self.facts.devices_for(&now, &deployment.name, others);
         devices.retain(|device| usable.contains(&device.id));
         let mut problem = problem(&profile, &devices, &wishes(deployment));
         self.forecasts.correct(&deployment.model, &mut problem);
@@ -251,7 +272,7 @@ impl Leader {
             let speed = better::speed(&forecast.evaluation, deployment.objective);
             self.better.judge(name, active.epoch, speed, now);
         }
-        match self.problem(view, deployment, Memory::Left).await {
+        match self.problem(view, deployment, Others::Stay).await {
             Ok(problem) => self.better.look(name, active, problem, now),
             Err(reason) => tracing::debug!(deployment = %name, %reason, "no better plan"),
         }
@@ -267,15 +288,6 @@ impl Leader {
             tracing::debug!(%error, "a command of the leader was not applied");
         }
     }
-}
-
-/// What of the devices' memory a plan may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Memory {
-    /// What other deployments leave.
-    Left,
-    /// All that is meant for stages.
-    Whole,
 }
 
 /// A plan and what it was made from.

@@ -12,6 +12,7 @@ use super::{
     consensus::ClusterView,
     facts::Facts,
     leader::wishes,
+    memory::Others,
     models::Models,
     planning,
     rpc::{METHOD_PROBLEM, ProblemCall, decode, encode},
@@ -93,7 +94,7 @@ pub async fn rebuild(
     let record = view.state.models.get(&deployment.model).ok_or("its model has been removed")?;
     let profile = record.profile_blob.as_ref().ok_or("its model has not been profiled")?;
     let profile = models.profile(profile).await.map_err(|e| super::chain(&e))?;
-    let devices = facts.devices_for(view, &deployment.name);
+    let devices = facts.devices_for(view, &deployment.name, Others::Stay);
     if devices.is_empty() {
         return Err("no device has measured itself yet".into());
     }

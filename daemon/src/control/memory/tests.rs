@@ -50,7 +50,7 @@ fn what_other_deployments_hold_is_counted_once_for_each_session() {
         deployment("two", "m", Some(plan(100, &["a"], &[])), Some(plan(100, &["a"], &[]))),
         deployment("three", "n", None, Some(plan(7, &["a", "d"], &[]))),
     ]);
-    let bytes = |of: &str| taken_by_others(&state, of).into_iter().collect::<Vec<_>>();
+    let bytes = |of: &str| taken_by_others(&state, of, Others::Stay).into_iter().collect::<Vec<_>>();
     let told = |list: &[(&str, u64)]| list.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect::<Vec<_>>();
     assert_eq!(bytes("three"), told(&[("a", 100), ("b", 100)]));
     assert_eq!(bytes("one"), told(&[("a", 107), ("d", 7)]));
@@ -88,4 +88,31 @@ fn a_device_that_holds_too_much_for_several_deployments_is_told_of() {
     assert_eq!(found(&state, 10).len(), 1, "what one deployment alone was given is its plan's matter");
     state.deployments.insert("three".into(), deployment("three", "o", None, Some(plan(1, &["a"], &[]))));
     assert_eq!(found(&state, 10), [], "plans change");
+}
+
+#[test]
+fn who_has_devices_to_spare_gives_way() {
+    let mut state = state(vec![
+        deployment("one", "m", Some(plan(60, &["a", "b", "c"], &[])), None),
+        deployment("two", "n", Some(plan(50, &["b", "c"], &[])), None),
+    ]);
+    let left = |state: &ClusterState, others| {
+        taken_by_others(state, "new", others).into_iter().collect::<Vec<(String, u64)>>()
+    };
+    let told = |list: &[(&str, u64)]| list.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect::<Vec<_>>();
+    assert_eq!(left(&state, Others::Stay), told(&[("a", 60), ("b", 110), ("c", 110)]));
+    // Shares are equal: the first device stays.
+    assert_eq!(left(&state, Others::GiveWay), told(&[("a", 60), ("b", 50)]));
+    assert_eq!(left(&state, Others::Ignored), []);
+    let turn = |state: &ClusterState, budget| gives_way(state, |_| Some(budget)).map(str::to_owned);
+    assert_eq!(turn(&state, 110), None, "there is room for all");
+    assert_eq!(turn(&state, 100).as_deref(), Some("one"), "it has most to spare");
+    // What the operator has named stays.
+    let pinned = state.deployments["one"].active.as_ref().map(|active| active.plan.clone());
+    state.deployments.get_mut("one").unwrap().pin = pinned;
+    assert_eq!(turn(&state, 100).as_deref(), Some("two"));
+    assert_eq!(left(&state, Others::GiveWay), told(&[("a", 60), ("b", 110), ("c", 60)]));
+    // Who has one device for each stage has nothing to give.
+    state.deployments.insert("two".into(), deployment("two", "n", Some(plan(50, &["b"], &[])), None));
+    assert_eq!(turn(&state, 100), None);
 }

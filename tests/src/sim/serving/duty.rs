@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_consensus::{ClusterState, Command, Deployment, DeviceId, Request, RequestId};
 use mesh_daemon::control::{
     duties::{Need, Sight},
-    memory::taken_by_others,
+    memory::{Others, taken_by_others},
     report::StageState,
 };
 use mesh_daemon::data::StageKey;
@@ -63,6 +63,10 @@ impl Sight for Seen<'_> {
     fn name(&self, device: &str) -> String {
         device.to_owned()
     }
+
+    fn budget(&self, device: &str) -> Option<u64> {
+        self.serving.memory_of(device)
+    }
 }
 
 impl Serving {
@@ -110,6 +114,15 @@ impl Serving {
                 self.duties.abandoned(self.at(now_ms), &name, culprit);
                 Some(Command::AbandonPlan { deployment: name, epoch, reason })
             }
+            Need::GiveWay => {
+                let devices = self.duties.usable(&name, &Seen { serving: self, state });
+                let taken = taken_by_others(state, &name, Others::Stay);
+                let result = self.plan_with(deployment, &devices, &taken);
+                self.duties.planned(self.at(now_ms), deployment, devices);
+                let plan = result.ok()?;
+                self.deeds.push(ServingDeed::Note(format!("{name} gives way")));
+                Some(Command::PreparePlan { deployment: name, epoch: deployment.next_epoch, plan })
+            }
             Need::Plan => {
                 let devices = self.duties.usable(&name, &Seen { serving: self, state });
                 let result = self.plan(state, deployment, &devices);
@@ -141,13 +154,10 @@ impl Serving {
         if devices.is_empty() {
             return Err("no device is ready to take stages".to_owned());
         }
-        // As the leader's task does: beside the others, else in memory that is counted twice.
-        let taken = taken_by_others(state, &deployment.name);
-        let left = self.plan_with(deployment, devices, &taken);
-        if left.is_err() && !taken.is_empty() {
-            return self.plan_with(deployment, devices, &BTreeMap::new());
-        }
-        left
+        // As the leader's task does: beside the others, else beside what they need, else in memory that is counted twice.
+        let plan =
+            |others| self.plan_with(deployment, devices, &taken_by_others(state, &deployment.name, others));
+        plan(Others::Stay).or_else(|_| plan(Others::GiveWay)).or_else(|_| plan(Others::Ignored))
     }
 
     fn plan_with(
