@@ -1,5 +1,6 @@
 //! The device lab: one Linux host as a rack of unequal devices.
 
+pub mod awake;
 pub mod cgroup;
 pub mod chaos;
 pub mod fleet;

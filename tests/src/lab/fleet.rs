@@ -53,6 +53,7 @@ pub fn draw(number: u64) -> Scenario {
     let links = if is_slow { "slow links" } else { "1 Gbit/s" };
     let memory = if is_tight && weights.is_some() { ", no device holds it" } else { "" };
     Scenario {
+        awake: true,
         name: format!("fleet-{number}"),
         about: format!("{model} on {count} devices, {links}{memory}"),
         seed: number,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    awake::Awake,
     cgroup::{Group, GroupError},
     machine::{LabDevice, MachineError, launcher},
     network::{Network, NetworkError},
@@ -28,6 +29,7 @@ pub struct Hall {
     /// The network.
     pub network: Network,
     guard: Option<Guard>,
+    _awake: Option<Awake>,
 }
 
 /// Why a lab did not come up, or an event did not happen.
@@ -94,7 +96,9 @@ impl Hall {
         let folder = site::folder(&name);
         fs::create_dir_all(&folder).map_err(io(folder.display().to_string()))?;
         let network = Network::create(&site::switch_namespace(&name))?;
-        let mut hall = Self { scenario, devices: Vec::new(), network, guard: Some(guard) };
+        let awake =
+            scenario.awake.then(Awake::start).transpose().map_err(io("keeping the processors awake"))?;
+        let mut hall = Self { scenario, devices: Vec::new(), network, guard: Some(guard), _awake: awake };
         hall.init()?;
         let machines = hall.scenario.machines();
         let env: Vec<_> = hall.scenario.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();

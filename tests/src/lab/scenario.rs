@@ -29,6 +29,9 @@ pub struct Scenario {
     /// Environment of every daemon, such as `MESH_NETWORK_MDNS`.
     #[serde(default)]
     pub env: std::collections::BTreeMap<String, String>,
+    /// Whether the host's processors are kept awake: without that, small shares are slower the fewer are at work.
+    #[serde(default = "yes")]
+    pub awake: bool,
     /// What devices have unless they say otherwise.
     #[serde(default)]
     pub defaults: Hardware,
@@ -43,6 +46,10 @@ pub struct Scenario {
     /// The script.
     #[serde(default)]
     pub event: Vec<Event>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One device, or several equal ones.

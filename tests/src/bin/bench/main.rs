@@ -35,6 +35,9 @@ struct Args {
     /// The fleets that the section `fleets` measures now, such as 1-10; those of before stay on the page.
     #[arg(long, env = "FLEETS", default_value = "1-30")]
     fleets: fleets::Numbers,
+    /// How often the section `faults` lets each fault happen.
+    #[arg(long, env = "TRIES", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+    tries: u16,
     /// Plays scenarios with so many times their processor shares, in so much less time: for hosts with more processors.
     #[arg(long, env = "FASTER", default_value_t = 1.0, value_parser = times)]
     faster: f64,
@@ -114,7 +117,7 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "repeat" => lab::repeated(name, models, args.faster, &mut text)?,
         "restarts" => endurance::restarts(models, &mut text)?,
         "saturated" => endurance::saturated(models, &mut text)?,
-        "faults" => faults::section(models, &mut text)?,
+        "faults" => faults::section(models, usize::from(args.tries), &mut text)?,
         "fleets" => fleets::section(args.fleets, &commit(), models, &mut text)?,
         "planner-vit" => plans::vit(&mut text)?,
         "planner-wifi" => plans::wifi(&mut text),
