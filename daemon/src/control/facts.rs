@@ -1,6 +1,9 @@
 //! What this device knows about all devices, itself included: the input of planning and of the status document.
 
-use std::sync::{Arc, RwLock};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, RwLock},
+};
 
 use mesh_planner::TransferCost;
 
@@ -79,6 +82,18 @@ impl Facts {
             Some((peer, own.send_s_per_byte + receiving))
         };
         self.peers.live().into_iter().filter_map(cost).collect()
+    }
+
+    /// Numbers of earlier plans, by deployment, that requests are still on, as all live devices have told.
+    pub fn under_way(&self) -> BTreeSet<(String, u64)> {
+        let reports = self.peers.live().into_iter().filter_map(|peer| self.peers.get(&peer)?.report);
+        let mut found = BTreeSet::new();
+        for report in reports.chain([Arc::new(self.own())]) {
+            for (name, epochs) in &report.under_way {
+                found.extend(epochs.iter().map(|epoch| (name.clone(), *epoch)));
+            }
+        }
+        found
     }
 
     /// Whether a device is this one, or connected and not silent.

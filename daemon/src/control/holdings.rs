@@ -14,8 +14,10 @@ use super::{
 };
 use crate::data::StageKey;
 
-/// A stage of a plan that is no longer wanted still answers for this long, for requests that are under way.
+/// A stage of a plan that is no longer wanted still answers for this long: until all have told what is under way...
 const RETIRE: Duration = Duration::from_secs(2);
+/// ...and as long as requests are on that plan, which may be minutes with a large model on slow devices, up to this.
+const DRAIN: Duration = Duration::from_secs(300);
 /// A stage that could not be prepared is tried again after this long, while it is still wanted.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -64,8 +66,14 @@ pub enum Act {
 }
 
 impl Holdings {
-    /// What to do so that this device holds what is wanted, in this order.
-    pub fn look(&mut self, now: Instant, wanted: &BTreeMap<StageKey, SessionKey>) -> Vec<Act> {
+    /// What to do so that this device holds what is wanted, in this order. `is_under_way`: requests are still on the
+    /// plan that a stage is of.
+    pub fn look(
+        &mut self,
+        now: Instant,
+        wanted: &BTreeMap<StageKey, SessionKey>,
+        is_under_way: impl Fn(&StageKey) -> bool,
+    ) -> Vec<Act> {
         let mut acts = Vec::new();
         for (key, session) in wanted {
             if self.is_to_be_made(now, session) {
@@ -81,7 +89,8 @@ impl Holdings {
             }
         }
         self.hosted.retain(|key, hosted| {
-            let keep = now.saturating_duration_since(hosted.wanted) <= RETIRE;
+            let unwanted = now.saturating_duration_since(hosted.wanted);
+            let keep = unwanted <= RETIRE || (unwanted <= DRAIN && is_under_way(key));
             if !keep {
                 acts.push(Act::Unhost(key.clone()));
             }

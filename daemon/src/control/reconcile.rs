@@ -2,7 +2,7 @@
 //! this device, make them reachable, and let go of what no plan needs any more.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,7 +28,7 @@ use super::{
     spread::Spread,
 };
 use crate::{
-    data::{DataPlane, HostedStage, Route, StageKey},
+    data::{DataMetrics, DataPlane, DeploymentMetrics, HostedStage, Route, StageKey},
     net::Net,
 };
 
@@ -173,7 +173,9 @@ impl Reconciler {
     fn reconcile(&mut self, state: &ClusterState) {
         let budget = self.facts.own().memory_budget_bytes;
         let wanted = wanted_here(state, &self.facts.me().to_string(), budget, |id| self.facts.is_live(id));
-        for act in self.holdings.look(Instant::now(), &wanted) {
+        let under_way = self.facts.under_way();
+        let is_under_way = |key: &StageKey| under_way.contains(&(key.deployment.clone(), key.epoch));
+        for act in self.holdings.look(Instant::now(), &wanted, is_under_way) {
             match act {
                 Act::Prepare(session) => self.start(session),
                 Act::Host(key, session) => self.host(key, &session),
@@ -333,8 +335,10 @@ impl Reconciler {
         let transfer = self.moving.look(sample, probed, cores);
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);
+        let under_way = self.under_way(&metrics);
         self.facts.update_own(&self.net, |own| {
             own.entering = entering;
+            own.under_way = under_way;
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());
@@ -343,6 +347,16 @@ impl Reconciler {
         for (peer, cost) in self.facts.moving_costs() {
             self.data.set_moving_cost(peer, cost * cores);
         }
+    }
+
+    /// Earlier plans that requests which entered here are still on.
+    fn under_way(&self, metrics: &DataMetrics) -> BTreeMap<String, BTreeSet<u64>> {
+        let earlier = |(name, of): (&String, &DeploymentMetrics)| {
+            let newest = self.routes.get(name).map(|(epoch, _)| *epoch);
+            let epochs: BTreeSet<u64> = of.epochs.iter().copied().filter(|e| Some(*e) != newest).collect();
+            (!epochs.is_empty()).then(|| (name.clone(), epochs))
+        };
+        metrics.deployments.iter().filter_map(earlier).collect()
     }
 
     fn state(&self, key: &StageKey, session: &SessionKey) -> StageState {

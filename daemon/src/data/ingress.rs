@@ -286,7 +286,25 @@ impl Ingress {
 
     /// Numbers of every deployment.
     pub fn metrics(&self, now: Instant) -> BTreeMap<String, DeploymentMetrics> {
-        self.deployments.iter().map(|(name, d)| (name.to_string(), d.metrics(now))).collect()
+        let metrics = |(name, d): (&Arc<str>, &Deployment)| (name.to_string(), d.metrics(now));
+        let mut metrics: BTreeMap<String, DeploymentMetrics> = self.deployments.iter().map(metrics).collect();
+        for (name, epochs) in self.under_way() {
+            if let Some(metrics) = metrics.get_mut(&*name) {
+                metrics.epochs = epochs;
+            }
+        }
+        metrics
+    }
+
+    /// Numbers of the plans that requests are on now, by deployment.
+    pub fn under_way(&self) -> BTreeMap<Arc<str>, BTreeSet<u64>> {
+        let mut found: BTreeMap<Arc<str>, BTreeSet<u64>> = BTreeMap::new();
+        for request in self.requests.values() {
+            if let State::Sent(sent) = &request.state {
+                found.entry(request.deployment.clone()).or_default().insert(sent.address.epoch);
+            }
+        }
+        found
     }
 
     fn name(&self, peer: &PeerId) -> String {

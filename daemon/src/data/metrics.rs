@@ -1,6 +1,9 @@
 //! Numbers of the data plane, for status, the Prometheus page and the planner's corrections.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use libp2p::PeerId;
 
@@ -32,6 +35,8 @@ pub struct DeploymentMetrics {
     pub retries: u64,
     /// In the pipeline now.
     pub in_flight: usize,
+    /// Numbers of the plans that requests are on now.
+    pub epochs: BTreeSet<u64>,
     /// In line now.
     pub waiting: usize,
     /// Answers per second over the last ten seconds.

@@ -48,6 +48,8 @@ pub(crate) struct Report {
     stages: Vec<(StageKey, StageState)>,
     kept: BTreeSet<String>,
     memory: u64,
+    /// Earlier plans that requests are still on.
+    under_way: BTreeSet<(String, u64)>,
 }
 
 /// What came of it, for the process.
@@ -245,7 +247,12 @@ impl Serving {
         let me = device_id(self.index).0;
         let budget = self.memory_of(&me).unwrap_or(0);
         let wanted = wanted_here(state, &me, budget, |device| self.is_live(device));
-        for act in self.holdings.look(self.at(now_ms), &wanted) {
+        let own = self.under_way();
+        let told = self.reports.iter().filter(|(device, _)| self.up.contains(device));
+        let under_way: BTreeSet<(String, u64)> =
+            told.flat_map(|(_, report)| report.under_way.iter().cloned()).chain(own).collect();
+        let is_under_way = |key: &StageKey| under_way.contains(&(key.deployment.clone(), key.epoch));
+        for act in self.holdings.look(self.at(now_ms), &wanted, is_under_way) {
             match act {
                 Act::Prepare(session) => {
                     let takes_ms = self.dice.between(50, 3_000);
@@ -320,11 +327,23 @@ impl Serving {
         self.wanted.iter().map(state).collect()
     }
 
+    /// Earlier plans that requests which entered here are still on.
+    fn under_way(&self) -> BTreeSet<(String, u64)> {
+        let mut found = BTreeSet::new();
+        for (name, epochs) in self.ingress.under_way() {
+            let newest = self.routes.get(&*name).map(|route| route.epoch);
+            let earlier = epochs.into_iter().filter(|epoch| Some(*epoch) != newest);
+            found.extend(earlier.map(|epoch| (name.to_string(), epoch)));
+        }
+        found
+    }
+
     fn tell(&mut self, state: &ClusterState) {
         let report = Report {
             stages: self.own_stages(),
             kept: state.models.keys().cloned().collect(),
             memory: self.memory,
+            under_way: self.under_way(),
         };
         for &to in self.connected.keys() {
             self.deeds.push(ServingDeed::Tell { to, report: Box::new(report.clone()) });

@@ -65,26 +65,51 @@ fn stage(epoch: u64) -> StageKey {
 fn a_session_serves_the_next_plan_too_and_goes_when_the_last_stage_is_out_of_reach() {
     let (mut holdings, start) = (Holdings::default(), Instant::now());
     let first = BTreeMap::from([(stage(1), session(0))]);
-    assert_eq!(holdings.look(start, &first), [Act::Prepare(session(0))]);
-    assert_eq!(holdings.look(start, &first), [], "it is being made");
+    assert_eq!(holdings.look(start, &first, |_| false), [Act::Prepare(session(0))]);
+    assert_eq!(holdings.look(start, &first, |_| false), [], "it is being made");
     assert!(holdings.finished(start, &session(0), Ok(())));
-    assert_eq!(holdings.look(start, &first), [Act::Host(stage(1), session(0))]);
+    assert_eq!(holdings.look(start, &first, |_| false), [Act::Host(stage(1), session(0))]);
     let next = BTreeMap::from([(stage(2), session(0))]);
-    assert_eq!(holdings.look(start, &next), [Act::Host(stage(2), session(0))]);
+    assert_eq!(holdings.look(start, &next, |_| false), [Act::Host(stage(2), session(0))]);
     let later = start + RETIRE + Duration::from_millis(1);
-    assert_eq!(holdings.look(later, &next), [Act::Unhost(stage(1))]);
+    assert_eq!(holdings.look(later, &next, |_| false), [Act::Unhost(stage(1))]);
     let gone = later + RETIRE + Duration::from_millis(1);
-    assert_eq!(holdings.look(gone, &BTreeMap::new()), [Act::Unhost(stage(2)), Act::Drop(session(0))]);
+    assert_eq!(
+        holdings.look(gone, &BTreeMap::new(), |_| false),
+        [Act::Unhost(stage(2)), Act::Drop(session(0))]
+    );
     assert!(!holdings.finished(gone, &session(0), Ok(())), "nobody wants it");
+}
+
+#[test]
+fn a_retired_stage_answers_as_long_as_requests_are_on_its_plan() {
+    let (mut holdings, start) = (Holdings::default(), Instant::now());
+    let (first, next) = (BTreeMap::from([(stage(1), session(0))]), BTreeMap::from([(stage(2), session(0))]));
+    holdings.look(start, &first, |_| false);
+    assert!(holdings.finished(start, &session(0), Ok(())));
+    holdings.look(start, &first, |_| false);
+    holdings.look(start, &next, |_| false);
+    let is_first = |key: &StageKey| key.epoch == 1;
+    let later = start + 10 * RETIRE;
+    assert_eq!(holdings.look(later, &next, is_first), []);
+    assert!(holdings.is_hosted(&stage(1)));
+    assert_eq!(holdings.look(later, &next, |_| false), [Act::Unhost(stage(1))]);
+    holdings.look(later, &first, |_| false);
+    let at_last = later + DRAIN + Duration::from_millis(1);
+    assert_eq!(
+        holdings.look(at_last, &next, is_first),
+        [Act::Unhost(stage(1))],
+        "a request may hang for ever"
+    );
 }
 
 #[test]
 fn what_cannot_be_made_is_tried_again_after_a_while() {
     let (mut holdings, start) = (Holdings::default(), Instant::now());
     let wanted = BTreeMap::from([(stage(1), session(0))]);
-    holdings.look(start, &wanted);
+    holdings.look(start, &wanted, |_| false);
     assert!(holdings.finished(start, &session(0), Err("the disk is full".into())));
-    assert_eq!(holdings.look(start + RETRY / 2, &wanted), []);
+    assert_eq!(holdings.look(start + RETRY / 2, &wanted, |_| false), []);
     assert!(!holdings.is_settled());
-    assert_eq!(holdings.look(start + RETRY, &wanted), [Act::Prepare(session(0))]);
+    assert_eq!(holdings.look(start + RETRY, &wanted, |_| false), [Act::Prepare(session(0))]);
 }

@@ -165,6 +165,7 @@ impl Deployment {
             errors: self.errors,
             retries: self.retries,
             in_flight: self.in_flight,
+            epochs: BTreeSet::new(),
             waiting: self.line.len(),
             rps: self.answers.per_second(now),
             p50: self.latency.quantile(0.5),
