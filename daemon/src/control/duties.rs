@@ -119,10 +119,8 @@ impl Duties {
             return Need::Healed;
         }
         if gives_way(state, |device| sight.budget(device)) == Some(deployment.name.as_str()) {
-            return match self.unless_tried(now, deployment, sight) {
-                Need::Plan => Need::GiveWay,
-                other => other,
-            };
+            let is_due = self.unless_tried(now, deployment, sight) == Need::Plan;
+            return if is_due { Need::GiveWay } else { Need::None };
         }
         Need::Better
     }

@@ -16,6 +16,21 @@ const OWN_SHORT: u32 = 1;
 /// What a device has told of its jobs counts for this long: a few heartbeats.
 const HEARD_MAX: Duration = Duration::from_millis(1500);
 
+/// What a detour is decided by, beside what devices have told of their jobs.
+pub struct Detour<'a> {
+    /// What devices have told counts for so long: no longer than a job takes, or all that have heard the same would send
+    /// theirs to the same device.
+    pub fresh: Duration,
+    /// Whether a device can be sent the request in about the time that the picked one can.
+    pub is_near: &'a dyn Fn(PeerId) -> bool,
+}
+
+impl std::fmt::Debug for Detour<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Detour").field("fresh", &self.fresh).finish_non_exhaustive()
+    }
+}
+
 /// The device that picks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Here {
@@ -137,6 +152,65 @@ impl Balancer {
         };
         let mut peers = loads.iter().map(|load| load.peer).chain(standbys.iter().copied());
         peers.any(|peer| up.contains(&peer) && !avoid.contains(&peer))
+    }
+
+    /// Another device for a stage that a request has come to, when the one that was picked for it is gone, or has so
+    /// much more to do that the request would be done sooner elsewhere.
+    pub(super) fn detour(
+        &mut self,
+        now: Instant,
+        here: Here,
+        up: &BTreeSet<PeerId>,
+        (stage, picked): (usize, PeerId),
+        by: &Detour<'_>,
+    ) -> Option<PeerId> {
+        let (loads, standbys) = (self.stages.get_mut(stage)?, self.standbys.get(stage)?);
+        let told = |load: &Load| -> Option<f64> {
+            if load.peer == here.device {
+                return Some(f64::from(here.jobs));
+            }
+            let (jobs, at) = load.heard?;
+            let is_fresh = now.saturating_duration_since(at) <= by.fresh.min(HEARD_MAX);
+            is_fresh.then_some(jobs + load.since as f64)
+        };
+        let is_up = up.contains(&picked);
+        let mut best: Option<(usize, f64)> = None;
+        for (index, load) in loads.iter().enumerate().filter(|(_, load)| up.contains(&load.peer)) {
+            // Of a device that must be left any other is better.
+            let Some(jobs) = told(load).or((!is_up).then_some(0.0)) else { continue };
+            if is_up && !(by.is_near)(load.peer) {
+                continue;
+            }
+            let done = (jobs + 1.0) / load.share;
+            if load.peer != picked && best.is_none_or(|(_, old)| done < old) {
+                best = Some((index, done));
+            }
+        }
+        if !is_up && best.is_none() {
+            return standbys.iter().copied().find(|standby| up.contains(standby));
+        }
+        let (index, done) = best?;
+        if is_up {
+            let load = loads.iter().find(|load| load.peer == picked)?;
+            // Its turn comes there before it would be done elsewhere.
+            if told(load)? / load.share <= done {
+                return None;
+            }
+        }
+        loads[index].since += 1;
+        Some(loads[index].peer)
+    }
+
+    /// A request of this ingress has gone to another device than was picked: `epoch` is that of the pick.
+    pub(super) fn moved(&mut self, epoch: u64, stage: usize, from: PeerId, to: PeerId) {
+        let loads = self.stages.get_mut(stage).filter(|_| epoch == self.epoch);
+        for load in loads.into_iter().flatten() {
+            if load.peer == from {
+                load.outstanding = load.outstanding.saturating_sub(1);
+            } else if load.peer == to {
+                load.outstanding += 1;
+            }
+        }
     }
 
     /// A device has told how many jobs it has at hand.

@@ -67,6 +67,8 @@ pub(super) enum Body {
     },
     /// Outputs of the last stage, for the ingress.
     Result { tensors: Vec<Named> },
+    /// The request has gone to another device of a stage than its ingress had picked; the address has it.
+    Moved { stage: usize },
     /// A stage did not run, for the ingress.
     Failed(Failure),
 }
@@ -82,7 +84,7 @@ impl Frame {
     pub(super) fn tensors(&self) -> &[Named] {
         match &self.body {
             Body::Activation { tensors, .. } | Body::Result { tensors } => tensors,
-            Body::Failed(_) => &[],
+            Body::Moved { .. } | Body::Failed(_) => &[],
         }
     }
 
@@ -152,6 +154,9 @@ pub(super) enum HeaderKind {
         remaining: Duration,
     },
     Result,
+    Moved {
+        stage: usize,
+    },
     Failed(Failure),
 }
 
@@ -175,6 +180,7 @@ struct RawHeader {
 enum RawKind {
     A { s: u32, ms: u64 },
     R,
+    M { s: u32 },
     F { k: FailureKind, s: u32, b: ByteBuf, m: String },
 }
 
@@ -221,6 +227,7 @@ pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>, FrameError> {
             RawKind::A { s: *stage as u32, ms: millis(*remaining) }
         }
         HeaderKind::Result => RawKind::R,
+        HeaderKind::Moved { stage } => RawKind::M { s: *stage as u32 },
         HeaderKind::Failed(failure) => RawKind::F {
             k: failure.kind,
             s: failure.stage as u32,
@@ -295,6 +302,7 @@ pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header,
             remaining: Duration::from_millis(ms).min(limits.timeout_max),
         },
         RawKind::R => HeaderKind::Result,
+        RawKind::M { s } => HeaderKind::Moved { stage: stage(s)? },
         RawKind::F { k, s, b, m } => {
             check("the length of an error's text", m.len() as u64, MESSAGE_MAX as u64)?;
             HeaderKind::Failed(Failure { kind: k, stage: stage(s)?, blame: peer(&b)?, message: m })
@@ -308,8 +316,8 @@ pub(super) fn decode_header(bytes: &[u8], limits: &DataLimits) -> Result<Header,
         tensors.push(tensor);
     }
     check("the size of a frame", total, limits.frame_bytes_max)?;
-    if matches!(kind, HeaderKind::Failed(_)) {
-        check("the number of tensors of an error", tensors.len() as u64, 0)?;
+    if matches!(kind, HeaderKind::Failed(_) | HeaderKind::Moved { .. }) {
+        check("the number of tensors of a message", tensors.len() as u64, 0)?;
     }
     let address = Address {
         request: raw.r,

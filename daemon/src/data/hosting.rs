@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mesh_inference::{
@@ -79,8 +79,8 @@ pub(super) struct Job {
 
 /// A job that the stage is done with.
 pub(super) enum Done {
-    /// The tensors that leave the stage.
-    Outputs(Address, Instant, Vec<Named>),
+    /// The tensors that leave the stage, and how long such a job takes.
+    Outputs(Address, Instant, Vec<Named>, Duration),
     /// It did not run; kind and text.
     Failed(Address, FailureKind, String),
     /// Its time was over before its turn came.
@@ -223,7 +223,7 @@ impl Hosted {
                 self.busy.record(now, output.compute);
                 state.cost.add(output.cost, now);
                 state.output_bytes = smooth(state.output_bytes, bytes_of(&tensors) as f64);
-                Done::Outputs(address, deadline, tensors)
+                Done::Outputs(address, deadline, tensors, output.cost)
             }
             Err(error) => {
                 let kind = match &error {
@@ -295,6 +295,6 @@ impl Drop for Ticket {
     }
 }
 
-fn bytes_of(tensors: &[Named]) -> usize {
+pub(super) fn bytes_of(tensors: &[Named]) -> usize {
     tensors.iter().map(|(_, tensor)| tensor.bytes().len()).sum()
 }

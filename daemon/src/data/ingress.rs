@@ -12,7 +12,7 @@ use std::{
 use libp2p::PeerId;
 
 use super::{
-    balance::Here,
+    balance::{Detour, Here},
     frame::{Address, Failure, FailureKind, Named},
     limits::DataLimits,
     metrics::DeploymentMetrics,
@@ -190,10 +190,13 @@ impl Ingress {
         let Some(attempt) = request.attempts.iter().find(|a| a.address.attempt == address.attempt) else {
             return;
         };
-        let devices = attempt.address.devices.clone();
-        if devices.last() != Some(&from) || attempt.address.epoch != address.epoch {
+        // It may have gone to another device of its last stage, and that be told later.
+        let last = attempt.outputs.stages.len().saturating_sub(1);
+        let is_last = attempt.address.devices.last() == Some(&from) || attempt.outputs.runs(last, from);
+        if !is_last || attempt.address.epoch != address.epoch {
             return;
         }
+        let devices = address.devices.clone();
         let (epoch, retries, sent_at) = (address.epoch, request.retries(), attempt.at);
         let name = request.deployment.clone();
         let selected = request.select_outputs(&attempt.outputs, tensors);
@@ -222,8 +225,8 @@ impl Ingress {
         let blamed = self.name(&failure.blame);
         let Some(request) = self.requests.get_mut(&address.request) else { return };
         let State::Sent(sent) = &request.state else { return };
-        let current = sent.address.attempt == address.attempt && sent.address.epoch == address.epoch;
-        if !current || !(sent.address.devices.contains(&from) || from == self.me) {
+        let runs = || (0..sent.outputs.stages.len()).any(|stage| sent.outputs.runs(stage, from));
+        if !sent.is_at(address) || !(from == self.me || sent.address.devices.contains(&from) || runs()) {
             return;
         }
         request.last_error = Some(format!("stage {} on {blamed}: {}", failure.stage, failure.message));
@@ -248,6 +251,41 @@ impl Ingress {
                 self.hold(now, address.request, Some(now + pause));
             }
         }
+    }
+
+    /// A request has gone to another device of a stage than this ingress had picked.
+    pub fn on_moved(&mut self, now: Instant, address: &Address, stage: usize) {
+        let Some(request) = self.requests.get_mut(&address.request) else { return };
+        let Some(to) = address.devices.get(stage).copied() else { return };
+        let State::Sent(sent) = &request.state else { return };
+        if !sent.is_at(address) || !sent.outputs.runs(stage, to) {
+            return;
+        }
+        let Some(from) = request.set_device(stage, to) else { return };
+        if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
+            deployment.moved(address.epoch, stage, from, to);
+        }
+        if !self.up.contains(&to) {
+            // The answer may come all the same, but nobody would tell of its loss.
+            request.avoid(to);
+            let pause = request.next_pause();
+            self.hold(now, address.request, Some(now + pause));
+        }
+    }
+
+    /// Where a request that has come to a stage should go instead of the device that was picked for it, whoever its
+    /// ingress is: see `Balancer::detour`.
+    pub fn detour(
+        &mut self,
+        now: Instant,
+        address: &Address,
+        stage: usize,
+        by: &Detour<'_>,
+    ) -> Option<PeerId> {
+        let picked = address.devices.get(stage).copied()?;
+        let here = Here { device: self.me, jobs: self.own_jobs };
+        let deployment = self.deployments.get_mut(&address.deployment)?;
+        deployment.detour(now, here, &self.up, (address.epoch, stage, picked), by)
     }
 
     /// The client has gone away.

@@ -329,7 +329,7 @@ impl Sender {
 fn expired(frame: &Frame) -> bool {
     match &frame.body {
         Body::Activation { deadline, .. } => *deadline <= now(),
-        Body::Result { .. } | Body::Failed(_) => false,
+        Body::Result { .. } | Body::Moved { .. } | Body::Failed(_) => false,
     }
 }
 

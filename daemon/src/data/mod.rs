@@ -27,6 +27,7 @@ mod route;
 mod transport;
 mod wire;
 
+pub use balance::Detour;
 pub use frame::{Address, Failure, FailureKind, Named};
 pub use hosting::{HostedStage, StageRun};
 pub use ingress::{Dispatch, Effect, Ingress};

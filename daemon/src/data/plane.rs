@@ -364,7 +364,7 @@ impl Shared {
                 let message = format!("the device cannot be reached: {why}");
                 self.fail(address, Failure { kind, stage, blame: peer, message });
             }
-            Body::Result { .. } | Body::Failed(_) => {
+            Body::Result { .. } | Body::Moved { .. } | Body::Failed(_) => {
                 tracing::debug!(%peer, request = address.request, why, "an ingress cannot be reached");
             }
         }
@@ -388,7 +388,10 @@ impl Shared {
             Body::Failed(failure) if address.ingress == self.me => {
                 self.drive(|ingress, now| ingress.on_failure(now, from, &address, failure));
             }
-            Body::Result { .. } | Body::Failed(_) => {
+            Body::Moved { stage } if address.ingress == self.me => {
+                self.drive(|ingress, now| ingress.on_moved(now, &address, stage));
+            }
+            Body::Result { .. } | Body::Moved { .. } | Body::Failed(_) => {
                 tracing::debug!(%from, ingress = %address.ingress, "dropped an answer for another device");
             }
         }

@@ -26,6 +26,13 @@ pub struct Route {
 const FAST_MAX: f64 = 6.0;
 
 impl Route {
+    /// Whether a device runs a stage, or stands by for it.
+    pub(super) fn runs(&self, stage: usize, device: PeerId) -> bool {
+        self.stages.get(stage).is_some_and(|stage| {
+            stage.replicas.iter().any(|(replica, _)| *replica == device) || stage.standbys.contains(&device)
+        })
+    }
+
     /// The same plan, whoever stands by.
     pub(super) fn is_same_plan(&self, other: &Self) -> bool {
         let stages = self.stages.iter().zip(&other.stages);

@@ -52,6 +52,7 @@ impl Outgoing {
                 HeaderKind::Activation { stage: *stage, remaining: deadline.saturating_duration_since(now) }
             }
             Body::Result { tensors: _ } => HeaderKind::Result,
+            Body::Moved { stage } => HeaderKind::Moved { stage: *stage },
             Body::Failed(failure) => HeaderKind::Failed(failure.clone()),
         };
         let tensors = frame.tensors().iter().zip(packed).map(|((name, tensor), packed)| WireTensor {
@@ -156,6 +157,7 @@ pub(super) async fn read_frame(
             Body::Activation { stage, deadline: arrived + remaining, tensors }
         }
         HeaderKind::Result => Body::Result { tensors },
+        HeaderKind::Moved { stage } => Body::Moved { stage },
         HeaderKind::Failed(Failure { kind, stage, blame, message }) => {
             Body::Failed(Failure { kind, stage, blame, message })
         }

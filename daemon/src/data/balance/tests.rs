@@ -128,3 +128,32 @@ fn a_replica_that_does_not_answer_is_passed_over() {
     }
     assert!(to_slow < 10, "{to_slow} requests went to a replica that answers none");
 }
+
+#[test]
+fn a_request_goes_to_another_replica_when_that_is_done_sooner() {
+    let [a, b, c, outside] = [(); 4].map(|()| PeerId::random());
+    let route = route(&[vec![(a, 0.5), (b, 0.25), (c, 0.25)]]);
+    let mut balancer = Balancer::new(&route);
+    let (now, fresh) = (Instant::now(), Duration::from_secs(1));
+    let by = Detour { fresh, is_near: &|_| true };
+    let all: BTreeSet<PeerId> = [a, b, c].into();
+    let detour = |balancer: &mut Balancer, later: Duration, picked| {
+        balancer.detour(now + later, here(outside), &all, (0, picked), &by)
+    };
+    assert_eq!(detour(&mut balancer, Duration::ZERO, b), None, "nobody has told anything");
+    for (device, jobs) in [(a, 4), (b, 3), (c, 1)] {
+        balancer.heard(now, device, jobs);
+    }
+    assert_eq!(detour(&mut balancer, Duration::ZERO, b), Some(c), "two come before it there, three here");
+    assert_eq!(detour(&mut balancer, Duration::ZERO, b), Some(a), "the next best");
+    assert_eq!(detour(&mut balancer, Duration::ZERO, b), None, "what was sent there counts");
+    assert_eq!(detour(&mut balancer, Duration::ZERO, a), None, "it is twice as fast");
+    assert_eq!(detour(&mut balancer, 2 * fresh, b), None, "all of that is long ago");
+    assert_eq!(balancer.detour(now, here(outside), &[a, c].into(), (0, b), &by), Some(a), "it is gone");
+    assert_eq!(balancer.detour(now, here(outside), &[].into(), (0, b), &by), None, "all are gone");
+    assert_eq!(balancer.detour(now, here(b), &all, (0, c), &by), Some(b), "this device has nothing to do");
+    assert_eq!(balancer.detour(now, here(b), &all, (7, c), &by), None);
+    let far = Detour { fresh, is_near: &|device| device != b };
+    assert_eq!(balancer.detour(now, here(b), &all, (0, c), &far), None, "the way there is long");
+    assert_eq!(balancer.detour(now, here(b), &[b].into(), (0, c), &far), Some(b), "it is the only one");
+}

@@ -46,6 +46,7 @@ fn headers_survive_the_round_trip() {
     for (kind, tensors) in [
         (activation(1), tensors.clone()),
         (HeaderKind::Result, tensors),
+        (HeaderKind::Moved { stage: 1 }, Vec::new()),
         (HeaderKind::Failed(failure), Vec::new()),
     ] {
         let sent = header(kind, tensors, 2);
@@ -64,6 +65,8 @@ fn headers_survive_the_round_trip() {
 fn headers_over_a_limit_are_refused() {
     let bad = [
         header(activation(2), Vec::new(), 2),
+        header(HeaderKind::Moved { stage: 2 }, Vec::new(), 2),
+        header(HeaderKind::Moved { stage: 0 }, vec![tensor(DType::Fp32, &[2, 3], Codec::Raw, 24)], 1),
         header(activation(0), Vec::new(), 300),
         header(activation(0), vec![tensor(DType::Fp32, &[2, 3], Codec::Raw, 23)], 1),
         header(activation(0), vec![tensor(DType::Fp32, &[-1], Codec::Raw, 4)], 1),

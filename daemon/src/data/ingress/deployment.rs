@@ -10,7 +10,7 @@ use libp2p::PeerId;
 
 use super::MEASURED_MIN;
 use crate::data::{
-    balance::{Balancer, Here},
+    balance::{Balancer, Detour, Here},
     latency::{Rate, Recent},
     limits::DataLimits,
     metrics::DeploymentMetrics,
@@ -109,6 +109,26 @@ impl Deployment {
     }
 
     /// A device has told how many jobs wait or run there.
+    /// See [`Balancer::detour`]; for requests on the newest plan only, of others nothing is known.
+    pub(super) fn detour(
+        &mut self,
+        now: Instant,
+        here: Here,
+        up: &BTreeSet<PeerId>,
+        (epoch, stage, picked): (u64, usize, PeerId),
+        by: &Detour<'_>,
+    ) -> Option<PeerId> {
+        self.route.as_ref().filter(|route| route.epoch == epoch)?;
+        self.balancer.as_mut()?.detour(now, here, up, (stage, picked), by)
+    }
+
+    /// A request has gone to another device than was picked.
+    pub(super) fn moved(&mut self, epoch: u64, stage: usize, from: PeerId, to: PeerId) {
+        if let Some(balancer) = &mut self.balancer {
+            balancer.moved(epoch, stage, from, to);
+        }
+    }
+
     pub(super) fn heard(&mut self, now: Instant, device: PeerId, jobs: u32) {
         if let Some(balancer) = &mut self.balancer {
             balancer.heard(now, device, jobs);

@@ -64,6 +64,13 @@ pub(super) struct Sent {
     pub(super) outputs: Arc<Route>,
 }
 
+impl Sent {
+    /// Whether a frame is about this attempt.
+    pub(super) fn is_at(&self, address: &Address) -> bool {
+        self.address.attempt == address.attempt && self.address.epoch == address.epoch
+    }
+}
+
 impl Request {
     pub(super) fn new(
         deployment: Arc<str>,
@@ -106,6 +113,20 @@ impl Request {
         }
         self.attempts.push(sent.clone());
         self.state = State::Sent(sent);
+    }
+
+    /// The current attempt has gone to another device of a stage: the one that it had been meant for, if it is another.
+    pub(super) fn set_device(&mut self, stage: usize, to: PeerId) -> Option<PeerId> {
+        let State::Sent(sent) = &mut self.state else { return None };
+        let from = sent.address.devices.get(stage).copied().filter(|from| *from != to)?;
+        let mut devices = sent.address.devices.to_vec();
+        devices[stage] = to;
+        sent.address.devices = devices.into();
+        let attempt = self.attempts.iter_mut().find(|other| other.address.attempt == sent.address.attempt);
+        if let Some(attempt) = attempt {
+            attempt.address.devices = sent.address.devices.clone();
+        }
+        Some(from)
     }
 
     /// Keeps away from a device from now on, wherever there is another.

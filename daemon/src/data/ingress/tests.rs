@@ -31,6 +31,12 @@ enum Event {
         send: usize,
         device: usize,
     },
+    /// It has gone to another device of a stage than was picked.
+    Move {
+        send: usize,
+        stage: usize,
+        device: usize,
+    },
     Cancel {
         request: usize,
     },
@@ -57,6 +63,8 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (any.clone(), 0usize..7, 0usize..2, any.clone())
             .prop_map(|(send, kind, words, device)| Event::Refuse { send, kind, words, device }),
         1 => (any.clone(), any.clone()).prop_map(|(send, device)| Event::Forge { send, device }),
+        3 => (any.clone(), 0usize..3, 0usize..4)
+            .prop_map(|(send, stage, device)| Event::Move { send, stage, device }),
         1 => any.prop_map(|request| Event::Cancel { request }),
         2 => (0usize..4).prop_map(Event::Up),
         2 => (0usize..4).prop_map(Event::Down),
@@ -139,6 +147,15 @@ impl World {
                     self.ingress.on_result(now, from, &address, vec![("y".into(), tensor())]);
                     address.request ^= 1 << 63;
                     self.ingress.on_result(now, from, &address, Vec::new());
+                }
+            }
+            Event::Move { send, stage, device } => {
+                if let Some(mut address) = self.pick_send(send) {
+                    let mut devices = address.devices.to_vec();
+                    let stage = stage % devices.len();
+                    devices[stage] = self.peers[device];
+                    address.devices = devices.into();
+                    self.ingress.on_moved(now, &address, stage);
                 }
             }
             Event::Cancel { request } => {
@@ -326,6 +343,41 @@ fn a_late_answer_of_an_older_attempt_is_taken() {
     assert_ne!(world.sends[0].devices, world.sends[1].devices);
     let last = first.devices[0];
     world.ingress.on_result(world.now, last, &first, vec![("y".into(), tensor())]);
+    let effects = world.ingress.take_effects();
+    assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
+}
+
+#[test]
+fn a_request_that_went_another_way_is_followed() {
+    let mut world = World::new();
+    let peers = world.peers.clone();
+    for peer in &peers[1..] {
+        world.ingress.peer_up(world.now, *peer);
+        world.up.insert(*peer);
+    }
+    // The first stage here, the second on two others.
+    world.plan(0, &[0b0001, 0b0110]);
+    world.begin(0, 20_000);
+    world.check();
+    let mut moved = world.sends[0].clone();
+    let (picked, other) = (moved.devices[1], if moved.devices[1] == peers[1] { peers[2] } else { peers[1] });
+    moved.devices = [moved.devices[0], other].into();
+    world.ingress.on_moved(world.now, &moved, 1);
+    let stranger: Arc<[PeerId]> = [moved.devices[0], peers[3]].into();
+    world.ingress.on_moved(world.now, &Address { devices: stranger, ..moved.clone() }, 1);
+    // The loss of the one that was picked does not matter any more, that of the other does.
+    world.up.remove(&picked);
+    world.ingress.peer_down(world.now, picked);
+    world.check();
+    assert_eq!(world.sends.len(), 1);
+    world.ingress.peer_up(world.now, picked);
+    world.up = peers.iter().copied().collect();
+    world.up.remove(&other);
+    world.ingress.peer_down(world.now, other);
+    world.check();
+    assert_eq!(world.sends.len(), 2, "sent again");
+    // Its answer may still come.
+    world.ingress.on_result(world.now, other, &moved, vec![("y".into(), tensor())]);
     let effects = world.ingress.take_effects();
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
 }

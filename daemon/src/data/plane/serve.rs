@@ -1,14 +1,18 @@
 //! What the data plane does for others: runs stages, hands activations on, reads streams, keeps time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
 
 use libp2p::PeerId;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
+        balance::Detour,
         frame::{Address, Body, Failure, FailureKind, Frame},
-        hosting::{Done, Hosted, Job},
+        hosting::{Done, Hosted, Job, bytes_of},
         limits::DataLimits,
         route::StageKey,
         transport::DataStream,
@@ -16,6 +20,9 @@ use super::{
     },
     Shared,
 };
+
+/// Where jobs take less time, what devices have told of theirs is too old to go by.
+const DETOUR_MIN: Duration = Duration::from_millis(50);
 
 impl Shared {
     /// Runs a stage for somebody, or tells the ingress why not.
@@ -41,6 +48,9 @@ impl Shared {
         let next = devices.get(stage + 1).copied().unwrap_or(*ingress);
         if next != self.me {
             let Some(link) = self.link(next) else {
+                if self.detour(&job.address, stage + 1, Duration::ZERO, 0).is_some() {
+                    return hosted.offer(job).map_err(|(kind, message)| (self.me, kind, message));
+                }
                 let message = format!("the next device, {next}, is not connected here");
                 return Err((next, FailureKind::Unreachable, message));
             };
@@ -67,13 +77,13 @@ impl Shared {
             Done::Failed(address, kind, message) => {
                 self.fail(address, Failure { kind, stage: key.stage, blame: self.me, message });
             }
-            Done::Outputs(mut address, deadline, tensors) => {
+            Done::Outputs(mut address, deadline, tensors, cost) => {
                 let next = key.stage + 1;
                 // Only where every stage before has said so too does the place in the list tell the stage.
                 if address.backlog.len() == key.stage {
                     address.backlog.push(self.busy.jobs());
                 }
-                match address.devices.get(next).copied() {
+                match self.way_on(&mut address, next, cost, bytes_of(&tensors)) {
                     Some(device) => {
                         let body = Body::Activation { stage: next, deadline, tensors };
                         self.send(device, Frame { address, body });
@@ -82,6 +92,40 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// The device that runs the next stage of a request; nothing when there is none. The one that was picked when the
+    /// request entered may be gone or have much to do by now: its ingress is told of another.
+    fn way_on(
+        self: &Arc<Self>,
+        address: &mut Address,
+        stage: usize,
+        cost: Duration,
+        bytes: usize,
+    ) -> Option<PeerId> {
+        let picked = address.devices.get(stage).copied()?;
+        if cost < DETOUR_MIN && (picked == self.me || self.link(picked).is_some()) {
+            return Some(picked);
+        }
+        let Some(other) = self.detour(address, stage, cost, bytes) else { return Some(picked) };
+        let mut devices = address.devices.to_vec();
+        devices[stage] = other;
+        address.devices = devices.into();
+        self.send(address.ingress, Frame { address: address.clone(), body: Body::Moved { stage } });
+        Some(other)
+    }
+
+    fn detour(&self, address: &Address, stage: usize, cost: Duration, bytes: usize) -> Option<PeerId> {
+        let rates = lock(&self.rates).clone();
+        let takes_s = |peer: PeerId| match rates.get(&peer).filter(|rate| **rate > 0.0) {
+            Some(rate) if peer != self.me => bytes as f64 / rate,
+            Some(_) | None => 0.0,
+        };
+        let picked_s = takes_s(address.devices.get(stage).copied()?);
+        let is_near = |peer: PeerId| takes_s(peer) <= picked_s + cost.as_secs_f64() / 2.0;
+        let mut desk = lock(&self.desk);
+        desk.ingress.set_own_jobs(self.busy.jobs());
+        desk.ingress.detour(now(), address, stage, &Detour { fresh: cost, is_near: &is_near })
     }
 }
 

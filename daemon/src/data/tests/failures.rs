@@ -178,3 +178,57 @@ async fn a_peer_that_takes_no_data_is_given_up() {
     let metrics = planes[0].metrics();
     assert!(metrics.deployments["m"].retries > 0, "{metrics:?} {:?}", peers);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_goes_on_by_another_device_when_the_picked_one_is_gone() {
+    let (_rack, peers, planes) = Rack::new(4);
+    let placement = vec![vec![peers[1]], vec![peers[2], peers[3]]];
+    host_all(1, &placement, &peers, &planes);
+    let gate = Arc::new(Gate::default());
+    planes[1].host(key(1, 0), HostedStage { runner: gate.stage(), passthrough: Vec::new() });
+    for plane in &planes {
+        plane.set_routes(route(1, &placement));
+    }
+    let mut clients = tokio::task::JoinSet::new();
+    for i in 0..4u16 {
+        let plane = planes[0].clone();
+        clients.spawn(async move {
+            let response = plane.infer(request(f32::from(i), 10, LONG)).await.unwrap();
+            check(&response, f32::from(i) + 11.0, 10);
+            response.retries
+        });
+    }
+    while planes[1].metrics().stages[0].queue < 4 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Only the device of the first stage knows: half of the requests were to go there.
+    planes[1].peer_down(peers[2]);
+    gate.open();
+    assert_eq!(clients.join_all().await, [0; 4], "nothing was computed twice");
+    assert_eq!(planes[3].metrics().stages[0].runs, 4);
+    assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingress_that_knows_better_sends_a_request_again_after_a_detour() {
+    let (_rack, peers, planes) = Rack::new(4);
+    let placement = vec![vec![peers[1]], vec![peers[2], peers[3]]];
+    host_all(1, &placement, &peers, &planes);
+    let gate = Arc::new(Gate::default());
+    planes[1].host(key(1, 0), HostedStage { runner: gate.stage(), passthrough: Vec::new() });
+    for plane in &planes {
+        plane.set_routes(route(1, &placement));
+    }
+    // Every request is for the third device, which the first one alone cannot see any more.
+    planes[0].peer_down(peers[3]);
+    planes[1].peer_down(peers[2]);
+    let plane = planes[0].clone();
+    let client = tokio::spawn(async move { plane.infer(request(1.0, 10, Duration::from_secs(3))).await });
+    gate.open();
+    // Whichever way it takes: it is answered, or told of in time.
+    match client.await.unwrap() {
+        Ok(response) => check(&response, 12.0, 10),
+        Err(error) => assert!(matches!(error, AppError::DeadlineExceeded(_)), "{error}"),
+    }
+    assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+}

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use mesh_daemon::{
     control::prepare::SessionKey,
-    data::{Address, Dispatch, Failure, FailureKind, Named, StageKey},
+    data::{Address, Detour, Dispatch, Failure, FailureKind, Named, StageKey},
 };
 
 use super::{Serving, ServingDeed, index_of, model};
+
+/// What devices have told of their jobs is believed for so long.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// What travels.
 #[derive(Debug, Clone)]
@@ -25,6 +28,8 @@ pub(super) enum Body {
         tensors: Vec<Named>,
     },
     Result(Vec<Named>),
+    /// Another device runs this stage than was picked.
+    Moved(usize),
     Failed(Failure),
 }
 
@@ -45,6 +50,7 @@ impl Frame {
         let what = match &self.body {
             Body::Activation { stage, .. } => format!("activation for stage {stage}"),
             Body::Result(_) => "result".to_owned(),
+            Body::Moved(stage) => format!("detour at stage {stage}"),
             Body::Failed(failure) => format!("failure {:?} at stage {}", failure.kind, failure.stage),
         };
         format!("{what} of {deployment}, epoch {epoch}, request {request:x}.{attempt}")
@@ -96,7 +102,8 @@ impl Serving {
             Body::Failed(failure) if address.ingress == self.me => {
                 self.ingress.on_failure(now, super::peer(from), &address, failure);
             }
-            Body::Result(_) | Body::Failed(_) => {}
+            Body::Moved(stage) if address.ingress == self.me => self.ingress.on_moved(now, &address, stage),
+            Body::Result(_) | Body::Moved(_) | Body::Failed(_) => {}
         }
         self.carry_out(now_ms);
     }
@@ -134,6 +141,18 @@ impl Serving {
         self.jobs.push(Job { due_ms, deadline_ms, address, stage, session, tensors });
     }
 
+    /// The request may go to another device than was picked when it entered.
+    fn detour(&mut self, now_ms: u64, address: &mut Address, stage: usize) {
+        let by = Detour { fresh: TOLD, is_near: &|_| true };
+        self.ingress.set_own_jobs(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
+        let Some(other) = self.ingress.detour(self.at(now_ms), address, stage, &by) else { return };
+        let mut devices = address.devices.to_vec();
+        devices[stage] = other;
+        address.devices = devices.into();
+        let moved = Frame { address: address.clone(), body: Body::Moved(stage) };
+        self.send(now_ms, index_of(&address.ingress), moved);
+    }
+
     /// Ends the runs that are due.
     pub(super) fn run_jobs(&mut self, now_ms: u64) {
         let (due, rest) = std::mem::take(&mut self.jobs).into_iter().partition(|job| job.due_ms <= now_ms);
@@ -164,6 +183,7 @@ impl Serving {
             address.backlog.push(u32::try_from(self.jobs.len()).unwrap_or(u32::MAX));
         }
         let left_ms = Duration::from_millis(deadline_ms.saturating_sub(now_ms)).as_millis() as u64;
+        self.detour(now_ms, &mut address, stage + 1);
         let (to, body) = match address.devices.get(stage + 1) {
             Some(next) => (index_of(next), Body::Activation { stage: stage + 1, left_ms, tensors }),
             None => (index_of(&address.ingress), Body::Result(tensors)),
