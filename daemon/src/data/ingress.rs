@@ -196,13 +196,15 @@ impl Ingress {
         if !is_last || attempt.address.epoch != address.epoch {
             return;
         }
-        let devices = address.devices.clone();
+        let route = Arc::clone(&attempt.outputs);
         let (epoch, retries, sent_at) = (address.epoch, request.retries(), attempt.at);
         let name = request.deployment.clone();
-        let selected = request.select_outputs(&attempt.outputs, tensors);
-        // Before the next request is sent on what is known.
-        for (device, jobs) in devices.iter().zip(&address.backlog) {
-            self.on_backlog(now, *device, *jobs);
+        let selected = request.select_outputs(&route, tensors);
+        // Before the next request is sent on what is known; of devices that run these stages only.
+        for (stage, (device, jobs)) in address.devices.iter().zip(&address.backlog).enumerate() {
+            if route.runs(stage, *device) {
+                self.on_backlog(now, *device, *jobs);
+            }
         }
         match selected {
             Ok(outputs) => {
