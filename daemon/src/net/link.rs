@@ -92,12 +92,13 @@ struct PulseState {
     /// The newest heartbeat: its sender's clock, and when it came.
     newest: Option<(u64, Instant)>,
     rtt: Option<Duration>,
+    least_rtt: Option<Duration>,
 }
 
 impl Pulse {
     pub(super) fn new() -> Self {
         let base = Instant::now();
-        let state = Mutex::new(PulseState { heard: base, newest: None, rtt: None });
+        let state = Mutex::new(PulseState { heard: base, newest: None, rtt: None, least_rtt: None });
         Self { base, state }
     }
 
@@ -127,6 +128,7 @@ impl Pulse {
         let sample = Duration::from_micros(away.saturating_sub(beat.held));
         // The usual smoothing of TCP (RFC 6298): an eighth of every new sample.
         state.rtt = Some(state.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        state.least_rtt = Some(state.least_rtt.map_or(sample, |least| least.min(sample)));
         true
     }
 
@@ -142,6 +144,11 @@ impl Pulse {
 
     pub(super) fn rtt(&self) -> Option<Duration> {
         lock(&self.state).rtt
+    }
+
+    /// The shortest round trip so far: what the network takes, without what processors at both ends had to do first.
+    pub(super) fn least_rtt(&self) -> Option<Duration> {
+        lock(&self.state).least_rtt
     }
 }
 

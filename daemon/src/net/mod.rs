@@ -326,7 +326,9 @@ impl Net {
 
     async fn probe_now(&self, peer: PeerId) -> Result<Probe, NetError> {
         let stream = self.open_raw(peer, PROBE).await?;
-        probe::measure(stream, &self.inner.shared).await.map_err(|error| {
+        let link = self.inner.shared.link(&peer);
+        let rtt = link.and_then(|link| link.pulse.least_rtt()).unwrap_or_default();
+        probe::measure(stream, rtt, &self.inner.shared).await.map_err(|error| {
             if error.kind() == std::io::ErrorKind::TimedOut { NetError::Timeout } else { NetError::Closed }
         })
     }

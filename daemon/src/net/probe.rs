@@ -28,6 +28,10 @@ const LEFT_OUT: u64 = 3;
 /// ...where so many bytes come after it.
 const STEADY_MIN: u64 = 64 * 1024;
 const POINT_BYTES: u64 = 4 * 1024;
+/// Round trips of a probe that say nothing of the rate: TCP's slow start up to `MAX_BYTES`, and the answer.
+const ROUND_TRIPS: u32 = 8;
+/// A probe waits this long for processors that are at other work, in all.
+const LATE: Duration = Duration::from_millis(10);
 /// Probes that are served at a time: more would measure each other.
 pub(super) const MAX_SERVED: usize = 1;
 
@@ -134,8 +138,16 @@ pub(super) fn processor_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// Measures the way to the peer behind `stream`.
-pub(super) async fn measure(mut stream: Stream, shared: &Arc<Shared>) -> io::Result<Probe> {
+/// Bytes per second that the link can have carried at most, as its sender sees it: `sent` bytes in `took`, of which some
+/// round trips are taken off. A receiver that comes late to its buffers finds much there at once, and counts too short
+/// a time; what its sender has waited in all does not deceive. None: it took too little to say.
+fn at_most(sent: usize, took: Duration, rtt: Duration) -> Option<f64> {
+    let sending = took.checked_sub(rtt * ROUND_TRIPS + LATE).filter(|sending| !sending.is_zero())?;
+    Some(sent as f64 / sending.as_secs_f64())
+}
+
+/// Measures the way to the peer behind `stream`, to whom a message and its answer take `rtt` at least.
+pub(super) async fn measure(mut stream: Stream, rtt: Duration, shared: &Arc<Shared>) -> io::Result<Probe> {
     let _chore = Chore::begin(shared);
     tokio::time::timeout(MAX_SENDING + SETTLE, async {
         // As large as what it stands for: a tensor does not lie in the processor's cache.
@@ -161,11 +173,13 @@ pub(super) async fn measure(mut stream: Stream, shared: &Arc<Shared>) -> io::Res
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
         let seconds = micros as f64 / 1e6;
-        let (spent, took) = (processor_s() - processor, start.elapsed().as_secs_f64());
+        let (spent, took) = (processor_s() - processor, start.elapsed());
         shared.costs.note_sent(shared, sent as u64, spent);
-        let here = spent / shared.cores > BOUND * took;
+        let here = spent / shared.cores > BOUND * took.as_secs_f64();
         let there = busy as f64 / 1e6 > BOUND * seconds;
-        Ok(Probe { bytes_per_s: bytes as f64 / seconds, processor_bound: here || there, sent: sent as u64 })
+        let arrived = bytes as f64 / seconds;
+        let bytes_per_s = at_most(sent, took, rtt).map_or(arrived, |most| most.min(arrived));
+        Ok(Probe { bytes_per_s, processor_bound: here || there, sent: sent as u64 })
     })
     .await
     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
@@ -267,6 +281,18 @@ mod tests {
         assert!((slow / 625e3 - 1.0).abs() < 0.01, "{slow}");
         let without = rate(&arrivals(1_000_000, 1e7, 0));
         assert!((without / 1e7 - 1.0).abs() < 0.01, "{without}");
+    }
+
+    #[test]
+    fn a_receiver_that_comes_late_does_not_make_a_link_faster() {
+        let (megabyte, rtt) = (1_000_000, Duration::from_millis(1));
+        // 10 Mbit/s: its receiver may claim what it likes.
+        let most = at_most(megabyte, Duration::from_millis(810), rtt).unwrap();
+        assert!((1.25e6..1.3e6).contains(&most), "{most}");
+        // 1 Gbit/s: too short a time to tell.
+        assert_eq!(at_most(megabyte, Duration::from_millis(12), rtt), None);
+        // 1 Gbit/s and 40 ms there and back: seven round trips until the link is full.
+        assert_eq!(at_most(megabyte, Duration::from_millis(308), rtt * 40), None);
     }
 
     #[test]

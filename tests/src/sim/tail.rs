@@ -62,17 +62,29 @@ impl World {
     }
 
     /// Strangers that met in pairs while the network was cut have two clusters with more than one member:
-    /// neither gives way, and every device of both says so.
+    /// neither gives way, and every device of both says so that the other one talks to.
     fn settled_apart(&self) -> bool {
         let mut sizes: BTreeMap<ClusterId, usize> = BTreeMap::new();
         for node in self.nodes() {
             *sizes.entry(node.cluster_id()).or_default() += 1;
         }
-        let processes = self.devices.iter().filter_map(|device| device.process.as_ref());
+        let tells = |(index, device): (usize, &Device)| {
+            device.process.as_ref().is_none_or(|process| {
+                process
+                    .node()
+                    .is_some_and(|node| process.reports_two_clusters() || self.is_refused(index, node))
+            })
+        };
         self.options.story == Story::Strangers
             && sizes.len() > 1
             && sizes.values().all(|size| *size > 1)
-            && processes.into_iter().all(|process| process.node().is_some() && process.reports_two_clusters())
+            && self.devices.iter().enumerate().all(tells)
+    }
+
+    /// The other clusters have removed the device, and do not talk to it: it cannot know of them.
+    fn is_refused(&self, index: usize, node: &Node<RedbStore>) -> bool {
+        let mut others = self.nodes().filter(|other| other.cluster_id() != node.cluster_id());
+        others.all(|other| other.state().removed.contains(&device_id(index)))
     }
 
     fn heal(&mut self) {
