@@ -9,6 +9,7 @@ pub mod import;
 mod manifest;
 pub mod model;
 pub mod onnx;
+pub mod priority;
 pub mod profile;
 pub mod runtime;
 pub mod stage;

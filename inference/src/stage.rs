@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use crate::priority::give_way;
 use crate::profile::{Costing, Stopwatch};
 use crate::runtime::{CancelToken, Port, RunError, Session};
 use crate::tensor::Tensor;
@@ -155,7 +156,10 @@ impl StageRunner {
         let worker = Worker { session, selected, costing, shared: Arc::clone(&shared) };
         std::thread::Builder::new()
             .name(thread_name(name))
-            .spawn(move || worker.serve(&receiver))
+            .spawn(move || {
+                give_way();
+                worker.serve(&receiver);
+            })
             .map_err(|error| start(format!("no thread: {error}")))?;
         Ok(Self(Arc::new(Handle { queue: sender, shared })))
     }

@@ -191,7 +191,7 @@ async fn unpack<R: Read>(
         pieces._room = room.permit;
         Ok(pieces)
     };
-    match tokio::task::spawn_blocking(work).await {
+    match crate::background::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }

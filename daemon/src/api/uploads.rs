@@ -74,7 +74,7 @@ pub(super) async fn write(
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let (pieces, to_write) = mpsc::channel::<Bytes>(PIECES_MAX);
     let target = folder.join(&file);
-    let writer = tokio::task::spawn_blocking(move || store(&folder, &target, announced, to_write));
+    let writer = crate::background::spawn(move || store(&folder, &target, announced, to_write));
     let sent = receive(body, pieces).await;
     let written =
         writer.await.map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;

@@ -103,7 +103,7 @@ impl Improver {
         }
         course.last = Some(problem.clone());
         let (running, epoch) = (active.plan.clone(), active.epoch);
-        let task = tokio::task::spawn_blocking(move || {
+        let task = crate::background::spawn(move || {
             let started = Instant::now();
             (search(problem, &running), started.elapsed())
         });

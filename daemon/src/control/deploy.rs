@@ -221,7 +221,7 @@ impl Deployer {
         let file = folder.join(&request.file);
         let (store, engine, events) = (self.transfer.store().clone(), self.engine.clone(), events.clone());
         let source = folder.to_path_buf();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = crate::background::spawn(move || {
             let mut progress = |now: import::Progress| {
                 let step = "importing".to_owned();
                 let (done, total) = (now.done_bytes, now.total_bytes);
@@ -254,7 +254,7 @@ impl Deployer {
             ..ProfileOptions::default()
         };
         let measured = Arc::clone(&model);
-        let work = tokio::task::spawn_blocking(move || {
+        let work = crate::background::spawn(move || {
             let mut progress = |now: profile::Progress| {
                 let step = "profiling".to_owned();
                 let (done, total) = (now.done as u64, now.total as u64);
@@ -305,7 +305,7 @@ impl Deployer {
             self.forecasts.correct(&ready.hash.to_string(), &mut problem);
             problem
         });
-        let solved = tokio::task::spawn_blocking(move || {
+        let solved = crate::background::spawn(move || {
             solve(stay).or_else(|_| solve(give_way)).or_else(|_| solve(ignored))
         });
         let solved = solved.await.map_err(|e| Failure { status: 500, error: e.to_string() })?;

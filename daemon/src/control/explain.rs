@@ -12,7 +12,7 @@ static COMPUTING: Semaphore = Semaphore::const_new(1);
 /// Ideas with what they would bring, the most effective first. Computes on a thread of its own.
 pub async fn lifts(problem: Problem, plan: Plan) -> Vec<Lift> {
     let Ok(permit) = COMPUTING.acquire().await else { return Vec::new() };
-    let computing = tokio::task::spawn_blocking(move || {
+    let computing = crate::background::spawn(move || {
         let _permit = permit;
         mesh_planner::lifts(&problem, &plan, STEPS)
     });

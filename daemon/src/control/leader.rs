@@ -221,7 +221,7 @@ impl Leader {
             .as_ref()
             .filter(|active| active.epoch >= deployment.asked_epoch && active.model == deployment.model);
         let running = kept.map(|active| active.plan.clone());
-        let solved = tokio::task::spawn_blocking(move || match running {
+        let solved = crate::background::spawn(move || match running {
             Some(running) => resolve(problem, &running),
             None => solve(problem),
         });

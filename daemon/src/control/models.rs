@@ -68,7 +68,7 @@ impl Models {
             return Ok(model);
         }
         let (id, bytes) = self.read(hash).await?;
-        let parsed = tokio::task::spawn_blocking(move || Model::load(&bytes)).await;
+        let parsed = crate::background::spawn(move || Model::load(&bytes)).await;
         let unreadable = |why: String| ModelsError::Unreadable { what: "manifest", hash: id, why };
         let model = parsed.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))?;
         let model = Arc::new(model);

@@ -2,8 +2,8 @@
 //!
 //! Probes tell what a byte costs while nothing else goes on. Under load it costs more: caches are cold, packets come
 //! in pieces, tensors are packed. Over a stretch of time, what the process has used, less what its stages have computed
-//! and what it uses at rest, is what the bytes of that stretch have cost. How many times the probes' word that is,
-//! corrects them. In the same way it is learnt what clients cost, who bring requests and take answers.
+//! and what it uses at rest, has gone into the bytes of that stretch, into clients, who bring requests and take answers,
+//! and into what the device does beside while it works. How much into which, several stretches tell (`moving/fit.rs`).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,30 +18,29 @@ use crate::{
     net::Chores,
 };
 
+mod fit;
+
+use fit::{Costs, Stretch, Stretches};
+
 /// Length of a stretch...
 const STRETCH: Duration = Duration::from_secs(5);
 /// ...which has to hold this many of the longest runs, for one that reaches over its end is counted in the next...
 const RUNS: f64 = 20.0;
 /// ...up to this many seconds: where runs would need more, nothing is learnt from them.
 const STRETCH_MAX_S: f64 = 120.0;
-/// Stretches of which the middle one counts.
-const STRETCHES: usize = 5;
-/// Stretches before anything is believed.
-const STRETCHES_TRUSTED: usize = 3;
 /// What is used at rest is told anew when it differs by this part.
 const REST_NEWS: f64 = 0.1;
 /// Stretches at rest that are remembered: ten minutes.
 const RESTS: usize = 120;
 /// Stretches at rest before the least is believed.
 const RESTS_TRUSTED: usize = 3;
-/// A stretch tells something when moving should have taken at least this part of the processors.
-const LEAST: f64 = 0.03;
-/// Corrections stay between these.
-const BOUNDS: (f64, f64) = (0.5, 4.0);
+/// At rest, moving should take less than this part of the processors.
+const LEAST: f64 = 0.003;
 /// A device that is never more at rest than this is not believed.
 const REST_MAX: f64 = 0.5;
-/// A correction that has moved less than this is no news.
+/// A correction that has moved less than this is no news, and what is used beside, by this part of the processors.
 const NEWS: f64 = 0.05;
+const BESIDE_NEWS: f64 = 0.01;
 
 /// The device at one moment.
 #[derive(Debug, Clone)]
@@ -120,39 +119,8 @@ pub struct Watch {
     /// forgotten, for it grows with the number of devices.
     rests: VecDeque<f64>,
     rest_told: f64,
-    /// How many times the probes' costs moving data takes.
-    moving: Middle,
-    /// How many times the assumed cost clients take.
-    entry: Middle,
-}
-
-/// The middle one of the last stretches.
-#[derive(Debug, Default)]
-struct Middle {
-    ratios: VecDeque<f64>,
-    told: Option<f64>,
-}
-
-impl Middle {
-    fn learn(&mut self, ratio: f64) {
-        self.ratios.push_back(ratio.clamp(BOUNDS.0, BOUNDS.1));
-        if self.ratios.len() > STRETCHES {
-            self.ratios.pop_front();
-        }
-        if self.ratios.len() < STRETCHES_TRUSTED {
-            return;
-        }
-        let mut sorted: Vec<f64> = self.ratios.iter().copied().collect();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted[sorted.len() / 2];
-        if self.told.is_none_or(|told| (middle / told - 1.0).abs() > NEWS) {
-            self.told = Some(middle);
-        }
-    }
-
-    fn times(&self) -> f64 {
-        self.told.unwrap_or(1.0)
-    }
+    stretches: Stretches,
+    told: Costs,
 }
 
 impl Watch {
@@ -169,12 +137,12 @@ impl Watch {
             Some(last) if now.jobs == 0 && last.jobs > 0 => self.last = Some(now),
             Some(_) => {}
         }
-        let (moving, entry) = (self.moving.times(), self.entry.times());
+        let told = self.told;
         TransferCost {
-            send_s_per_byte: probed.send_s_per_byte * moving,
-            receive_s_per_byte: probed.receive_s_per_byte * moving,
-            entry_s_per_byte: probed.entry_s_per_byte * entry,
-            rest_share: (self.rest_told / cores).clamp(0.0, REST_MAX),
+            send_s_per_byte: probed.send_s_per_byte * told.moving,
+            receive_s_per_byte: probed.receive_s_per_byte * told.moving,
+            entry_s_per_byte: probed.entry_s_per_byte * told.entry,
+            rest_share: (self.rest_told / cores + told.beside).clamp(0.0, REST_MAX),
             ..probed
         }
     }
@@ -188,7 +156,9 @@ impl Watch {
     fn learn(&mut self, now: &Sample, probed: TransferCost, cores: f64) {
         let Some(last) = &self.last else { return };
         let same = last.stages.keys().eq(now.stages.keys()) && last.chores == now.chores;
-        if !(last.is_settled && now.is_settled && same) {
+        // A stage at work whose first run has not ended: nobody knows what it takes.
+        let is_new = now.jobs > 0 && now.stages.values().any(|(runs, _)| *runs == 0);
+        if !(last.is_settled && now.is_settled && same) || is_new {
             return;
         }
         let seconds = now.at.saturating_duration_since(last.at).as_secs_f64();
@@ -202,8 +172,8 @@ impl Watch {
         let (sent, received, entered) = (since(|s| s.sent), since(|s| s.received), since(|s| s.entered));
         let moving = (sent * probed.send_s_per_byte + received * probed.receive_s_per_byte) * cores;
         let entry = entered * probed.entry_s_per_byte * cores;
-        let least = LEAST * seconds * cores;
-        if now.is_idle_since(last) && moving + entry < least / 10.0 {
+        let all = seconds * cores;
+        if now.is_idle_since(last) && moving + entry < LEAST * all {
             if self.rests.len() == RESTS {
                 self.rests.pop_front();
             }
@@ -214,12 +184,27 @@ impl Watch {
             }
         } else if let Some(rest) = self.rest().filter(|_| RUNS * now.longest_s() <= STRETCH_MAX_S) {
             let spent = used - computed - rest * seconds;
-            // One measurement tells one thing: what most of it went into.
-            if moving >= least.max(entry) {
-                self.moving.learn((spent - entry * self.entry.times()) / moving);
-            } else if entry >= least.max(4.0 * moving) {
-                self.entry.learn((spent - moving * self.moving.times()) / entry);
+            let stretch = Stretch { moving: moving / all, entry: entry / all, spent: spent / all };
+            tracing::debug!(
+                seconds,
+                computed = computed / all,
+                rest = rest / cores,
+                ?stretch,
+                "work watched"
+            );
+            if let Some(costs) = self.stretches.learn(stretch) {
+                self.tell(costs);
             }
+        }
+    }
+
+    fn tell(&mut self, costs: Costs) {
+        let is_news = |new: f64, old: f64| (new / old - 1.0).abs() > NEWS;
+        if is_news(costs.moving, self.told.moving)
+            || is_news(costs.entry, self.told.entry)
+            || (costs.beside - self.told.beside).abs() > BESIDE_NEWS
+        {
+            self.told = costs;
         }
     }
 }
@@ -276,12 +261,13 @@ mod tests {
         }
 
         /// Five seconds with so many runs of 50 ms that receive and send 1 MB each, at `times` the probed cost. How many
-        /// times the probed cost is told.
+        /// times the probed cost is told, with what is used beside.
         fn work(&mut self, runs: u64, times: f64, other: f64) -> f64 {
             self.now.sent += runs * 1_000_000;
             self.now.received += runs * 1_000_000;
-            let moving = runs as f64 * (6e-3 + 1e-2) * times;
-            self.look(5.0, runs, moving, other).send_s_per_byte / PROBED.send_s_per_byte
+            let moving = runs as f64 * (6e-3 + 1e-2);
+            let told = self.look(5.0, runs, moving * times, other);
+            told.send_s_per_byte / PROBED.send_s_per_byte + beside(&told) * 5.0 / moving.max(0.1)
         }
 
         /// Long enough for rest to be known.
@@ -294,9 +280,15 @@ mod tests {
         /// Five seconds with so many requests of 1 MB by clients, at `times` the assumed cost.
         fn serve(&mut self, requests: u64, times: f64) -> f64 {
             self.now.entered += requests * 1_000_000;
-            let serving = requests as f64 * 5e-3 * times;
-            self.look(5.0, requests, serving, 0.0).entry_s_per_byte / PROBED.entry_s_per_byte
+            let serving = requests as f64 * 5e-3;
+            let told = self.look(5.0, requests, serving * times, 0.0);
+            told.entry_s_per_byte / PROBED.entry_s_per_byte + beside(&told) * 5.0 / serving
         }
+    }
+
+    /// What is used over the 4 ms a second at rest, once that is known.
+    fn beside(told: &TransferCost) -> f64 {
+        if told.rest_share > 0.0 { told.rest_share - 0.004 / CORES } else { 0.0 }
     }
 
     #[test]
@@ -318,27 +310,31 @@ mod tests {
         device.rest();
         let told = (0..4).map(|_| device.serve(80, 1.5)).last().unwrap();
         assert!((told - 1.5).abs() < 0.05, "{told}");
-        // Known by then, it is not taken for the cost of moving.
-        let clients = 50.0 * 5e-3 * 1.5;
-        let told = (0..4)
-            .map(|_| {
-                device.now.entered += 50 * 1_000_000;
-                device.now.processor_s += clients * CORES;
-                device.work(50, 1.2, 0.0)
-            })
-            .last();
-        assert!((told.unwrap() - 1.2).abs() < 0.05, "{told:?}");
+        // With bytes that move beside, the whole is right.
+        let clients = 50.0 * 5e-3;
+        for _ in 0..4 {
+            device.now.entered += 50 * 1_000_000;
+            device.now.processor_s += clients * 1.5 * CORES;
+            device.work(50, 1.2, 0.0);
+        }
+        let told = device.look(1.0, 0, 0.0, 0.0);
+        let moving = (told.send_s_per_byte + told.receive_s_per_byte) * 50e6;
+        let whole = moving + told.entry_s_per_byte * 50e6 + beside(&told) * 5.0;
+        let truth = 50.0 * 1.6e-2 * 1.2 + clients * 1.5;
+        assert!((whole / truth - 1.0).abs() < 0.05, "{whole} of {truth}");
     }
 
     #[test]
     fn nothing_is_learnt_without_rest_without_traffic_or_while_something_is_prepared() {
         let mut device = Device::new();
-        assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "rest was never seen");
+        let last =
+            |device: &mut Device, runs, other| (0..8).map(|_| device.work(runs, 2.0, other)).last().unwrap();
+        assert_eq!(last(&mut device, 50, 0.0), 1.0, "rest was never seen");
         let mut device = Device::new();
         device.rest();
-        assert_eq!((0..8).map(|_| device.work(0, 2.0, 0.1)).last(), Some(1.0), "nothing was moved");
+        assert!((last(&mut device, 0, 0.1) - 1.0).abs() < 1e-6, "nothing was moved");
         device.now.is_settled = false;
-        assert_eq!((0..8).map(|_| device.work(50, 2.0, 0.0)).last(), Some(1.0), "something was prepared");
+        assert!((last(&mut device, 50, 0.0) - 1.0).abs() < 1e-6, "something was prepared");
     }
 
     #[test]
@@ -385,7 +381,8 @@ mod tests {
             device.now.processor_s += (4.0 * 1.0 + 6e-3 * 1.5 + early) * CORES + 0.02;
             device.now.stages.values_mut().for_each(|(runs, _)| *runs += 4);
             let told = device.watch.look(device.now.clone(), PROBED, CORES);
-            assert_eq!(told.send_s_per_byte, PROBED.send_s_per_byte, "too little was moved to tell");
+            let times = told.send_s_per_byte / PROBED.send_s_per_byte;
+            assert!((times - 1.0).abs() < 0.05, "too little was moved to tell: {times}");
         }
         assert!(device.now.at.saturating_duration_since(device.watch.last.unwrap().at) < 5 * STRETCH);
     }
@@ -394,9 +391,12 @@ mod tests {
     fn corrections_are_bounded_and_leave_the_rest() {
         let mut device = Device::new();
         device.rest();
-        assert_eq!((0..5).map(|_| device.work(50, 30.0, 0.0)).last(), Some(4.0));
+        for _ in 0..5 {
+            device.work(50, 30.0, 0.0);
+        }
         let costs = device.look(1.0, 0, 0.0, 0.0);
-        assert!((costs.rest_share * CORES - 0.004).abs() < 1e-3, "{costs:?}");
+        assert_eq!(costs.send_s_per_byte, 4.0 * PROBED.send_s_per_byte);
+        assert!(costs.rest_share <= REST_MAX, "{costs:?}");
         assert_eq!((costs.request_s, costs.compute_share), (PROBED.request_s, PROBED.compute_share));
     }
 }

@@ -97,7 +97,7 @@ impl Preparer {
     ) -> Result<Prepared, PrepareError> {
         let model = self.models.ensure(&key.model).await?;
         let (first, last) = (key.first_block, key.last_block);
-        let extracted = tokio::task::spawn_blocking(move || model.stage(first, last));
+        let extracted = crate::background::spawn(move || model.stage(first, last));
         let stage = extracted
             .await
             .map_err(|e| PrepareError::Extract(e.to_string()))?
@@ -112,7 +112,7 @@ impl Preparer {
         self.transfer.fetch(&wanted, done).await?;
         let this = self.clone();
         let name = format!("{}-{}-{}", key.model.chars().take(16).collect::<String>(), first, last);
-        tokio::task::spawn_blocking(move || this.load(&name, stage))
+        crate::background::spawn(move || this.load(&name, stage))
             .await
             .map_err(|e| PrepareError::Start(e.to_string()))?
     }

@@ -330,7 +330,7 @@ fn session_threads(configured: usize) -> usize {
 /// Measures this device's speed once, away from the runtime's threads.
 fn calibrate_in_background(net: &Net, facts: &Facts, engine: Engine, threads: usize) {
     let (net, facts) = (net.clone(), facts.clone());
-    tokio::task::spawn_blocking(move || match calibrate(&engine, threads) {
+    crate::background::spawn(move || match calibrate(&engine, threads) {
         Ok(calibration) => {
             tracing::info!(seconds = calibration.seconds, "this device is measured");
             facts.update_own(&net, |own| own.calibration_s = Some(calibration.seconds));

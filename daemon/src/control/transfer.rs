@@ -11,7 +11,7 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesh_inference::blobs::{BlobError, BlobStore, Hash};
@@ -22,8 +22,10 @@ use tokio::{
 };
 
 mod claims;
+mod patience;
 
 use claims::Claims;
+use patience::{Next, Patience};
 
 use super::{
     peers::Peers,
@@ -41,8 +43,6 @@ const HAVE_TIMEOUT: Duration = Duration::from_secs(5);
 const UNKNOWN_BYTES_MAX: u64 = 512 * 1024 * 1024;
 const STATUS_OK: u8 = 0;
 const STATUS_MISSING: u8 = 1;
-/// Rounds of asking around before a fetch gives up; its caller tries again later.
-const ROUNDS: usize = 3;
 
 /// Why blobs did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,16 @@ pub enum FetchError {
     /// Nobody who is up holds them.
     #[error("{missing} of {wanted} blobs are held by no device that is up (first: {first})")]
     Missing {
+        /// How many are missing.
+        missing: usize,
+        /// How many were wanted.
+        wanted: usize,
+        /// One of them.
+        first: Hash,
+    },
+    /// Devices hold them, and are too busy with others or cannot be reached on a stream.
+    #[error("{missing} of {wanted} blobs did not come from the devices that hold them (first: {first})")]
+    Stuck {
         /// How many are missing.
         missing: usize,
         /// How many were wanted.
@@ -147,26 +157,35 @@ impl Transfer {
 
     /// Makes sure that all of `wanted` are in the local store. `progress` counts the bytes that have arrived.
     pub async fn fetch(&self, wanted: &[Wanted], progress: &AtomicU64) -> Result<(), FetchError> {
-        for round in 0..ROUNDS {
-            let missing: Vec<Wanted> = wanted.iter().filter(|w| !self.store.has(&w.hash)).copied().collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
+        let mut patience = Patience::new(Instant::now());
+        loop {
+            let missing = self.missing(wanted);
+            let Some(first) = missing.first().map(|w| w.hash) else { return Ok(()) };
             let holders = self.holders(&missing).await;
             let queues = distribute(&missing, &holders);
-            if queues.is_empty() && round + 1 < ROUNDS {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                continue;
-            }
+            let is_held = !queues.is_empty();
             self.fetch_from_all(queues, progress).await?;
-        }
-        let missing: Vec<&Wanted> = wanted.iter().filter(|w| !self.store.has(&w.hash)).collect();
-        match missing.first() {
-            None => Ok(()),
-            Some(first) => {
-                Err(FetchError::Missing { missing: missing.len(), wanted: wanted.len(), first: first.hash })
+            let next = patience.next(is_held, self.arrived(wanted), Instant::now());
+            let (wanted, missing) = (wanted.len(), missing.len());
+            match next {
+                // Not all devices at the same time.
+                Next::Again(pause) => {
+                    tokio::time::sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await
+                }
+                Next::Missing => return Err(FetchError::Missing { missing, wanted, first }),
+                Next::Stuck => return Err(FetchError::Stuck { missing, wanted, first }),
             }
         }
+    }
+
+    fn missing(&self, wanted: &[Wanted]) -> Vec<Wanted> {
+        wanted.iter().filter(|w| !self.store.has(&w.hash)).copied().collect()
+    }
+
+    /// How many of these are in the store, and the bytes of others that are.
+    fn arrived(&self, wanted: &[Wanted]) -> (usize, u64) {
+        let missing = self.missing(wanted);
+        (wanted.len() - missing.len(), missing.iter().map(|w| self.store.partial_len(&w.hash)).sum())
     }
 
     /// Who of the live peers holds which of the missing blobs.
@@ -277,7 +296,7 @@ impl Transfer {
             left -= want as u64;
         }
         // The claim goes along: the work ends even when nobody waits for it any more.
-        let work = tokio::task::spawn_blocking(move || {
+        let work = crate::background::spawn(move || {
             let finished = partial.finish();
             drop(claim);
             finished

@@ -52,7 +52,7 @@ impl Packer {
             result
         } else {
             let (owned, chosen) = (tensors.to_vec(), codecs.clone());
-            let packing = tokio::task::spawn_blocking(move || {
+            let packing = crate::background::spawn(move || {
                 let result = pack_all(&owned, &chosen, &mut scratch);
                 (result, scratch)
             });

@@ -193,7 +193,7 @@ async fn read_tensor(
         codec::decode(codec, dtype, &shape, &buffer[..length])?
     } else {
         let packed = std::mem::take(buffer);
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decoding = crate::background::spawn(move || {
             let tensor = codec::decode(codec, dtype, &shape, &packed[..length]);
             (tensor, packed)
         });

@@ -73,7 +73,7 @@ async fn off_thread<T: Send + 'static>(
     if !long {
         return work();
     }
-    match tokio::task::spawn_blocking(work).await {
+    match crate::background::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }
