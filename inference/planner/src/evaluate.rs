@@ -192,7 +192,15 @@ impl<'a> Sum<'a> {
 
     /// Books what requests cost where they enter. It adds to no latency: that runs from the moment a request is there.
     fn enter(&mut self, entrances: &[(usize, f64)]) {
+        let instance = self.instance;
+        let cuts = &instance.problem.cuts;
         for &(device, part) in entrances {
+            if instance.problem.clients_over_cards
+                && let (Some(&inputs), Some(&outputs)) = (cuts.first(), cuts.last())
+            {
+                self.card_in[device].add(instance.card_s(device, part * inputs as f64), 0);
+                self.card_out[device].add(instance.card_s(device, part * outputs as f64), 0);
+            }
             let seconds = part * self.instance.entry_s(device);
             if seconds > 0.0 {
                 self.moving[device].add(seconds, 0);

@@ -28,6 +28,7 @@ fn even(blocks: usize, devices: usize, memory_bytes: u64) -> Problem {
         devices: (0..devices).map(device).collect(),
         links: Links { default: LinkRate { bytes_per_s: 1e8, latency_s: 1e-3 }, pairs: Vec::new() },
         ingress: None,
+        clients_over_cards: false,
         objective: Objective::Throughput,
         replication: true,
         min_stages: None,
@@ -53,6 +54,19 @@ fn equal_devices_that_hold_the_model_serve_at_the_sum_of_their_rates() {
         assert!(is_close(plan.throughput_rps, devices as f64 / 12.0), "{plan:?}");
         assert!(plan.optimal, "{plan:?}");
     }
+}
+
+#[test]
+fn what_clients_bring_fills_the_card_where_requests_enter() {
+    let mut problem = even(4, 2, 1024 * MIB);
+    problem.devices[1].card_bytes_per_s = Some(100.0);
+    problem.ingress = Some(BTreeMap::from([("pi-0".to_owned(), 0.5), ("pi-1".to_owned(), 0.5)]));
+    problem.pin = Some(vec![PinnedStage { first_block: 0, last_block: 3, devices: vec!["pi-1".to_owned()] }]);
+    let plan = solved(&problem);
+    // Half of the requests come from the other device, and half from clients.
+    assert!(is_close(evaluate(&problem, &plan).unwrap().bottleneck_s, 5.0));
+    problem.clients_over_cards = true;
+    assert!(is_close(evaluate(&problem, &plan).unwrap().bottleneck_s, 10.0));
 }
 
 #[test]
