@@ -101,8 +101,10 @@ impl Links {
                 continue;
             }
             shown += 1;
-            // Each device has its own price of a byte, not each link: with many peers one look at each shows it.
-            if shown == PROBES || self.facts.peers().live().len() > PROBES {
+            // Each device has its own price of a byte, not each link: with many peers one look at each shows it, and
+            // another one where that look showed processors only.
+            let is_known = shown > 1 || !is_assumed(self.known(peer).bytes_per_s);
+            if shown == PROBES || (is_known && self.facts.peers().live().len() > PROBES) {
                 return;
             }
         }
@@ -154,8 +156,30 @@ impl Links {
 
     /// What this device knows, or assumes, of its way to a peer.
     fn known(&self, peer: PeerId) -> LinkReport {
+        let own = self.facts.own().links.get(&peer.to_string()).copied();
         let assumed = LinkReport { bytes_per_s: BYTES_PER_S_UNMEASURED, latency_s: LATENCY_S_UNMEASURED };
-        self.facts.own().links.get(&peer.to_string()).copied().unwrap_or(assumed)
+        let known = own.unwrap_or(assumed);
+        let back = self.way_back(peer).filter(|_| is_assumed(known.bytes_per_s));
+        back.map_or(known, |bytes_per_s| LinkReport { bytes_per_s, ..known })
+    }
+
+    /// The rate of the way from a peer to this device, as the peer has measured it.
+    fn way_back(&self, peer: PeerId) -> Option<f64> {
+        let report = self.facts.peers().get(&peer)?.report?;
+        let rate = report.links.get(&self.net.local_peer().to_string())?.bytes_per_s;
+        (!is_assumed(rate) && rate.is_finite() && rate > 0.0).then_some(rate)
+    }
+
+    /// A link of which probes have shown processors only is as good as its way back, once that is known.
+    fn learn_from_ways_back(&self, live: &[PeerId]) {
+        let own = self.facts.own();
+        for peer in live {
+            let Some(link) = own.links.get(&peer.to_string()) else { continue };
+            let known = self.known(*peer);
+            if is_assumed(link.bytes_per_s) && !is_assumed(known.bytes_per_s) {
+                self.set(*peer, known.bytes_per_s, link.latency_s);
+            }
+        }
     }
 
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
@@ -171,6 +195,7 @@ impl Links {
             let busy = (now.1 - before.1) / mesh_inference::profile::cores() / seconds.max(1e-3);
             before = now;
             let live = self.facts.peers().live();
+            self.learn_from_ways_back(&live);
             let flows = flows(&self.data.metrics().links, &live);
             let believed = busy < PROCESSOR_BOUND && !is_serving_blobs();
             for suspicion in watch.look(now.0, believed, &flows, |peer| self.known(peer).bytes_per_s) {
@@ -376,6 +401,11 @@ fn between(before: (Instant, Flow), now: (Instant, Flow)) -> (u64, f64) {
     let took = now.0.saturating_duration_since(before.0).as_secs_f64();
     // A stream that began anew counts from nothing.
     (now.1.sent.saturating_sub(before.1.sent), took.max(1e-3))
+}
+
+/// Not measured: no probe gives this very number.
+fn is_assumed(bytes_per_s: f64) -> bool {
+    bytes_per_s.to_bits() == BYTES_PER_S_UNMEASURED.to_bits()
 }
 
 fn apart(a: f64, b: f64) -> bool {
