@@ -222,7 +222,9 @@ fn forecast(
     });
     let served = match entering {
         Some(entering) => {
-            let problem = Problem { ingress: Some(entering), clients_over_cards: true, ..problem.clone() };
+            let mut problem =
+                Problem { ingress: Some(entering), clients_over_cards: true, ..problem.clone() };
+            planning::assume_cards(&mut problem);
             let plan = mesh_planner::reshare(&problem, &plan).ok()?;
             let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
             Served { problem, plan, evaluation }

@@ -134,5 +134,35 @@ fn links(devices: &[DeviceFacts]) -> Links {
     }
 }
 
+/// Links of a device within this part of its fastest one are as fast...
+const AS_FAST: f64 = 0.8;
+/// ...and peers that reach others so many times as fast are not what limits them.
+const FASTER: f64 = 1.25;
+
+/// Gives devices of whose card nothing is known the card that their links speak of: behind one switch or access point a
+/// link is as fast as the slower of two cards. Where a device's fastest links, two at least, are all alike and go to
+/// peers that reach others faster, it is its own card that they share.
+pub fn assume_cards(problem: &mut Problem) {
+    let mut links: BTreeMap<&str, Vec<(f64, &str)>> = BTreeMap::new();
+    for pair in &problem.links.pairs {
+        links.entry(&pair.from).or_default().push((pair.bytes_per_s, &pair.to));
+    }
+    links.values_mut().for_each(|links| links.sort_by(|a, b| b.0.total_cmp(&a.0)));
+    let of = |device: &str| links.get(device).map_or(&[][..], Vec::as_slice);
+    let card = |device: &str| {
+        let &(fastest, _) = of(device).first()?;
+        let is_limited_here = |&&(rate, peer): &&(f64, &str)| {
+            let elsewhere = of(peer).iter().find(|(_, to)| *to != device);
+            rate >= AS_FAST * fastest && elsewhere.is_some_and(|(rate, _)| *rate >= FASTER * fastest)
+        };
+        (of(device).iter().filter(is_limited_here).count() >= 2).then_some(fastest)
+    };
+    let cards: Vec<Option<f64>> =
+        problem.devices.iter().map(|device| device.card_bytes_per_s.or_else(|| card(&device.id))).collect();
+    for (device, card) in problem.devices.iter_mut().zip(cards) {
+        device.card_bytes_per_s = card;
+    }
+}
+
 #[cfg(test)]
 mod tests;
