@@ -13,9 +13,11 @@ thread_local! {
 
 /// Lets threads that serve the network go before this one, from now on; threads that it starts inherit that.
 ///
-/// Computing takes all that it is given. On a device that has a twelfth of a processor, four threads that compute leave
-/// those that answer heartbeats too little, and the others take the device for dead. Nothing is lost by it: who serves
-/// the network has little to do, and what it does not take is left to computing.
+/// Computing takes all that it is given. Four threads that compute leave one that answers heartbeats a fifth of the
+/// processor, and where that is too little the others take the device for dead. Nothing is lost by it: who serves the
+/// network has little to do, and what it does not take is left to computing.
+///
+/// Under a quota for several processors it helps in part: who computes on another one uses up the same quota.
 pub fn give_way() {
     if GIVES_WAY.replace(true) {
         return;

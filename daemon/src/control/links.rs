@@ -175,9 +175,10 @@ impl Links {
         let own = self.facts.own();
         for peer in live {
             let Some(link) = own.links.get(&peer.to_string()) else { continue };
-            let known = self.known(*peer);
-            if is_assumed(link.bytes_per_s) && !is_assumed(known.bytes_per_s) {
-                self.set(*peer, known.bytes_per_s, link.latency_s);
+            if is_assumed(link.bytes_per_s)
+                && let Some(bytes_per_s) = self.way_back(*peer)
+            {
+                self.set(*peer, bytes_per_s, link.latency_s);
             }
         }
     }

@@ -58,7 +58,10 @@ pub enum FetchError {
         first: Hash,
     },
     /// Devices hold them, and are too busy with others or cannot be reached on a stream.
-    #[error("{missing} of {wanted} blobs did not come from the devices that hold them (first: {first})")]
+    #[error(
+        "{missing} of {wanted} blobs did not come from the devices that hold them: those are busy with others, or \
+         cannot be reached (first: {first})"
+    )]
     Stuck {
         /// How many are missing.
         missing: usize,

@@ -38,9 +38,10 @@ impl Patience {
         Self { arrived: (0, 0), since: now, nobody: 0, pause: PAUSE_MIN }
     }
 
-    /// After a round that somebody was asked in, if `is_held`, and that left so much in the store.
+    /// After a round that somebody was asked in, if `is_held`, and that left so much in the store. Only more than ever
+    /// before renews the patience: what comes and is lost again does not.
     pub(super) fn next(&mut self, is_held: bool, arrived: (usize, u64), now: Instant) -> Next {
-        if arrived != self.arrived {
+        if arrived > self.arrived {
             *self = Self { arrived, ..Self::new(now) };
             return Next::Again(Duration::ZERO);
         }
@@ -97,6 +98,19 @@ mod tests {
             let now = start + seconds(second);
             assert_eq!(patience.next(second % 7 < 5, (0, second / 10), now).is_final(), None, "{second}");
         }
+    }
+
+    #[test]
+    fn what_comes_and_is_lost_again_does_not_renew_it() {
+        let mut now = Instant::now();
+        let mut patience = Patience::new(now);
+        let start = now;
+        let mut turn = 0;
+        while let Next::Again(pause) = patience.next(true, (0, turn % 2), now) {
+            now += pause;
+            turn += 1;
+        }
+        assert!(now - start < STUCK + 2 * PAUSE_MAX, "{turn}");
     }
 
     impl Next {
