@@ -51,6 +51,14 @@ pub enum LoadError {
     /// A thread could not be started or ended by a panic.
     #[error("a thread of the load failed: {0}; look for a limit on threads")]
     Thread(String),
+    /// Requests of a window did not end.
+    #[error("requests that arrived before {seconds:.1} s had not ended after another {} s", bound.as_secs())]
+    Unended {
+        /// They arrived before it.
+        seconds: f64,
+        /// How long was waited.
+        bound: Duration,
+    },
     /// Too few answers came.
     #[error("{got} of {wanted} answers came within {} s; last errors: {errors}", bound.as_secs())]
     TooFew {
@@ -225,6 +233,18 @@ impl Load {
                 let errors = self.shared.record().failures.iter().rev().take(3).cloned().collect::<Vec<_>>();
                 let got = self.answers() - from;
                 return Err(LoadError::TooFew { got, wanted: more, bound, errors: errors.join("; ") });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Waits until all requests have ended that arrived before a time on the load's clock.
+    pub fn wait_for_all_since(&self, seconds: f64, bound: Duration) -> Result<(), LoadError> {
+        let start = Instant::now();
+        while self.shared.waits_since(seconds) {
+            if start.elapsed() >= bound {
+                return Err(LoadError::Unended { seconds, bound });
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -112,6 +112,7 @@ impl Worker {
 
     /// One request. Whether there was an answer with tensors.
     fn ask(&self, client: &Client, input: usize, since: Instant) -> bool {
+        self.shared.begun(self.number, since);
         let answer = match client.infer_encoded(&self.spec.deployment, self.expected.request(input)) {
             Err(why) => self.ask_second(input).unwrap_or(Err(why)),
             answer => answer,
@@ -128,6 +129,7 @@ impl Worker {
         };
         let said = said.map(|said| format!("{}: {said}", self.entrance.url));
         self.shared.done(since, outcome, said);
+        self.shared.ended(self.number);
         matches!(outcome, Outcome::Right | Outcome::Wrong)
     }
 }

@@ -1,6 +1,7 @@
 //! What the clients saw, while it happens.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -55,12 +56,20 @@ pub(super) struct Shared {
     origin: Instant,
     stop: AtomicBool,
     answers: AtomicU64,
+    /// When the request arrived that a client is waiting for, by the client's number.
+    under_way: Mutex<BTreeMap<usize, Instant>>,
     record: Mutex<Record>,
 }
 
 impl Shared {
     pub(super) fn new(origin: Instant) -> Self {
-        Self { origin, stop: AtomicBool::new(false), answers: AtomicU64::new(0), record: Mutex::default() }
+        Self {
+            origin,
+            stop: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
+            under_way: Mutex::default(),
+            record: Mutex::default(),
+        }
     }
 
     pub(super) fn origin(&self) -> Instant {
@@ -99,6 +108,26 @@ impl Shared {
 
     pub(super) fn dropped(&self) {
         self.record().dropped += 1;
+    }
+
+    /// A client sends a request that arrived at `since`.
+    pub(super) fn begun(&self, client: usize, since: Instant) {
+        self.waiting().insert(client, since);
+    }
+
+    /// Whether a request that arrived before this time is still waited for.
+    pub(super) fn waits_since(&self, seconds: f64) -> bool {
+        let arrived = |since: &Instant| since.saturating_duration_since(self.origin).as_secs_f64();
+        self.waiting().values().any(|since| arrived(since) < seconds)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<usize, Instant>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a client sent has ended, and is on record.
+    pub(super) fn ended(&self, client: usize) {
+        self.waiting().remove(&client);
     }
 
     /// A request that arrived at `since` has ended.

@@ -134,13 +134,20 @@ impl LoadReport {
         self.wrong + self.refused + self.failed + self.dropped
     }
 
-    /// Steady rate of right answers within a window of time: answers but one, over the time from the first to the
-    /// last of them, which is exact also for few answers. `None` for less than two. Where answers may have stopped
-    /// within the window, take `throughput_between`.
-    pub fn rate_between(&self, from_s: f64, to_s: f64) -> Option<f64> {
-        let answers = self.within(from_s, to_s);
-        let (first, last) = (answers.first()?.0, answers.last()?.0);
-        (last > first).then(|| (answers.len() - 1) as f64 / (last - first))
+    /// Rate of right answers within a window of time: each counts by the part of its time under way that lies in the
+    /// window. Exact for clients that ask again at once and are answered evenly, also for few answers and for such as
+    /// come in bursts, and right on average for others. Requests under way at `to_s` must have ended since; else they
+    /// are missing.
+    pub fn rate_between(&self, from_s: f64, to_s: f64) -> f64 {
+        let of_answer = |&(at, latency_ms): &(f64, f64)| {
+            let under_way = latency_ms / 1e3;
+            if under_way <= 0.0 {
+                return f64::from(u8::from(from_s < at && at <= to_s));
+            }
+            ((at.min(to_s) - (at - under_way).max(from_s)) / under_way).max(0.0)
+        };
+        let answers: f64 = self.answers.iter().map(of_answer).sum();
+        if to_s > from_s { answers / (to_s - from_s) } else { 0.0 }
     }
 
     /// Right answers within a window over its length.
@@ -246,17 +253,36 @@ mod tests {
         LoadReport::of(&record, seconds)
     }
 
+    /// Right answers, by the time of each and the time that it was under way.
+    fn of_answers(answers: &[(f64, f64)], seconds: f64) -> LoadReport {
+        let mut record = Record::default();
+        for (at, under_way) in answers {
+            let latency_us = (under_way * 1e6).round() as u32;
+            record.add(Event { at: Duration::from_secs_f64(*at), latency_us, outcome: Outcome::Right }, None);
+        }
+        LoadReport::of(&record, seconds)
+    }
+
     #[test]
     fn an_even_stream_has_its_rate_in_any_window() {
-        let events: Vec<_> = (1..=100).map(|n| (f64::from(n) * 0.25, Outcome::Right)).collect();
-        let report = report(&events, 25.0);
-        for (from, to) in [(0.0, 25.0), (3.1, 4.9), (10.0, 11.0)] {
-            let rate = report.rate_between(from, to).expect("a rate");
-            assert!((rate - 4.0).abs() < 1e-9, "{from} to {to}: {rate}");
+        let even: Vec<_> = (1..=100).map(|n| (f64::from(n) * 0.25, 0.25)).collect();
+        // Four clients, whose answers come together.
+        let bursts: Vec<_> = (4..=103).map(|n| (f64::from(n / 4), 1.0)).collect();
+        for answers in [even, bursts] {
+            let report = of_answers(&answers, 25.0);
+            for (from, to) in [(0.0, 25.0), (3.1, 4.9), (10.0, 11.0), (10.3, 10.4), (0.0, 1.0)] {
+                let rate = report.rate_between(from, to);
+                assert!((rate - 4.0).abs() < 1e-9, "{from} to {to}: {rate}");
+            }
+            assert!((report.throughput_rps - 4.0).abs() < 1e-9);
         }
-        assert_eq!(report.rate_between(3.1, 3.3), None, "one answer has no rate");
-        assert!((report.throughput_rps - 4.0).abs() < 1e-9);
-        assert!((report.longest_gap_s - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_failed_request_is_no_rate() {
+        let report = report(&[(0.5, Outcome::Failed), (1.5, Outcome::Wrong)], 2.0);
+        assert_eq!(report.rate_between(0.0, 2.0), 0.0);
+        assert_eq!(report.rate_between(1.0, 1.0), 0.0);
     }
 
     #[test]
@@ -280,6 +306,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn windows_side_by_side_share_out_every_answer(
+            latencies in prop::collection::vec((0.0..30.0f64, 0.0..5.0f64), 1..100),
+            cuts in prop::collection::vec(0.0..30.0f64, 0..6),
+        ) {
+            let mut answers: Vec<_> = latencies.iter().map(|(at, under_way)| (*at, under_way.min(*at))).collect();
+            answers.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let report = of_answers(&answers, 31.0);
+            let mut ends = cuts;
+            ends.extend([-1.0, 31.0]);
+            ends.sort_by(f64::total_cmp);
+            let shares = ends.windows(2).map(|ends| report.rate_between(ends[0], ends[1]) * (ends[1] - ends[0]));
+            prop_assert!((shares.sum::<f64>() - answers.len() as f64).abs() < 1e-3);
+        }
+
         #[test]
         fn percentiles_and_buckets_match_the_sorted_latencies(
             mut latencies in prop::collection::vec(1u32..10_000_000, 1..300),

@@ -30,7 +30,7 @@ pub struct Steady {
     pub answers: u64,
     /// Wrong answers, refusals and failures in it.
     pub errors: u64,
-    /// Steady rate of right answers per second.
+    /// Rate of right answers per second, those under way at the ends counted in part.
     pub rate_rps: f64,
     /// The rates of its first and second half: far apart where the load was not steady.
     pub halves_rps: [f64; 2],
@@ -45,28 +45,24 @@ pub fn measure_steady(load: &Load, window: &Window) -> Result<Steady, LoadError>
     let left = || end.saturating_duration_since(Instant::now());
     load.wait_for(window.warmup_answers, left())?;
     let from_s = load.seconds();
-    // Two at least: a rate is a time between answers.
-    let answers = window.answers.max(2);
+    let answers = window.answers.max(1);
     load.wait_for(answers, left())?;
     while load.seconds() < from_s + window.seconds && !left().is_zero() {
         let rest = Duration::try_from_secs_f64(from_s + window.seconds - load.seconds()).unwrap_or_default();
         std::thread::sleep(rest.min(left()).min(Duration::from_millis(50)));
     }
     let to_s = load.seconds();
+    load.wait_for_all_since(to_s, left())?;
     let report = load.report();
     let middle = f64::midpoint(from_s, to_s);
     let rate = |from, to| report.rate_between(from, to);
-    let Some(rate_rps) = rate(from_s, to_s) else {
-        let errors = report.failures.join("; ");
-        return Err(LoadError::TooFew { got: 0, wanted: answers, bound: window.bound, errors });
-    };
     Ok(Steady {
         from_s,
         to_s,
         answers: report.answers_between(from_s, to_s),
         errors: report.errors_between(from_s, to_s),
-        rate_rps,
-        halves_rps: [rate(from_s, middle), rate(middle, to_s)].map(|half| half.unwrap_or(rate_rps)),
+        rate_rps: rate(from_s, to_s),
+        halves_rps: [rate(from_s, middle), rate(middle, to_s)],
         latency: report.latency_between(from_s, to_s),
     })
 }
