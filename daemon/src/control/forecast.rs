@@ -13,6 +13,7 @@ use mesh_planner::{Evaluation, Plan, Problem};
 use super::{
     consensus::{ClusterView, Consensus},
     correction::{Corrections, Seen, is_trusted},
+    crossing,
     entering::shares,
     facts::Facts,
     leader::wishes,
@@ -46,7 +47,7 @@ pub struct Forecast {
     /// The plan's costs in it.
     pub evaluation: Evaluation,
     /// The same for the requests as they enter: a plan is made for requests that enter everywhere alike, but who brings
-    /// all of them to one device has to know what that can do.
+    /// all of them to one device has to know what that can do; and for their frames as they are on the wire.
     pub served: Served,
     /// All stages on all devices have been measured.
     pub is_measured: bool,
@@ -130,12 +131,9 @@ impl Forecasts {
                 current.insert(deployment.name.clone(), Arc::clone(before));
                 continue;
             }
-            let entering = shares(devices.iter().filter_map(|device| {
-                let rate = *facts.report(&device.id)?.entering.get(&deployment.name)?;
-                Some((device.id.clone(), rate))
-            }));
+            let served = |problem: &Problem| served(problem, deployment, active, facts, &devices);
             let of = (*deployment, *active);
-            if let Some(forecast) = forecast(&state.corrections, of, profile, &devices, &report, entering) {
+            if let Some(forecast) = forecast(&state.corrections, of, profile, &devices, &report, served) {
                 current.insert(deployment.name.clone(), Arc::new(forecast));
             }
         }
@@ -206,7 +204,7 @@ fn forecast(
     profile: &StoredProfile,
     devices: &[DeviceFacts],
     report: &Report<'_>,
-    entering: Option<BTreeMap<String, f64>>,
+    served: impl FnOnce(&Problem) -> Option<Served>,
 ) -> Option<Forecast> {
     if !corrections.knows(&active.model) {
         return None;
@@ -220,16 +218,32 @@ fn forecast(
         let trusted = |device: &str| report(device, &key).is_some_and(|r| is_trusted(r.runs, r.seconds));
         stage.replicas.iter().all(|replica| trusted(&replica.device))
     });
-    let served = match entering {
-        Some(entering) => {
-            let mut problem =
-                Problem { ingress: Some(entering), clients_over_cards: true, ..problem.clone() };
-            planning::assume_cards(&mut problem);
-            let plan = mesh_planner::reshare(&problem, &plan).ok()?;
-            let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
-            Served { problem, plan, evaluation }
-        }
-        None => Served { problem: problem.clone(), plan, evaluation: evaluation.clone() },
-    };
+    let served = served(&problem)?;
     Some(Forecast { epoch: active.epoch, problem, evaluation, served, is_measured, made: Instant::now() })
+}
+
+/// What a plan does for the requests that come, in the bytes that they have.
+fn served(
+    problem: &Problem,
+    deployment: &Deployment,
+    active: &EpochPlan,
+    facts: &Facts,
+    devices: &[DeviceFacts],
+) -> Option<Served> {
+    let reports: Vec<_> =
+        devices.iter().filter_map(|device| Some((&device.id, facts.report(&device.id)?))).collect();
+    let mut problem = problem.clone();
+    let told = reports.iter().flat_map(|(_, report)| &report.crossing);
+    crossing::apply(told, &deployment.name, active, &mut problem.cuts);
+    let rates = reports
+        .iter()
+        .filter_map(|(device, report)| Some(((*device).clone(), *report.entering.get(&deployment.name)?)));
+    if let Some(entering) = shares(rates) {
+        problem.ingress = Some(entering);
+        problem.clients_over_cards = true;
+        planning::assume_cards(&mut problem);
+    }
+    let plan = mesh_planner::reshare(&problem, &active.plan).ok()?;
+    let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
+    Some(Served { problem, plan, evaluation })
 }

@@ -5,6 +5,7 @@ pub mod better;
 pub mod budget;
 pub mod consensus;
 pub mod correction;
+pub mod crossing;
 pub mod deploy;
 pub mod document;
 pub mod duties;

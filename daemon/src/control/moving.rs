@@ -177,12 +177,20 @@ impl Watch {
             if self.rests.len() == RESTS {
                 self.rests.pop_front();
             }
+            let was_known = self.rest().is_some();
             self.rests.push_back(used / seconds);
             let rest = self.rest().unwrap_or(0.0);
+            if !was_known && self.rest().is_some() {
+                // Until now it was taken for something used beside.
+                self.stretches = Stretches::default();
+                self.told.beside = 0.0;
+            }
             if (rest - self.rest_told).abs() > REST_NEWS * rest {
                 self.rest_told = rest;
             }
-        } else if let Some(rest) = self.rest().filter(|_| RUNS * now.longest_s() <= STRETCH_MAX_S) {
+        } else if RUNS * now.longest_s() <= STRETCH_MAX_S {
+            // A device that is given work as soon as it comes up is never at rest: then that, too, is used beside.
+            let rest = self.rest().unwrap_or(0.0);
             let spent = used - computed - rest * seconds;
             let stretch = Stretch { moving: moving / all, entry: entry / all, spent: spent / all };
             tracing::debug!(
@@ -325,12 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_learnt_without_rest_without_traffic_or_while_something_is_prepared() {
+    fn nothing_is_learnt_without_traffic_or_while_something_is_prepared() {
         let mut device = Device::new();
         let last =
             |device: &mut Device, runs, other| (0..8).map(|_| device.work(runs, 2.0, other)).last().unwrap();
-        assert_eq!(last(&mut device, 50, 0.0), 1.0, "rest was never seen");
-        let mut device = Device::new();
         device.rest();
         assert!((last(&mut device, 0, 0.1) - 1.0).abs() < 1e-6, "nothing was moved");
         device.now.is_settled = false;
@@ -350,6 +356,24 @@ mod tests {
         device.rest();
         let rest = device.look(5.0, 0, 0.0, 0.0).rest_share;
         assert!((rest * CORES - 0.004).abs() < 1e-3, "{rest}");
+    }
+
+    #[test]
+    fn a_device_that_was_never_at_rest_knows_what_it_uses_beside() {
+        let mut device = Device::new();
+        let little = |device: &mut Device| {
+            device.now.sent += 1_000_000;
+            device.look(5.0, 10, 6e-3, 0.06 * 5.0 * CORES).rest_share
+        };
+        let told = (0..8).map(|_| little(&mut device)).last().unwrap();
+        let truth = 0.06 + 0.004 / CORES;
+        assert!((told - truth).abs() < 0.015, "{told} for {truth}");
+        // Rest, once it is seen, does not count twice.
+        device.rest();
+        let told = device.look(5.0, 0, 0.0, 0.0).rest_share;
+        assert!((told * CORES - 0.004).abs() < 1e-3, "{told}");
+        let told = (0..8).map(|_| little(&mut device)).last().unwrap();
+        assert!((told - truth).abs() < 0.015, "{told} for {truth}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 use super::{
     consensus::Consensus,
     correction::is_trusted,
+    crossing::Crossing,
     entering::Entering,
     facts::Facts,
     holdings::{Act, Holdings, Session, wanted_here},
@@ -64,6 +65,7 @@ pub struct Reconciler {
     told: HashMap<StageKey, Told>,
     moving: Watch,
     entering: Entering,
+    crossing: Crossing,
 }
 
 impl std::fmt::Debug for Reconciler {
@@ -137,6 +139,7 @@ impl Reconciler {
             told: HashMap::new(),
             moving: Watch::default(),
             entering: Entering::default(),
+            crossing: Crossing::default(),
         }
     }
 
@@ -336,9 +339,13 @@ impl Reconciler {
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);
         let under_way = self.under_way(&metrics);
+        let running = wanted.keys().map(|key| (key.deployment.as_str(), key.epoch));
+        let entered = self.routes.iter().map(|(name, (epoch, _))| (name.as_str(), *epoch));
+        let crossing = self.crossing.look(&metrics.links, &running.chain(entered).collect());
         self.facts.update_own(&self.net, |own| {
             own.entering = entering;
             own.under_way = under_way;
+            own.crossing = crossing;
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_planner::TransferCost;
 use serde::{Deserialize, Serialize};
 
+use super::crossing::CrossingReport;
+
 /// Largest report that is decoded, in bytes.
 const REPORT_BYTES_MAX: usize = 256 * 1024;
 
@@ -41,6 +43,9 @@ pub struct NodeReport {
     /// Numbers of earlier plans, by deployment, that requests which entered by this device are still on.
     #[serde(default)]
     pub under_way: BTreeMap<String, BTreeSet<u64>>,
+    /// How large the activations are that it sends.
+    #[serde(default)]
+    pub crossing: Vec<CrossingReport>,
 }
 
 /// A measured link from the reporting device to a peer.

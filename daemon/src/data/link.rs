@@ -20,6 +20,7 @@ use super::{
     limits::DataLimits,
     metrics::LinkMetrics,
     pack::Packer,
+    sent::Sent,
     transport::{DataStream, Transport},
     wire::{Outgoing, now},
 };
@@ -66,6 +67,7 @@ struct Numbers {
     bytes_raw: u64,
     busy_s: f64,
     bytes_per_s: f64,
+    sent: Sent,
 }
 
 impl Drop for Link {
@@ -144,7 +146,7 @@ impl Link {
 
     pub(super) fn metrics(&self) -> LinkMetrics {
         let numbers = self.shared.numbers();
-        let Numbers { codec, frames, bytes_sent, bytes_raw, busy_s, bytes_per_s } = &*numbers;
+        let Numbers { codec, frames, bytes_sent, bytes_raw, busy_s, bytes_per_s, sent } = &*numbers;
         LinkMetrics {
             peer: self.shared.peer,
             frames: *frames,
@@ -154,6 +156,7 @@ impl Link {
             bytes_per_s: *bytes_per_s,
             codec,
             queue: self.queue.max_capacity() - self.queue.capacity(),
+            sent: sent.metrics(),
         }
     }
 }
@@ -271,14 +274,14 @@ impl Sender {
         }
         let outgoing = Outgoing::new(&packed.frame, &packed.tensors, now()).map_err(io::Error::other)?;
         if let Some(stream) = self.stream.take() {
-            match self.write(shared, stream, &outgoing).await {
+            match self.write(shared, stream, &packed.frame, &outgoing).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Err(_) => {}
             }
         }
         let stream = self.open().await?;
-        self.write(shared, stream, &outgoing).await
+        self.write(shared, stream, &packed.frame, &outgoing).await
     }
 
     async fn open(&mut self) -> io::Result<Box<dyn DataStream>> {
@@ -307,6 +310,7 @@ impl Sender {
         &mut self,
         shared: &Shared,
         mut stream: Box<dyn DataStream>,
+        frame: &Frame,
         outgoing: &Outgoing,
     ) -> io::Result<()> {
         let start = now();
@@ -318,6 +322,9 @@ impl Sender {
         numbers.frames += 1;
         numbers.bytes_sent += wire_bytes as u64;
         numbers.bytes_raw += outgoing.raw_bytes as u64;
+        if let Body::Activation { stage, .. } = frame.body {
+            numbers.sent.add(&frame.address, stage, wire_bytes);
+        }
         if wire_bytes >= MEASURED_MIN && seconds > 0.0 {
             numbers.busy_s += seconds;
             numbers.bytes_per_s = smooth(numbers.bytes_per_s, wire_bytes as f64 / seconds);

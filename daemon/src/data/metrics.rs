@@ -7,7 +7,7 @@ use std::{
 
 use libp2p::PeerId;
 
-use super::route::StageKey;
+use super::{route::StageKey, sent::SentMetrics};
 
 /// All numbers at one moment.
 #[derive(Debug, Clone, Default)]
@@ -83,4 +83,6 @@ pub struct LinkMetrics {
     pub codec: &'static str,
     /// Frames waiting.
     pub queue: usize,
+    /// Activations by the stage that they went to.
+    pub sent: Vec<SentMetrics>,
 }

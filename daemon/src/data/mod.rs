@@ -5,7 +5,7 @@
 //! - [`balance`] picks a replica per stage. Pure.
 //! - [`reachable`] says which stages frames reach and how others are refused. Pure.
 //! - [`frame`] is the wire format, checked before anything is allocated; [`wire`] moves frames over a byte stream.
-//! - [`link`] owns the one outbound stream to a peer; [`hosting`] the queue in front of a stage that runs here.
+//! - [`link`] owns the one outbound stream to a peer, [`sent`] how large its frames were; [`hosting`] the queue in front of a stage that runs here.
 //! - [`plane`] ties them together behind [`DataPlane`], the only thing that the rest of the daemon sees.
 //!
 //! Nothing here blocks on something that another device may hold up: readers only ever *try* to queue work, and what
@@ -24,6 +24,7 @@ mod pack;
 mod plane;
 mod reachable;
 mod route;
+mod sent;
 mod transport;
 mod wire;
 
@@ -36,6 +37,7 @@ pub use metrics::{DataMetrics, DeploymentMetrics, LinkMetrics, StageMetrics};
 pub use plane::DataPlane;
 pub use reachable::Reachable;
 pub use route::{Route, RouteStage, StageKey};
+pub use sent::SentMetrics;
 pub use transport::{DataStream, Transport};
 
 #[cfg(test)]

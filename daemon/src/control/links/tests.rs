@@ -125,6 +125,7 @@ fn streams_of_a_peer_add_up_and_may_begin_anew() {
         bytes_per_s: 0.0,
         codec: "raw",
         queue: 0,
+        sent: Vec::new(),
     };
     let (a, b, gone) = (PeerId::random(), PeerId::random(), PeerId::random());
     let links = [link(a, 10, 1.0), link(a, 20, 3.0), link(gone, 5, 1.0)];
