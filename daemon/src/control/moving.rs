@@ -147,6 +147,11 @@ impl Watch {
         }
     }
 
+    /// Processors in use at rest as last told; 0 until known.
+    pub fn rest_told(&self) -> f64 {
+        self.rest_told
+    }
+
     /// Processors in use at rest; `None` until the device was seen at rest a few times.
     fn rest(&self) -> Option<f64> {
         let least = self.rests.iter().copied().reduce(f64::min);

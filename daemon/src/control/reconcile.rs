@@ -336,6 +336,7 @@ impl Reconciler {
         let cores = mesh_inference::profile::cores();
         let sample = Sample::new(now, processor_s(), &metrics, self.net.chores(), is_settled);
         let transfer = self.moving.look(sample, probed, cores);
+        self.net.set_rest(self.moving.rest_told());
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);
         let under_way = self.under_way(&metrics);

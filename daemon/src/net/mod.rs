@@ -338,6 +338,11 @@ impl Net {
         self.inner.shared.costs.per_byte()
     }
 
+    /// What this process uses at rest, in processors: it is no part of what a byte costs.
+    pub fn set_rest(&self, processors: f64) {
+        self.inner.shared.costs.set_rest(processors);
+    }
+
     /// What keeps this device busy beside serving: it is no rest.
     pub fn chores(&self) -> Chores {
         self.inner.shared.costs.chores()

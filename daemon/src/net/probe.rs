@@ -35,8 +35,11 @@ const LATE: Duration = Duration::from_millis(10);
 /// Probes that are served at a time: more would measure each other.
 pub(super) const MAX_SERVED: usize = 1;
 
-/// Samples of a cost that are remembered; the smallest counts, for everything else that goes on adds to it.
+/// Samples of a cost that are remembered; the smallest counts, for everything else that goes on adds to it. Those during
+/// which no other chore went on count before others.
 const SAMPLES: usize = 8;
+/// What the process uses at rest is taken off a sample, and leaves this part at least: it does not come evenly.
+const LEFT: f64 = 0.25;
 /// Fewer bytes say nothing of what a byte costs.
 const COST_BYTES_MIN: u64 = 256 * 1024;
 /// A probe during which a processor was at work for more than this part of the time shows what the processor can do,
@@ -66,10 +69,28 @@ pub struct Chores {
 /// Processor seconds per byte as the last probes have shown them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
-    sent: Mutex<VecDeque<f64>>,
-    received: Mutex<VecDeque<f64>>,
+    sent: Mutex<VecDeque<Sample>>,
+    received: Mutex<VecDeque<Sample>>,
     begun: AtomicU64,
     ended: AtomicU64,
+    /// Processors in use at rest, as the bits of an `f64`; 0: not known.
+    rest: AtomicU64,
+}
+
+/// What a byte has cost in one probe.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    s_per_byte: f64,
+    /// No other chore went on.
+    alone: bool,
+}
+
+/// What the process uses from now on.
+#[derive(Debug)]
+struct Use {
+    start: Instant,
+    processor_s: f64,
+    chores: Chores,
 }
 
 /// A chore that goes on until this is dropped.
@@ -97,33 +118,36 @@ impl Costs {
         Chores { under_way: begun - ended, begun }
     }
 
-    fn note(samples: &Mutex<VecDeque<f64>>, bytes: u64, seconds: f64) {
-        if bytes < COST_BYTES_MIN {
+    fn begin(&self) -> Use {
+        Use { start: Instant::now(), processor_s: processor_s(), chores: self.chores() }
+    }
+
+    /// Nothing is learnt while stages run: their time is in the process's time.
+    fn note(&self, shared: &Shared, samples: &Mutex<VecDeque<Sample>>, bytes: u64, of: &Use) {
+        if bytes < COST_BYTES_MIN || shared.jobs() > 0 {
             return;
         }
+        let spent = processor_s() - of.processor_s;
+        let rest = f64::from_bits(self.rest.load(Ordering::Relaxed)) * of.start.elapsed().as_secs_f64();
+        let s_per_byte = (spent - rest).max(spent * LEFT) / bytes as f64;
+        let alone = of.chores.under_way == 1 && self.chores().begun == of.chores.begun;
         let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
         if samples.len() == SAMPLES {
             samples.pop_front();
         }
-        samples.push_back(seconds / bytes as f64);
+        samples.push_back(Sample { s_per_byte, alone });
     }
 
-    /// Nothing is learnt while stages run: their time is in the process's time.
-    fn note_sent(&self, shared: &Shared, bytes: u64, seconds: f64) {
-        if shared.jobs() == 0 {
-            Self::note(&self.sent, bytes, seconds);
-        }
+    /// What the process uses at rest, in processors.
+    pub(super) fn set_rest(&self, processors: f64) {
+        self.rest.store(processors.max(0.0).to_bits(), Ordering::Relaxed);
     }
 
-    fn note_received(&self, shared: &Shared, bytes: u64, seconds: f64) {
-        if shared.jobs() == 0 {
-            Self::note(&self.received, bytes, seconds);
-        }
-    }
-
-    fn smallest(samples: &Mutex<VecDeque<f64>>) -> Option<f64> {
+    fn smallest(samples: &Mutex<VecDeque<Sample>>) -> Option<f64> {
         let samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
-        samples.iter().copied().reduce(f64::min)
+        let any_alone = samples.iter().any(|sample| sample.alone);
+        let counted = samples.iter().filter(|sample| sample.alone || !any_alone);
+        counted.map(|sample| sample.s_per_byte).reduce(f64::min)
     }
 
     /// Processor seconds per byte sent and per byte received, once a probe each has shown them.
@@ -152,7 +176,8 @@ pub(super) async fn measure(mut stream: Stream, rtt: Duration, shared: &Arc<Shar
     tokio::time::timeout(MAX_SENDING + SETTLE, async {
         // As large as what it stands for: a tensor does not lie in the processor's cache.
         let data = vec![1; MAX_BYTES];
-        let (start, processor) = (Instant::now(), processor_s());
+        let using = shared.costs.begin();
+        let start = using.start;
         let mut sent = 0;
         while sent < MAX_BYTES && start.elapsed() < MAX_SENDING {
             let end = MAX_BYTES.min(sent + CHUNK);
@@ -173,8 +198,8 @@ pub(super) async fn measure(mut stream: Stream, rtt: Duration, shared: &Arc<Shar
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
         let seconds = micros as f64 / 1e6;
-        let (spent, took) = (processor_s() - processor, start.elapsed());
-        shared.costs.note_sent(shared, sent as u64, spent);
+        let (spent, took) = (processor_s() - using.processor_s, start.elapsed());
+        shared.costs.note(shared, &shared.costs.sent, sent as u64, &using);
         let here = spent / shared.cores > BOUND * took.as_secs_f64();
         let there = busy as f64 / 1e6 > BOUND * seconds;
         let arrived = bytes as f64 / seconds;
@@ -223,7 +248,7 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
     let serving = async {
         // Fresh memory for what comes, as a tensor would have it: that is part of the price.
         let mut buffer = vec![0; CHUNK];
-        let processor = processor_s();
+        let using = shared.costs.begin();
         let first = stream.read(&mut buffer).await?;
         let mut arrivals = Arrivals::new(Instant::now());
         let mut counted = 0;
@@ -240,8 +265,8 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
         }
         let (bytes, took) = arrivals.steady();
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
-        let spent = processor_s() - processor;
-        shared.costs.note_received(&shared, counted as u64, spent);
+        let spent = processor_s() - using.processor_s;
+        shared.costs.note(&shared, &shared.costs.received, counted as u64, &using);
         let part = bytes as f64 / (counted as f64).max(1.0);
         let busy = (part * spent / shared.cores * 1e6) as u64;
         let answer = [bytes, micros, busy].map(u64::to_le_bytes);
@@ -293,6 +318,19 @@ mod tests {
         assert_eq!(at_most(megabyte, Duration::from_millis(12), rtt), None);
         // 1 Gbit/s and 40 ms there and back: seven round trips until the link is full.
         assert_eq!(at_most(megabyte, Duration::from_millis(308), rtt * 40), None);
+    }
+
+    #[test]
+    fn what_a_byte_costs_is_told_by_probes_that_were_alone() {
+        let costs = Costs::default();
+        let add = |s_per_byte, alone| costs.sent.lock().unwrap().push_back(Sample { s_per_byte, alone });
+        assert_eq!(costs.per_byte(), (None, None));
+        add(2e-9, false);
+        add(3e-9, false);
+        assert_eq!(costs.per_byte().0, Some(2e-9));
+        add(5e-9, true);
+        add(4e-9, true);
+        assert_eq!(costs.per_byte().0, Some(4e-9));
     }
 
     #[test]

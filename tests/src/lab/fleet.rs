@@ -97,8 +97,8 @@ fn script(model: &str) -> Vec<Event> {
     let mut events = vec![
         now(Step::Start { devices: vec!["*".into()] }),
         now(Step::Wait { until: Condition::Cluster, within }),
-        // Links are measured as they are.
-        now(Step::Wait { until: Condition::Time(Span(Duration::from_secs(12))), within: None }),
+        // Links and cards are measured as they are, and what each device uses at rest.
+        now(Step::Wait { until: Condition::Time(Span(Duration::from_secs(60))), within: None }),
     ];
     for policy in Policy::ALL {
         let is_mesh = policy == Policy::Mesh;

@@ -57,7 +57,7 @@ pub struct Measurement {
     pub p99_ms: f64,
     /// What the plan had predicted, requests per second.
     pub predicted: f64,
-    /// The plan in a line: blocks and devices by stage.
+    /// The plan in a line: blocks and devices by stage, and what limits it.
     pub plan: String,
     /// What each device used in it.
     pub devices: Vec<DeviceUse>,

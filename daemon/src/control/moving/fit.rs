@@ -14,8 +14,9 @@ const APART: f64 = 0.5;
 const BESIDE: f64 = 0.04;
 /// So many standard deviations are no chance.
 const ODD: f64 = 3.0;
-/// Costs stay between these, times what probes say.
-const BOUNDS: (f64, f64) = (0.5, 4.0);
+/// Costs stay between these, times what probes say: a probe over a far link takes long, and all that goes on beside it
+/// looks like its price.
+const BOUNDS: (f64, f64) = (0.1, 4.0);
 const BESIDE_MAX: f64 = 0.3;
 
 /// A stretch of work, in parts of the processors' time.

@@ -3,16 +3,19 @@
 use std::{
     error::Error,
     fmt::Write as _,
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use clap::ValueEnum;
 use mesh_tests::lab::{
     load::LoadReport,
     play::Player,
     scenario::{Condition, Event, Load, Scenario, Step},
     units::Span,
 };
+use serde::{Deserialize, Serialize};
 
 const SCENARIO: &str = "lab/scenarios/faults.toml";
 /// Load before a fault.
@@ -26,8 +29,8 @@ const DIGITS_RATE: f64 = 30.0;
 const DEPLOYMENTS: [&str; 2] = ["digits", "resnet50"];
 
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub(super) enum Fault {
     Nothing,
     KillStage,
     KillLeader,
@@ -81,6 +84,7 @@ impl Fault {
 }
 
 /// What clients saw of one fault.
+#[derive(Debug, Serialize, Deserialize)]
 struct Seen {
     /// Longest time without an answer of digits.
     gap_s: f64,
@@ -91,27 +95,30 @@ struct Seen {
     refused: u64,
 }
 
-/// Plays every fault so many times and writes the section.
-pub(super) fn section(models: &Path, tries: usize, text: &mut String) -> Result<(), Box<dyn Error>> {
+/// All tries of one fault, kept until it is measured again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Measured {
+    code: String,
+    resnet_rate: f64,
+    seen: Vec<Seen>,
+}
+
+/// Plays the faults so many times each and writes the section of all that were, now or before.
+pub(super) fn section(
+    models: &Path,
+    tries: usize,
+    faults: &[Fault],
+    code: &str,
+    text: &mut String,
+) -> Result<(), Box<dyn Error>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(SCENARIO);
     let scenario = Scenario::load(&path)?;
     let about = scenario.about.clone();
     let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
     player.play()?;
     let resnet_rate = player.predicted("resnet50").unwrap_or(2.0) / 2.0;
-    let _ = writeln!(
-        text,
-        "## {about}\n\nSix devices of 25 % of a core, both models in three stages on one device each; open-loop clients \
-         at a device that the fault does not hit: {DIGITS_RATE:.0}/s of digits and {resnet_rate:.1}/s of ResNet-50, half \
-         of what its plan is predicted to answer. Every answer is compared with the whole model's. Each fault {tries} \
-         times, in seconds; with so few tries the 99th percentile is the longest. What others publish: a device that is \
-         killed is noticed after up to 40 s (exo), about 41 s (mesh-llm) or 30 s (Parallax), and requests that were on \
-         it end with an error.\n\n\
-         | what happens | digits: longest time without an answer, median | longest | ResNet-50: longest time that a \
-         client waited, median | longest | promised | answers wrong | lost | refused (503) |\n\
-         |---|---|---|---|---|---|---|---|---|"
-    );
-    for fault in Fault::ALL {
+    for fault in if faults.is_empty() { &Fault::ALL[..] } else { faults } {
+        let fault = *fault;
         let mut seen = Vec::new();
         for number in 0..tries {
             let one = attempt(&mut player, fault, number, resnet_rate)?;
@@ -125,12 +132,46 @@ pub(super) fn section(models: &Path, tries: usize, text: &mut String) -> Result<
             );
             seen.push(one);
         }
-        let _ = writeln!(text, "{}", row(fault, &seen));
+        let measured = Measured { code: code.to_owned(), resnet_rate, seen };
+        super::write(&file(fault), &serde_json::to_string_pretty(&measured)?)?;
+    }
+    write_section(&about, text)
+}
+
+fn file(fault: Fault) -> PathBuf {
+    let name = fault.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    super::docs().join(format!("benchmarks/faults/{name}.json"))
+}
+
+fn write_section(about: &str, text: &mut String) -> Result<(), Box<dyn Error>> {
+    let mut all = Vec::new();
+    for fault in Fault::ALL {
+        if let Ok(text) = fs::read_to_string(file(fault)) {
+            all.push((fault, serde_json::from_str::<Measured>(&text)?));
+        }
+    }
+    let rates = all.iter().map(|(_, measured)| measured.resnet_rate);
+    let (least, most) = (rates.clone().fold(f64::INFINITY, f64::min), rates.fold(0.0, f64::max));
+    let _ = writeln!(
+        text,
+        "## {about}\n\nSix devices of 25 % of a core, both models in three stages on one device each; open-loop clients \
+         at a device that the fault does not hit: {DIGITS_RATE:.0}/s of digits and {least:.1} to {most:.1}/s of \
+         ResNet-50, half of what its plan is predicted to answer. Every answer is compared with the whole model's. In \
+         seconds; with so few tries the 99th percentile is the longest. What others publish: a device that is killed is \
+         noticed after up to 40 s (exo), about 41 s (mesh-llm) or 30 s (Parallax), and requests that were on it end with \
+         an error.\n\n\
+         | what happens | tries | digits: longest time without an answer, median | longest | ResNet-50: longest time \
+         that a client waited, median | longest | promised | answers wrong | lost | refused (503) | code |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|"
+    );
+    for (fault, measured) in &all {
+        let _ = writeln!(text, "{}", row(*fault, measured));
     }
     Ok(())
 }
 
-fn row(fault: Fault, seen: &[Seen]) -> String {
+fn row(fault: Fault, measured: &Measured) -> String {
+    let seen = &measured.seen;
     let sorted = |value: fn(&Seen) -> f64| {
         let mut values: Vec<f64> = seen.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
@@ -139,8 +180,9 @@ fn row(fault: Fault, seen: &[Seen]) -> String {
     let (gaps, waits) = (sorted(|s| s.gap_s), sorted(|s| s.wait_s));
     let sum = |value: fn(&Seen) -> u64| seen.iter().map(value).sum::<u64>();
     format!(
-        "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} |",
+        "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} | {} |",
         fault.name(),
+        seen.len(),
         gaps.0,
         gaps.1,
         waits.0,
@@ -148,7 +190,8 @@ fn row(fault: Fault, seen: &[Seen]) -> String {
         if fault == Fault::Nothing { "-".to_owned() } else { format!("{:.0}", fault.promised_s()) },
         sum(|s| s.wrong),
         sum(|s| s.lost),
-        sum(|s| s.refused)
+        sum(|s| s.refused),
+        measured.code
     )
 }
 

@@ -38,6 +38,9 @@ struct Args {
     /// How often the section `faults` lets each fault happen.
     #[arg(long, env = "TRIES", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     tries: u16,
+    /// What the section `faults` lets happen now, by commas; all when nothing is named. Others stay on the page.
+    #[arg(long, env = "FAULTS", value_enum, value_delimiter = ',')]
+    faults: Vec<faults::Fault>,
     /// Plays scenarios with so many times their processor shares, in so much less time: for hosts with more processors.
     #[arg(long, env = "FASTER", default_value_t = 1.0, value_parser = times)]
     faster: f64,
@@ -117,7 +120,7 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "repeat" => lab::repeated(name, models, args.faster, &mut text)?,
         "restarts" => endurance::restarts(models, &mut text)?,
         "saturated" => endurance::saturated(models, &mut text)?,
-        "faults" => faults::section(models, usize::from(args.tries), &mut text)?,
+        "faults" => faults::section(models, usize::from(args.tries), &args.faults, &commit(), &mut text)?,
         "fleets" => fleets::section(args.fleets, &commit(), models, &mut text)?,
         "planner-vit" => plans::vit(&mut text)?,
         "planner-wifi" => plans::wifi(&mut text),

@@ -97,7 +97,7 @@ impl Player {
     }
 }
 
-/// A plan in a line.
+/// A plan in a line, and what limits it.
 fn plan(deployed: &DeploymentStatus, status: &Status) -> String {
     let name = |id: &str| {
         status.nodes.iter().find(|node| node.id == id).map_or("?", |node| node.name.as_str()).to_owned()
@@ -106,5 +106,11 @@ fn plan(deployed: &DeploymentStatus, status: &Status) -> String {
         let devices: Vec<String> = stage.replicas.iter().map(|replica| name(&replica.node)).collect();
         format!("{}-{} on {}", stage.first_block, stage.last_block, devices.join("+"))
     });
-    stages.collect::<Vec<_>>().join(" | ")
+    let stages = stages.collect::<Vec<_>>().join(" | ");
+    match &deployed.bottleneck {
+        Some(limit) => {
+            format!("{stages}; limited by the {} of {}, stage {}", limit.kind, name(&limit.node), limit.stage)
+        }
+        None => stages,
+    }
 }
