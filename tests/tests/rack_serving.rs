@@ -5,9 +5,9 @@
 use std::time::{Duration, Instant};
 
 use mesh_tests::{
-    digits,
+    digits::{self, Digits},
     load::DigitsLoad,
-    rack::{Rack, is_root},
+    rack::{Device, Rack, is_root},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,9 +35,26 @@ fn position(rack: &Rack, id: &str) -> usize {
     at.expect("a device of the rack")
 }
 
+/// A device that has just come back tells clients to try again until it knows the plan.
+fn wait_until_it_answers(device: &Device) {
+    let deadline = Instant::now() + PATIENCE;
+    let request = Digits::load().request(0);
+    let answers = || {
+        device.with_client({
+            let request = request.clone();
+            move |client| client.infer("digits", &request)
+        })
+    };
+    while answers().is_none_or(|(status, _)| status != 200) {
+        assert!(Instant::now() < deadline, "{} does not serve", device.namespace());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Kills a device under load at another one and checks that nothing is lost.
 fn kill_under_load(rack: &mut Rack, victim: usize) {
     let ingress = (0..4).find(|i| *i != victim).expect("another device");
+    wait_until_it_answers(&rack.devices[ingress]);
     let load = DigitsLoad::start(&rack.devices[ingress], 4);
     load.wait_for(50, PATIENCE);
     let killed = Instant::now();
