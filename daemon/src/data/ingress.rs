@@ -255,17 +255,19 @@ impl Ingress {
         }
     }
 
-    /// A request has gone to another device of a stage than this ingress had picked.
-    pub fn on_moved(&mut self, now: Instant, address: &Address, stage: usize) {
+    /// A request has gone to another device of a stage than this ingress had picked, as `from`, which ran the stage
+    /// before, tells.
+    pub fn on_moved(&mut self, now: Instant, from: PeerId, address: &Address, stage: usize) {
         let Some(request) = self.requests.get_mut(&address.request) else { return };
         let Some(to) = address.devices.get(stage).copied() else { return };
         let State::Sent(sent) = &request.state else { return };
-        if !sent.is_at(address) || !sent.outputs.runs(stage, to) {
+        let knows = stage.checked_sub(1).is_some_and(|before| sent.outputs.runs(before, from));
+        if !knows || !sent.is_at(address) || !sent.outputs.runs(stage, to) {
             return;
         }
-        let Some(from) = request.set_device(stage, to) else { return };
+        let Some(picked) = request.set_device(stage, to) else { return };
         if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
-            deployment.moved(address.epoch, stage, from, to);
+            deployment.moved(address.epoch, stage, picked, to);
         }
         if !self.up.contains(&to) {
             // The answer may come all the same, but nobody would tell of its loss.

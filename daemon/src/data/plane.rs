@@ -389,7 +389,7 @@ impl Shared {
                 self.drive(|ingress, now| ingress.on_failure(now, from, &address, failure));
             }
             Body::Moved { stage } if address.ingress == self.me => {
-                self.drive(|ingress, now| ingress.on_moved(now, &address, stage));
+                self.drive(|ingress, now| ingress.on_moved(now, from, &address, stage));
             }
             Body::Result { .. } | Body::Moved { .. } | Body::Failed(_) => {
                 tracing::debug!(%from, ingress = %address.ingress, "dropped an answer for another device");

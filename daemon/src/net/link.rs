@@ -79,16 +79,18 @@ impl OutboxReader {
     }
 }
 
-/// Heartbeats of one peer.
+/// Signs of life of one peer: heartbeats, and whatever else it sends. A heartbeat has to wait behind activations where
+/// a link is full of them; that they come says as much.
 #[derive(Debug)]
 pub(super) struct Pulse {
     base: Instant,
+    /// When something came last, in microseconds after `base`.
+    heard: AtomicU64,
     state: Mutex<PulseState>,
 }
 
 #[derive(Debug)]
 struct PulseState {
-    heard: Instant,
     /// The newest heartbeat: its sender's clock, and when it came.
     newest: Option<(u64, Instant)>,
     rtt: Option<Duration>,
@@ -98,8 +100,8 @@ struct PulseState {
 impl Pulse {
     pub(super) fn new() -> Self {
         let base = Instant::now();
-        let state = Mutex::new(PulseState { heard: base, newest: None, rtt: None, least_rtt: None });
-        Self { base, state }
+        let state = Mutex::new(PulseState { newest: None, rtt: None, least_rtt: None });
+        Self { base, heard: AtomicU64::new(0), state }
     }
 
     /// The head of the heartbeat to send now, with the jobs that wait or run here.
@@ -118,8 +120,8 @@ impl Pulse {
     /// Takes note of a heartbeat; `true` when it answers one of ours, which shows that both directions work.
     pub(super) fn heard(&self, beat: Beat) -> bool {
         let now = Instant::now();
+        self.alive();
         let mut state = lock(&self.state);
-        state.heard = now;
         state.newest = Some((beat.sent, now));
         if beat.echo == 0 {
             return false;
@@ -132,14 +134,15 @@ impl Pulse {
         true
     }
 
-    /// Time since the peer was last heard, or since it was given a fresh allowance.
-    pub(super) fn silence(&self) -> Duration {
-        lock(&self.state).heard.elapsed()
+    /// Something has come from the peer, or its silence says nothing because we were stalled ourselves.
+    pub(super) fn alive(&self) {
+        self.heard.fetch_max(micros(self.base.elapsed()), Ordering::Relaxed);
     }
 
-    /// We were stalled ourselves: the peer's silence says nothing.
-    pub(super) fn forgive(&self) {
-        lock(&self.state).heard = Instant::now();
+    /// Time since the peer was last heard, or since it was given a fresh allowance.
+    pub(super) fn silence(&self) -> Duration {
+        let heard = Duration::from_micros(self.heard.load(Ordering::Relaxed));
+        self.base.elapsed().saturating_sub(heard)
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {

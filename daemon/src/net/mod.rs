@@ -264,7 +264,8 @@ impl Net {
             Channel::Data => DATA,
             Channel::Blob => BLOB,
         };
-        Ok(NetStream::new(self.open_raw(peer, protocol).await?))
+        let pulse = self.inner.shared.link(&peer).ok_or(NetError::NotConnected)?.pulse;
+        Ok(NetStream::new(self.open_raw(peer, protocol).await?, pulse))
     }
 
     async fn open_raw(

@@ -165,6 +165,7 @@ impl Session {
             peer: self.peer,
             inbox: inbox_reader,
             streams: self.streams,
+            pulse: live.link.pulse.clone(),
             beats,
             events: self.events,
             silent: silent.clone(),
@@ -206,7 +207,7 @@ impl Live {
         let [beat_in, message_in, request_in, reply_in] = incoming;
         let (replies, mut reply_frames) = mpsc::channel(REPLIES);
         let (pending, pending_calls) = mpsc::channel(PENDING_CALLS);
-        self.link.pulse.forgive();
+        self.link.pulse.alive();
         tokio::select! {
             end = self.watch_silence() => end,
             Err(error) = self.write_beats(beat_out) => error.into(),
@@ -229,7 +230,7 @@ impl Live {
             let due = Instant::now() + pause;
             tokio::time::sleep(pause).await;
             if due.elapsed() > OWN_STALL {
-                self.link.pulse.forgive();
+                self.link.pulse.alive();
             }
             if self.link.pulse.silence() > SILENCE {
                 return End::Silent;
@@ -332,6 +333,7 @@ impl Live {
         self.until_up().await?;
         loop {
             let (frame, budget) = self.read_budgeted(&mut lane, Lane::Message).await?;
+            self.link.pulse.alive();
             let Frame::Message { topic, body } = frame else {
                 return Err(closed());
             };
@@ -355,6 +357,7 @@ impl Live {
         let slots = Arc::new(Semaphore::new(PENDING_CALLS));
         loop {
             let (frame, budget) = self.read_budgeted(&mut lane, Lane::Request).await?;
+            self.link.pulse.alive();
             let Frame::Request { id, method, patience, body } = frame else {
                 return Err(closed());
             };
@@ -375,6 +378,7 @@ impl Live {
         loop {
             let length = frames::read_length(&mut lane, Lane::Reply).await?;
             let frame = frames::read_body(&mut lane, Lane::Reply, length).await?;
+            self.link.pulse.alive();
             let Frame::Reply { id, answer, body } = frame else {
                 return Err(closed());
             };

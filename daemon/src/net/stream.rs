@@ -3,21 +3,26 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
+use super::link::Pulse;
+
 /// A bidirectional byte stream to a peer (`AsyncRead + AsyncWrite` of tokio). Dropping it resets what is not sent
 /// yet: shut it down to end it properly.
 pub struct NetStream {
     inner: Compat<libp2p::Stream>,
+    pulse: Arc<Pulse>,
 }
 
 impl NetStream {
-    pub(super) fn new(stream: libp2p::Stream) -> Self {
-        Self { inner: stream.compat() }
+    /// What it reads is a sign of life to `pulse`.
+    pub(super) fn new(stream: libp2p::Stream, pulse: Arc<Pulse>) -> Self {
+        Self { inner: stream.compat(), pulse }
     }
 }
 
@@ -33,7 +38,12 @@ impl AsyncRead for NetStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.pulse.alive();
+        }
+        polled
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::{
 
 use super::*;
 
+mod slow;
+
 const KEY: [u8; 32] = [7; 32];
 /// Far above what any step needs on a loaded machine; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);

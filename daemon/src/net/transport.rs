@@ -11,6 +11,7 @@ use libp2p::{
     swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
     tcp, yamux,
 };
+use socket2::SockRef;
 use tokio::sync::mpsc;
 
 use super::{
@@ -21,6 +22,8 @@ use super::{
 
 /// TCP, Noise and admission together. Noise costs a slow device some milliseconds; the rest is waiting.
 const SETUP: Duration = Duration::from_secs(8);
+/// Bytes of one connection that wait in the kernel beside those on their way.
+const UNSENT_MAX: u32 = 64 << 10;
 /// How often a device asks who is there. A new device asks at once, and again after 0.5, 1 and 2 s; this is for
 /// answers that were lost.
 const MDNS_QUERY: Duration = Duration::from_secs(4);
@@ -54,6 +57,7 @@ pub(super) fn build(
     let mut yamux = yamux::Config::default();
     yamux.set_max_num_streams(MAX_STREAMS);
     let transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
+        .map(|stream, _| shallow(stream))
         .upgrade(Version::V1)
         .authenticate(noise)
         .multiplex_ext(move |peer, endpoint| Admission::new(door, peer, endpoint, yamux))
@@ -75,6 +79,15 @@ pub(super) fn build(
         .with_max_negotiating_inbound_streams(MAX_STREAMS)
         .with_idle_connection_timeout(Duration::from_secs(u64::from(u32::MAX)));
     Ok(Swarm::new(transport, behaviour, local, config))
+}
+
+/// Keeps what waits in the kernel short, so that a heartbeat need not wait behind seconds of activations on a slow
+/// link, nor behind what a link that was fast a moment ago was given.
+fn shallow(stream: tcp::tokio::TcpStream) -> tcp::tokio::TcpStream {
+    if let Err(error) = SockRef::from(&stream.0).set_tcp_notsent_lowat(UNSENT_MAX) {
+        tracing::debug!(%error, "the kernel does not bound what waits to be sent");
+    }
+    stream
 }
 
 /// Without a working mDNS the mesh still has its static peers: that is worth a warning, not the end.

@@ -155,7 +155,8 @@ impl World {
                     let stage = stage % devices.len();
                     devices[stage] = self.peers[device];
                     address.devices = devices.into();
-                    self.ingress.on_moved(now, &address, stage);
+                    let from = address.devices[stage.saturating_sub(1)];
+                    self.ingress.on_moved(now, from, &address, stage);
                 }
             }
             Event::Cancel { request } => {
@@ -362,9 +363,11 @@ fn a_request_that_went_another_way_is_followed() {
     let mut moved = world.sends[0].clone();
     let (picked, other) = (moved.devices[1], if moved.devices[1] == peers[1] { peers[2] } else { peers[1] });
     moved.devices = [moved.devices[0], other].into();
-    world.ingress.on_moved(world.now, &moved, 1);
     let stranger: Arc<[PeerId]> = [moved.devices[0], peers[3]].into();
-    world.ingress.on_moved(world.now, &Address { devices: stranger, ..moved.clone() }, 1);
+    world.ingress.on_moved(world.now, moved.devices[0], &moved, 1);
+    world.ingress.on_moved(world.now, moved.devices[0], &Address { devices: stranger, ..moved.clone() }, 1);
+    // Nor does one that had no part in it tell where it went.
+    world.ingress.on_moved(world.now, peers[3], &world.sends[0].clone(), 1);
     // The loss of the one that was picked does not matter any more, that of the other does.
     world.up.remove(&picked);
     world.ingress.peer_down(world.now, picked);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use libp2p::{PeerId, Stream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
-use super::super::{Channel, NetEvent, NetStream};
+use super::super::{Channel, NetEvent, NetStream, link::Pulse};
 
 /// An event of the session, with its share of the inbox.
 pub(super) struct Queued {
@@ -40,6 +40,7 @@ pub(super) struct Forwarder {
     pub(super) peer: PeerId,
     pub(super) inbox: mpsc::Receiver<Queued>,
     pub(super) streams: mpsc::Receiver<(Channel, Stream)>,
+    pub(super) pulse: Arc<Pulse>,
     pub(super) beats: watch::Receiver<Told>,
     pub(super) events: mpsc::Sender<NetEvent>,
     pub(super) silent: Arc<AtomicBool>,
@@ -62,7 +63,7 @@ impl Forwarder {
                 Some((channel, stream)) = self.streams.recv() => NetEvent::Stream {
                     peer: self.peer,
                     channel,
-                    stream: NetStream::new(stream),
+                    stream: NetStream::new(stream, self.pulse.clone()),
                 },
                 Ok(()) = self.beats.changed() => {
                     let Told { report: body, number, rtt, jobs } = self.beats.borrow_and_update().clone();

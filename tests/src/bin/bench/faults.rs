@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     fmt::Write as _,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -95,15 +95,26 @@ struct Seen {
     refused: u64,
 }
 
-/// All tries of one fault, kept until it is measured again.
+/// All tries of one fault by one code, each kept as soon as it is over.
 #[derive(Debug, Serialize, Deserialize)]
 struct Measured {
     code: String,
-    resnet_rate: f64,
+    /// Requests per second to ResNet-50 in each try.
+    resnet_rates: Vec<f64>,
     seen: Vec<Seen>,
 }
 
-/// Plays the faults so many times each and writes the section of all that were, now or before.
+impl Measured {
+    /// What was seen of a fault by this code; nothing by another, or by one with changes.
+    fn so_far(fault: Fault, code: &str) -> Result<Self, Box<dyn Error>> {
+        let is_commit = code.chars().all(|c| c.is_ascii_hexdigit());
+        let kept = read(fault)?.filter(|kept| is_commit && kept.code == code);
+        Ok(kept.unwrap_or_else(|| Self { code: code.to_owned(), resnet_rates: Vec::new(), seen: Vec::new() }))
+    }
+}
+
+/// Plays the faults until each has happened so many times to this code, and writes the section of all that have, to
+/// this code or another.
 pub(super) fn section(
     models: &Path,
     tries: usize,
@@ -119,8 +130,8 @@ pub(super) fn section(
     let resnet_rate = player.predicted("resnet50").unwrap_or(2.0) / 2.0;
     for fault in if faults.is_empty() { &Fault::ALL[..] } else { faults } {
         let fault = *fault;
-        let mut seen = Vec::new();
-        for number in 0..tries {
+        let mut measured = Measured::so_far(fault, code)?;
+        for number in measured.seen.len()..tries {
             let one = attempt(&mut player, fault, number, resnet_rate)?;
             eprintln!(
                 "{} {}: digits {:.2} s, resnet50 {:.2} s, {} lost",
@@ -130,10 +141,10 @@ pub(super) fn section(
                 one.wait_s,
                 one.lost
             );
-            seen.push(one);
+            measured.resnet_rates.push(resnet_rate);
+            measured.seen.push(one);
+            super::write(&file(fault), &serde_json::to_string_pretty(&measured)?)?;
         }
-        let measured = Measured { code: code.to_owned(), resnet_rate, seen };
-        super::write(&file(fault), &serde_json::to_string_pretty(&measured)?)?;
     }
     write_section(&about, text)
 }
@@ -143,14 +154,20 @@ fn file(fault: Fault) -> PathBuf {
     super::docs().join(format!("benchmarks/faults/{name}.json"))
 }
 
+fn read(fault: Fault) -> Result<Option<Measured>, Box<dyn Error>> {
+    match fs::read_to_string(file(fault)) {
+        Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn write_section(about: &str, text: &mut String) -> Result<(), Box<dyn Error>> {
     let mut all = Vec::new();
     for fault in Fault::ALL {
-        if let Ok(text) = fs::read_to_string(file(fault)) {
-            all.push((fault, serde_json::from_str::<Measured>(&text)?));
-        }
+        all.extend(read(fault)?.map(|measured| (fault, measured)));
     }
-    let rates = all.iter().map(|(_, measured)| measured.resnet_rate);
+    let rates = all.iter().flat_map(|(_, measured)| measured.resnet_rates.iter().copied());
     let (least, most) = (rates.clone().fold(f64::INFINITY, f64::min), rates.fold(0.0, f64::max));
     let _ = writeln!(
         text,

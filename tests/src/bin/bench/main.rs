@@ -35,7 +35,7 @@ struct Args {
     /// The fleets that the section `fleets` measures now, such as 1-10; those of before stay on the page.
     #[arg(long, env = "FLEETS", default_value = "1-30")]
     fleets: fleets::Numbers,
-    /// How often the section `faults` lets each fault happen.
+    /// How often the section `faults` lets each fault happen; what the same code has been through counts.
     #[arg(long, env = "TRIES", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     tries: u16,
     /// What the section `faults` lets happen now, by commas; all when nothing is named. Others stay on the page.
@@ -156,10 +156,15 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
+/// The file is as it was or has the text: what hours measured is not lost to a run that is stopped.
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    path.parent().map_or(Ok(()), fs::create_dir_all)?;
-    let mut file = fs::File::create(path)?;
-    io::Write::write_all(&mut file, text.as_bytes())
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)?;
+    io::Write::write_all(&mut file, text.as_bytes())?;
+    file.persist(path).map_err(|error| error.error).map(drop)
 }
 
 /// What is measured: pages that were written since make no other code of it.

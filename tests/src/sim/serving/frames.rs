@@ -102,7 +102,9 @@ impl Serving {
             Body::Failed(failure) if address.ingress == self.me => {
                 self.ingress.on_failure(now, super::peer(from), &address, failure);
             }
-            Body::Moved(stage) if address.ingress == self.me => self.ingress.on_moved(now, &address, stage),
+            Body::Moved(stage) if address.ingress == self.me => {
+                self.ingress.on_moved(now, super::peer(from), &address, stage);
+            }
             Body::Result(_) | Body::Moved(_) | Body::Failed(_) => {}
         }
         self.carry_out(now_ms);

@@ -1,0 +1,54 @@
+//! A link that carries little.
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+/// Bytes per second: a heartbeat waits for seconds behind what sockets on the way hold.
+const RATE: usize = 100_000;
+/// What goes through the throttle at a time.
+const PIECE: usize = 2_000;
+
+/// Listens, and passes on to `to` what comes, so many bytes per second; answers as they come.
+async fn throttled(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind((to.ip(), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(to).await.unwrap();
+            let (mut from_near, mut to_near) = near.into_split();
+            let (mut from_far, mut to_far) = far.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+            tokio::spawn(async move {
+                let mut tick = tokio::time::interval(Duration::from_secs(1) * PIECE as u32 / RATE as u32);
+                let mut piece = [0; PIECE];
+                while let Ok(count @ 1..) = from_near.read(&mut piece).await {
+                    tick.tick().await;
+                    if to_far.write_all(&piece[..count]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_peer_whose_link_is_full_of_data_lives() {
+    let mut a = Node::start(&[]).await;
+    let b = Node::start(&[throttled(a.address()).await]).await;
+    a.until_up(b.id()).await;
+    let mut out = b.net.open(a.id(), Channel::Data).await.unwrap();
+    tokio::spawn(async move { while out.write_all(&[7; 50_000]).await.is_ok() {} });
+    let mut stream = a
+        .until(|event| match event {
+            NetEvent::Stream { stream, .. } => Some(stream),
+            _ => None,
+        })
+        .await;
+    // Longer than a silent peer is waited for, three times over.
+    let mut data = vec![0; RATE * 3 * session::SILENCE.as_millis() as usize / 1000];
+    timeout(PATIENCE, stream.read_exact(&mut data)).await.unwrap().expect("the peer was taken for dead");
+    assert!(a.net.peers().borrow().contains(&b.id()));
+}
