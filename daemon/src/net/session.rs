@@ -42,7 +42,8 @@ use super::{
 const BEAT: Duration = Duration::from_millis(500);
 /// ...which is told at most this often.
 const BEAT_GAP: Duration = Duration::from_millis(20);
-/// Five missed heartbeats: a frozen peer is noticed within 3 s, and a full slow link (160 ms measured) is far from it.
+/// Five missed heartbeats and nothing else that came: a frozen peer is noticed within 3 s. On a full slow link heartbeats
+/// may wait for longer, but then what they wait behind comes.
 pub(super) const SILENCE: Duration = Duration::from_millis(2500);
 /// Silence is looked for when it may have lasted long enough, and at least this often.
 const WATCH: Duration = Duration::from_millis(500);
