@@ -22,7 +22,7 @@ use super::{
 
 /// TCP, Noise and admission together. Noise costs a slow device some milliseconds; the rest is waiting.
 const SETUP: Duration = Duration::from_secs(8);
-/// Bytes of one connection that wait in the kernel beside those on their way.
+/// While this many bytes of a connection wait in the kernel, beside those on their way, it takes no more.
 const UNSENT_MAX: u32 = 64 << 10;
 /// How often a device asks who is there. A new device asks at once, and again after 0.5, 1 and 2 s; this is for
 /// answers that were lost.
