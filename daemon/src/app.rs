@@ -59,6 +59,8 @@ pub struct InferRequest {
     pub outputs: Vec<String>,
     /// Time until the request must be answered.
     pub timeout: Duration,
+    /// Its client is on another machine: inputs came over the network card, and outputs will leave by it.
+    pub from_elsewhere: bool,
 }
 
 /// Answer to a request for inference.

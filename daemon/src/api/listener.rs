@@ -2,13 +2,16 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use axum::serve::Listener;
+use axum::{
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -47,6 +50,27 @@ impl Listener for Limited {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
+}
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    /// On another machine than this device.
+    pub(super) is_elsewhere: bool,
+}
+
+impl Connected<IncomingStream<'_, Limited>> for Client {
+    fn connect_info(stream: IncomingStream<'_, Limited>) -> Self {
+        let own = stream.io().stream.local_addr().map(|address| address.ip()).ok();
+        Self { is_elsewhere: is_elsewhere(stream.remote_addr().ip(), own) }
+    }
+}
+
+/// Whether an address is of another machine than the one that it has come to by the address `own`: the system connects
+/// to an address of its own from the same one.
+fn is_elsewhere(from: IpAddr, own: Option<IpAddr>) -> bool {
+    let from = from.to_canonical();
+    !from.is_loopback() && own.is_none_or(|own| own.to_canonical() != from)
 }
 
 /// A connection that gives its place back when it closes.
@@ -89,5 +113,26 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_elsewhere_unless_it_has_an_address_of_ours() {
+        for (from, own, elsewhere) in [
+            ("127.0.0.1", "127.0.0.1", false),
+            ("127.0.0.2", "127.0.0.1", false),
+            ("::ffff:127.0.0.1", "::", false),
+            ("192.168.1.5", "192.168.1.5", false),
+            ("::ffff:192.168.1.5", "192.168.1.5", false),
+            ("192.168.1.6", "192.168.1.5", true),
+            ("fe80::2", "fe80::1", true),
+        ] {
+            let (from, own) = (from.parse().unwrap(), own.parse().unwrap());
+            assert_eq!(is_elsewhere(from, Some(own)), elsewhere, "{from} at {own}");
+        }
     }
 }

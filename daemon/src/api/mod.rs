@@ -120,7 +120,8 @@ impl Server {
 
     /// Answers requests until `shutdown` ends; then open requests have a few seconds to finish.
     pub async fn serve(self, app: AppHandle, shutdown: impl Future<Output = ()> + Send + 'static) {
-        let router = router(app, &self.options, self.address.ip().is_loopback());
+        let router = router(app, &self.options, self.address.ip().is_loopback())
+            .into_make_service_with_connect_info::<listener::Client>();
         let (ended, drained) = tokio::sync::oneshot::channel::<()>();
         let serving =
             axum::serve(listener::Limited::new(self.listener), router).with_graceful_shutdown(async move {

@@ -65,13 +65,19 @@ impl Entering {
     }
 }
 
-/// Each device's part of what enters, from rates; `None` when nothing does.
-pub fn shares(rates: impl Iterator<Item = (String, f64)>) -> Option<BTreeMap<String, f64>> {
+/// Each device's part of what enters, and the part of that whose clients are elsewhere, from rates; `None` when nothing
+/// enters.
+pub fn shares(
+    entering: impl Iterator<Item = (String, f64)>,
+    arriving: impl Iterator<Item = (String, f64)>,
+) -> Option<(BTreeMap<String, f64>, BTreeMap<String, f64>)> {
     // Peers say what they like.
-    let rates: BTreeMap<String, f64> = rates.filter(|(_, rate)| rate.is_finite() && *rate > 0.0).collect();
-    let total: f64 = rates.values().sum();
+    let sane = |(_, rate): &(String, f64)| rate.is_finite() && *rate > 0.0;
+    let entering: BTreeMap<String, f64> = entering.filter(sane).collect();
+    let total: f64 = entering.values().sum();
+    let part = |(device, rate): (String, f64)| (device, rate / total);
     let is_some = total.is_finite() && total > 0.0;
-    is_some.then(|| rates.into_iter().map(|(device, rate)| (device, rate / total)).collect())
+    is_some.then(|| (entering.into_iter().map(part).collect(), arriving.filter(sane).map(part).collect()))
 }
 
 #[cfg(test)]
@@ -138,11 +144,15 @@ mod tests {
 
     #[test]
     fn shares_of_nothing_or_of_nonsense_are_none() {
-        let of = |rates: &[(&str, f64)]| shares(rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate)));
+        let named = |rates: &[(&str, f64)]| {
+            rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate)).collect::<Vec<_>>()
+        };
+        let of = |rates| shares(named(rates).into_iter(), named(&[("a", 1.0), ("b", f64::NAN)]).into_iter());
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[("a", 0.0), ("b", f64::NAN), ("c", -1.0), ("d", f64::INFINITY)]), None);
         assert_eq!(of(&[("a", f64::MAX), ("b", f64::MAX)]), None);
-        let shares = of(&[("a", 3.0), ("b", 1.0), ("c", f64::NAN)]).expect("some enter");
-        assert_eq!(shares, BTreeMap::from([("a".to_owned(), 0.75), ("b".to_owned(), 0.25)]));
+        let (entering, arriving) = of(&[("a", 3.0), ("b", 1.0), ("c", f64::NAN)]).expect("some enter");
+        assert_eq!(entering, BTreeMap::from([("a".to_owned(), 0.75), ("b".to_owned(), 0.25)]));
+        assert_eq!(arriving, BTreeMap::from([("a".to_owned(), 0.25)]));
     }
 }

@@ -19,7 +19,7 @@ use super::{
     leader::wishes,
     models::Models,
     planning::{self, DeviceFacts, StoredProfile},
-    report::StageReport,
+    report::{NodeReport, StageReport},
 };
 
 /// Reports are learnt from this often.
@@ -235,12 +235,13 @@ fn served(
     let mut problem = problem.clone();
     let told = reports.iter().flat_map(|(_, report)| &report.crossing);
     crossing::apply(told, &deployment.name, active, &mut problem.cuts);
-    let rates = reports
-        .iter()
-        .filter_map(|(device, report)| Some(((*device).clone(), *report.entering.get(&deployment.name)?)));
-    if let Some(entering) = shares(rates) {
+    let rates = |of: fn(&NodeReport) -> &BTreeMap<String, f64>| {
+        let rate = move |report: &NodeReport| of(report).get(&deployment.name).copied();
+        reports.iter().filter_map(move |(device, report)| Some(((*device).clone(), rate(report)?)))
+    };
+    if let Some((entering, arriving)) = shares(rates(|r| &r.entering), rates(|r| &r.arriving)) {
         problem.ingress = Some(entering);
-        problem.clients_over_cards = true;
+        problem.arriving = arriving;
         planning::assume_cards(&mut problem);
     }
     let plan = mesh_planner::reshare(&problem, &active.plan).ok()?;

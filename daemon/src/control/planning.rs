@@ -91,7 +91,7 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
             .collect(),
         links: links(devices),
         ingress: Some(devices.iter().map(|d| (d.id.clone(), share)).collect()),
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: wishes.objective,
         replication: wishes.stages.is_none(),
         min_stages: wishes.stages,

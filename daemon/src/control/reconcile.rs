@@ -65,6 +65,8 @@ pub struct Reconciler {
     told: HashMap<StageKey, Told>,
     moving: Watch,
     entering: Entering,
+    /// Of the same, the requests of clients on other machines.
+    arriving: Entering,
     crossing: Crossing,
 }
 
@@ -139,6 +141,7 @@ impl Reconciler {
             told: HashMap::new(),
             moving: Watch::default(),
             entering: Entering::default(),
+            arriving: Entering::default(),
             crossing: Crossing::default(),
         }
     }
@@ -339,12 +342,15 @@ impl Reconciler {
         self.net.set_rest(self.moving.rest_told());
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);
+        let arrived = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.arrived));
+        let arriving = self.arriving.look(now, arrived);
         let under_way = self.under_way(&metrics);
         let running = wanted.keys().map(|key| (key.deployment.as_str(), key.epoch));
         let entered = self.routes.iter().map(|(name, (epoch, _))| (name.as_str(), *epoch));
         let crossing = self.crossing.look(&metrics.links, &running.chain(entered).collect());
         self.facts.update_own(&self.net, |own| {
             own.entering = entering;
+            own.arriving = arriving;
             own.under_way = under_way;
             own.crossing = crossing;
             own.stages = stages;

@@ -40,6 +40,9 @@ pub struct NodeReport {
     /// Requests per second that clients have lately brought to this device, by deployment.
     #[serde(default)]
     pub entering: BTreeMap<String, f64>,
+    /// Those of them whose clients are on other machines.
+    #[serde(default)]
+    pub arriving: BTreeMap<String, f64>,
     /// Numbers of earlier plans, by deployment, that requests which entered by this device are still on.
     #[serde(default)]
     pub under_way: BTreeMap<String, BTreeSet<u64>>,

@@ -314,6 +314,7 @@ fn first_report(config: &Config, memory_budget_bytes: u64, threads: usize) -> No
             ..TransferCost::default()
         },
         entering: std::collections::BTreeMap::new(),
+        arriving: std::collections::BTreeMap::new(),
         under_way: std::collections::BTreeMap::new(),
         crossing: Vec::new(),
         card_bytes_per_s: None,

@@ -29,6 +29,8 @@ pub struct DataMetrics {
 pub struct DeploymentMetrics {
     /// Accepted.
     pub requests: u64,
+    /// Those of them whose client is on another machine.
+    pub arrived: u64,
     /// Answered with an error.
     pub errors: u64,
     /// Sends after the first of a request.

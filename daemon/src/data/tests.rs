@@ -241,7 +241,13 @@ fn host_all(epoch: u64, placement: &[Vec<PeerId>], peers: &[PeerId], planes: &[D
 
 fn request(value: f32, elements: usize, timeout: Duration) -> InferRequest {
     let input = Tensor::from_slice(&[1, elements as i64], &vec![value; elements]).unwrap();
-    InferRequest { model: "m".into(), inputs: vec![("t0".into(), input)], outputs: Vec::new(), timeout }
+    InferRequest {
+        model: "m".into(),
+        inputs: vec![("t0".into(), input)],
+        outputs: Vec::new(),
+        timeout,
+        from_elsewhere: false,
+    }
 }
 
 /// Every element of the only output is `expected`.

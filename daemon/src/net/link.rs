@@ -25,6 +25,11 @@ const MAX_QUEUED: usize = 256;
 const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
 /// Calls to one peer that wait for an answer.
 const MAX_CALLS: usize = 256;
+/// Five missed heartbeats and nothing else that came: a frozen peer is noticed within 3 s. On a full slow link heartbeats
+/// may wait for longer, but then what they wait behind comes.
+pub(super) const SILENCE: Duration = Duration::from_millis(2500);
+/// Longest time that whatever else comes stands for heartbeats: their lane alone may be stuck for good.
+const BEATLESS: Duration = Duration::from_secs(30);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The data behind these locks is whole between any two statements.
@@ -86,6 +91,8 @@ pub(super) struct Pulse {
     base: Instant,
     /// When something came last, in microseconds after `base`.
     heard: AtomicU64,
+    /// When a heartbeat came last, likewise.
+    beat: AtomicU64,
     state: Mutex<PulseState>,
 }
 
@@ -101,7 +108,7 @@ impl Pulse {
     pub(super) fn new() -> Self {
         let base = Instant::now();
         let state = Mutex::new(PulseState { newest: None, rtt: None, least_rtt: None });
-        Self { base, heard: AtomicU64::new(0), state }
+        Self { base, heard: AtomicU64::new(0), beat: AtomicU64::new(0), state }
     }
 
     /// The head of the heartbeat to send now, with the jobs that wait or run here.
@@ -120,7 +127,7 @@ impl Pulse {
     /// Takes note of a heartbeat; `true` when it answers one of ours, which shows that both directions work.
     pub(super) fn heard(&self, beat: Beat) -> bool {
         let now = Instant::now();
-        self.alive();
+        self.forgive();
         let mut state = lock(&self.state);
         state.newest = Some((beat.sent, now));
         if beat.echo == 0 {
@@ -134,15 +141,30 @@ impl Pulse {
         true
     }
 
-    /// Something has come from the peer, or its silence says nothing because we were stalled ourselves.
+    /// Something has come from the peer.
     pub(super) fn alive(&self) {
         self.heard.fetch_max(micros(self.base.elapsed()), Ordering::Relaxed);
     }
 
+    /// A heartbeat has come from the peer, or the lack of one says nothing because we were stalled ourselves.
+    pub(super) fn forgive(&self) {
+        self.alive();
+        self.beat.fetch_max(micros(self.base.elapsed()), Ordering::Relaxed);
+    }
+
     /// Time since the peer was last heard, or since it was given a fresh allowance.
     pub(super) fn silence(&self) -> Duration {
-        let heard = Duration::from_micros(self.heard.load(Ordering::Relaxed));
-        self.base.elapsed().saturating_sub(heard)
+        self.since(&self.heard)
+    }
+
+    /// Whether the peer has been silent for too long, or without a heartbeat whatever else came.
+    pub(super) fn is_lost(&self) -> bool {
+        self.silence() > SILENCE || self.since(&self.beat) > BEATLESS
+    }
+
+    fn since(&self, moment: &AtomicU64) -> Duration {
+        let moment = Duration::from_micros(moment.load(Ordering::Relaxed));
+        self.base.elapsed().saturating_sub(moment)
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -240,4 +262,26 @@ pub(super) struct PeerLink {
     pub(super) requests: Outbox,
     pub(super) calls: Arc<Calls>,
     pub(super) pulse: Arc<Pulse>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_stands_for_heartbeats_only_for_so_long() {
+        let base = Instant::now() - 2 * BEATLESS;
+        let lost = |heard: Duration, beat: Duration, then: fn(&Pulse)| {
+            let at = |ago| AtomicU64::new(micros(2 * BEATLESS - ago));
+            let pulse = Pulse { base, heard: at(heard), beat: at(beat), ..Pulse::new() };
+            then(&pulse);
+            pulse.is_lost()
+        };
+        let (short, long) = (BEATLESS - Duration::from_secs(10), BEATLESS + Duration::from_secs(1));
+        assert!(!lost(Duration::ZERO, short, |_| {}));
+        assert!(lost(Duration::ZERO, long, |_| {}));
+        assert!(lost(long, long, Pulse::alive));
+        assert!(!lost(long, long, Pulse::forgive));
+        assert!(lost(SILENCE + Duration::from_secs(1), short, |_| {}));
+    }
 }

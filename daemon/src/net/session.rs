@@ -33,7 +33,7 @@ use self::{
 use super::{
     Channel, NetEvent, Topic,
     frames::{self, Answer, Frame, Lane, MAX_CALL},
-    link::{Calls, Outbox, OutboxReader, PeerLink, Pulse},
+    link::{Calls, Outbox, OutboxReader, PeerLink, Pulse, SILENCE},
     shared::Shared,
     swarm::Internal,
 };
@@ -42,9 +42,6 @@ use super::{
 const BEAT: Duration = Duration::from_millis(500);
 /// ...which is told at most this often.
 const BEAT_GAP: Duration = Duration::from_millis(20);
-/// Five missed heartbeats and nothing else that came: a frozen peer is noticed within 3 s. On a full slow link heartbeats
-/// may wait for longer, but then what they wait behind comes.
-pub(super) const SILENCE: Duration = Duration::from_millis(2500);
 /// Silence is looked for when it may have lasted long enough, and at least this often.
 const WATCH: Duration = Duration::from_millis(500);
 /// A timer of ours that is late by more than this means that we stood still, not the peer.
@@ -208,7 +205,7 @@ impl Live {
         let [beat_in, message_in, request_in, reply_in] = incoming;
         let (replies, mut reply_frames) = mpsc::channel(REPLIES);
         let (pending, pending_calls) = mpsc::channel(PENDING_CALLS);
-        self.link.pulse.alive();
+        self.link.pulse.forgive();
         tokio::select! {
             end = self.watch_silence() => end,
             Err(error) = self.write_beats(beat_out) => error.into(),
@@ -230,10 +227,11 @@ impl Live {
             let pause = left.clamp(WATCH / 20, WATCH);
             let due = Instant::now() + pause;
             tokio::time::sleep(pause).await;
+            let pulse = &self.link.pulse;
             if due.elapsed() > OWN_STALL {
-                self.link.pulse.alive();
+                pulse.forgive();
             }
-            if self.link.pulse.silence() > SILENCE {
+            if pulse.is_lost() {
                 return End::Silent;
             }
         }

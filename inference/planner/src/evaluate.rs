@@ -195,11 +195,12 @@ impl<'a> Sum<'a> {
         let instance = self.instance;
         let cuts = &instance.problem.cuts;
         for &(device, part) in entrances {
-            if instance.problem.clients_over_cards
+            let arriving = instance.arriving[device].min(part);
+            if arriving > 0.0
                 && let (Some(&inputs), Some(&outputs)) = (cuts.first(), cuts.last())
             {
-                self.card_in[device].add(instance.card_s(device, part * inputs as f64), 0);
-                self.card_out[device].add(instance.card_s(device, part * outputs as f64), 0);
+                self.card_in[device].add(instance.card_s(device, arriving * inputs as f64), 0);
+                self.card_out[device].add(instance.card_s(device, arriving * outputs as f64), 0);
             }
             let seconds = part * self.instance.entry_s(device);
             if seconds > 0.0 {

@@ -31,6 +31,8 @@ pub(crate) struct Instance<'a> {
     compute_shares: Vec<f64>,
     /// Fraction of requests that enters at each device; all 0 when end transfers are free.
     pub(crate) ingress: Vec<f64>,
+    /// Of the same, what comes over the device's card, in the same order.
+    pub(crate) arriving: Vec<f64>,
     /// Computed when it is first asked for.
     bound: OnceCell<Bound>,
 }
@@ -65,9 +67,11 @@ impl<'a> Instance<'a> {
                 ingress[device] = share;
             }
         }
+        let mut arriving: Vec<f64> =
+            devices.iter().map(|device| problem.arriving.get(&device.id).copied().unwrap_or(0.0)).collect();
         let entering: f64 = ingress.iter().sum();
         if entering > 0.0 {
-            ingress.iter_mut().for_each(|share| *share /= entering);
+            ingress.iter_mut().chain(&mut arriving).for_each(|share| *share /= entering);
         }
         let mut prefix_weight = vec![0u64];
         for block in &problem.blocks {
@@ -85,6 +89,7 @@ impl<'a> Instance<'a> {
             moves: (0..devices.len()).map(|device| Moves::new(problem, device, &ingress)).collect(),
             compute_shares: devices.iter().map(|device| compute_share(&device.transfer)).collect(),
             ingress,
+            arriving,
             bound: OnceCell::new(),
         }
     }

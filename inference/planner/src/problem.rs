@@ -24,10 +24,11 @@ pub struct Problem {
     /// Fraction of the requests that enters at each device. `None`: end transfers cost nothing.
     #[serde(default)]
     pub ingress: Option<BTreeMap<String, f64>>,
-    /// Requests come to where they enter over that device's network card, and their answers leave by it: clients are
-    /// elsewhere in the network. It counts in what a plan is evaluated to, not in the search for one: no plan changes it.
+    /// Fraction of the requests whose client is elsewhere in the network, by device at which they enter: inputs come over
+    /// that device's network card, and answers leave by it. It counts in what a plan is evaluated to, not in the search
+    /// for one: no plan changes it.
     #[serde(default)]
-    pub clients_over_cards: bool,
+    pub arriving: BTreeMap<String, f64>,
     /// Rate or latency.
     #[serde(default)]
     pub objective: Objective,

@@ -28,7 +28,7 @@ fn even(blocks: usize, devices: usize, memory_bytes: u64) -> Problem {
         devices: (0..devices).map(device).collect(),
         links: Links { default: LinkRate { bytes_per_s: 1e8, latency_s: 1e-3 }, pairs: Vec::new() },
         ingress: None,
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: Objective::Throughput,
         replication: true,
         min_stages: None,
@@ -63,10 +63,10 @@ fn what_clients_bring_fills_the_card_where_requests_enter() {
     problem.ingress = Some(BTreeMap::from([("pi-0".to_owned(), 0.5), ("pi-1".to_owned(), 0.5)]));
     problem.pin = Some(vec![PinnedStage { first_block: 0, last_block: 3, devices: vec!["pi-1".to_owned()] }]);
     let plan = solved(&problem);
-    // Half of the requests come from the other device, and half from clients.
+    // Half of the requests come from the other device, and half from clients, which may be on this device.
     assert!(is_close(evaluate(&problem, &plan).unwrap().bottleneck_s, 5.0));
-    problem.clients_over_cards = true;
-    assert!(is_close(evaluate(&problem, &plan).unwrap().bottleneck_s, 10.0));
+    problem.arriving = BTreeMap::from([("pi-1".to_owned(), 0.25)]);
+    assert!(is_close(evaluate(&problem, &plan).unwrap().bottleneck_s, 7.5));
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn problem(devices: usize, blocks: usize, random_links: bool, seed: u64) -> Prob
         devices,
         links: Links { default: LinkRate { bytes_per_s: 125e6, latency_s: 5e-4 }, pairs },
         ingress: None,
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: Objective::Throughput,
         replication: false,
         min_stages: None,

@@ -77,7 +77,7 @@ fn problem(profiles: &Profiles, case: &Case) -> Problem {
             pairs: Vec::new(),
         },
         ingress: None,
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: Objective::Throughput,
         replication: false,
         min_stages: None,

@@ -17,7 +17,7 @@ pub(super) fn problem(blocks: &[(u64, f64)], cuts: &[u64], devices: &[(f64, u64)
         devices: devices.iter().enumerate().map(|d| serde_json::from_value(device(d)).unwrap()).collect(),
         links: Links { default: LinkRate { bytes_per_s: 10.0, latency_s: 0.0 }, pairs: Vec::new() },
         ingress: None,
-        clients_over_cards: false,
+        arriving: std::collections::BTreeMap::new(),
         objective: Objective::Throughput,
         replication: false,
         min_stages: None,

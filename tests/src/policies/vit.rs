@@ -133,7 +133,7 @@ pub fn problem(profiles: &Profiles, model: &str, devices: &BTreeMap<String, usiz
             pairs: Vec::new(),
         },
         ingress: None,
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: Objective::Throughput,
         replication: false,
         min_stages: None,

@@ -129,7 +129,7 @@ pub fn problem(cuts: &Cuts, capacity_mb: u64, mbit: &[Vec<f64>]) -> Problem {
             pairs: pairs.filter(|(from, to)| from != to).map(|(from, to)| pair(from, to)).collect(),
         },
         ingress: None,
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: Objective::Throughput,
         replication: false,
         min_stages: None,

@@ -357,6 +357,7 @@ impl Serving {
             inputs: vec![("x".to_owned(), model::tensor(input))],
             outputs: Vec::new(),
             timeout: Duration::from_millis(timeout_ms),
+            from_elsewhere: false,
         };
         let Ok(id) = self.ingress.begin(self.at(now_ms), request) else { return false };
         let deadline_ms = now_ms + timeout_ms;

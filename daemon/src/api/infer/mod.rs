@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State},
     http::{HeaderMap, StatusCode},
     response::Response,
 };
 
-use super::{Api, body, error::ApiError, protocol::ModelPath};
+use super::{Api, body, error::ApiError, listener::Client, protocol::ModelPath};
 use crate::app::AppError;
 
 /// Time for a request that names none.
@@ -31,6 +31,7 @@ const JSON_LENGTH: &str = "inference-header-content-length";
 
 pub(super) async fn infer(
     State(api): State<Api>,
+    ConnectInfo(client): ConnectInfo<Client>,
     Path(path): Path<ModelPath>,
     headers: HeaderMap,
     body: Body,
@@ -41,7 +42,8 @@ pub(super) async fn infer(
     let body = body::read(&api, &headers, body).await?;
     let large = body.len() >= BLOCKING_BYTES;
     let parsed = off_thread(large, move || request::parse(body, json_len, &metadata)).await?;
-    let request::Parsed { request, answer } = parsed;
+    let request::Parsed { mut request, answer } = parsed;
+    request.from_elsewhere = client.is_elsewhere;
     let timeout = request.timeout;
     let result = tokio::time::timeout(timeout + GRACE, api.app.infer(request)).await;
     let response = result.unwrap_or_else(|_| {

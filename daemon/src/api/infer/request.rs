@@ -58,6 +58,7 @@ pub(super) fn parse(
             inputs,
             outputs: header.outputs.iter().map(|o| o.name.clone()).collect(),
             timeout: timeout(&header.parameters)?,
+            from_elsewhere: false,
         },
         answer: Answer { model: model.name.clone(), id: header.id, outputs },
     })

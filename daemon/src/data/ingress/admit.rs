@@ -40,12 +40,13 @@ impl Ingress {
         self.next_id = self.next_id.wrapping_add(1);
         let deployment = self.deployments.get_mut(&name).expect("was found above");
         deployment.requests += 1;
+        deployment.arrived += u64::from(request.from_elsewhere);
         if free {
             deployment.in_flight += 1;
         } else {
             deployment.line.push_back(id);
         }
-        let InferRequest { model: _, inputs, outputs, timeout: _ } = request;
+        let InferRequest { model: _, inputs, outputs, timeout: _, from_elsewhere: _ } = request;
         self.requests.insert(id, Request::new(name, inputs, outputs, now, deadline));
         if free {
             self.resend_admitted(now, id)

@@ -43,6 +43,8 @@ pub(super) struct Deployment {
     /// Requests that wait for a slot, in order.
     pub(super) line: VecDeque<u64>,
     pub(super) requests: u64,
+    /// Those of them whose client is on another machine.
+    pub(super) arrived: u64,
     pub(super) errors: u64,
     pub(super) retries: u64,
     answers: Rate,
@@ -63,6 +65,7 @@ impl Deployment {
             in_flight: 0,
             line: VecDeque::new(),
             requests: 0,
+            arrived: 0,
             errors: 0,
             retries: 0,
             answers: Rate::new(now),
@@ -182,6 +185,7 @@ impl Deployment {
     pub(super) fn metrics(&self, now: Instant) -> DeploymentMetrics {
         DeploymentMetrics {
             requests: self.requests,
+            arrived: self.arrived,
             errors: self.errors,
             retries: self.retries,
             in_flight: self.in_flight,

@@ -196,6 +196,7 @@ impl World {
             inputs: vec![("x".into(), tensor())],
             outputs: Vec::new(),
             timeout: Duration::from_millis(timeout_ms),
+            from_elsewhere: false,
         };
         match self.ingress.begin(self.now, request) {
             Ok(id) => {

@@ -88,7 +88,13 @@ async fn the_digits_model_in_three_stages_survives_a_lost_replica() {
         }
         let image = Tensor::from_slice(&[1, 1, 8, 8], image).unwrap();
         let inputs = vec![(model.inputs[0].name.clone(), image)];
-        let request = InferRequest { model: "m".into(), inputs, outputs: Vec::new(), timeout: LONG };
+        let request = InferRequest {
+            model: "m".into(),
+            inputs,
+            outputs: Vec::new(),
+            timeout: LONG,
+            from_elsewhere: false,
+        };
         let response = planes[0].infer(request).await.unwrap();
         let got = response.outputs[0].1.as_slice::<f32>().unwrap();
         let scale = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
@@ -99,7 +105,8 @@ async fn the_digits_model_in_three_stages_survives_a_lost_replica() {
 
     let wrong = Tensor::from_slice(&[1, 1, 8, 9], &[0f32; 72]).unwrap();
     let inputs = vec![(model.inputs[0].name.clone(), wrong)];
-    let request = InferRequest { model: "m".into(), inputs, outputs: Vec::new(), timeout: LONG };
+    let request =
+        InferRequest { model: "m".into(), inputs, outputs: Vec::new(), timeout: LONG, from_elsewhere: false };
     let error = planes[0].infer(request).await.unwrap_err();
     assert!(matches!(&error, AppError::Invalid(m) if m.contains('9')), "{error:?}");
 }

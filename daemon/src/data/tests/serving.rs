@@ -70,6 +70,7 @@ async fn tensors_pass_through_stages_that_do_not_use_them() {
         inputs: vec![("b".into(), one(20.0)), ("a".into(), one(10.0))],
         outputs: Vec::new(),
         timeout: LONG,
+        from_elsewhere: false,
     };
     let values = |response: InferResponse| -> Vec<(String, f32)> {
         response.outputs.iter().map(|(n, t)| (n.clone(), t.as_slice::<f32>().unwrap()[0])).collect()

@@ -48,7 +48,7 @@ async fn a_peer_whose_link_is_full_of_data_lives() {
         })
         .await;
     // Longer than a silent peer is waited for, three times over.
-    let mut data = vec![0; RATE * 3 * session::SILENCE.as_millis() as usize / 1000];
+    let mut data = vec![0; RATE * 3 * link::SILENCE.as_millis() as usize / 1000];
     timeout(PATIENCE, stream.read_exact(&mut data)).await.unwrap().expect("the peer was taken for dead");
     assert!(a.net.peers().borrow().contains(&b.id()));
 }

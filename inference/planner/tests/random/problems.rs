@@ -97,7 +97,7 @@ pub(crate) fn problem(max_blocks: usize, max_devices: usize) -> impl Strategy<Va
         )
             .prop_map(|(blocks, cuts, devices, pairs, ingress, replication, max_stages)| Problem {
                 ingress,
-                clients_over_cards: false,
+                arriving: BTreeMap::new(),
                 links: Links { default: LinkRate { bytes_per_s: 5.0, latency_s: 0.5 }, pairs },
                 objective: Objective::Throughput,
                 min_stages: None,

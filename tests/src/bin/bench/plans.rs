@@ -121,7 +121,7 @@ fn fleet(count: usize) -> Problem {
         blocks,
         cuts,
         ingress: Some(devices.iter().map(|device| (device.id.clone(), share)).collect()),
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         devices,
         links: Links { default: LinkRate { bytes_per_s: 125e6, latency_s: 5e-4 }, pairs },
         objective: Objective::Throughput,

@@ -211,7 +211,7 @@ pub(crate) fn problem(deployment: &Deployment, devices: &BTreeMap<String, u64>) 
         devices: devices.iter().map(device).collect(),
         links: Links { default: LinkRate { bytes_per_s: 1e3, latency_s: 1e-3 }, pairs: Vec::new() },
         ingress: Some(devices.keys().map(|id| (id.clone(), share)).collect()),
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: deployment.objective,
         replication: deployment.stages.is_none(),
         min_stages: deployment.stages,

@@ -63,7 +63,7 @@ fn problem(seed: u64) -> Problem {
         devices,
         links: Links { default: LinkRate { bytes_per_s: 6.0, latency_s: 0.5 }, pairs },
         ingress,
-        clients_over_cards: false,
+        arriving: BTreeMap::new(),
         objective: Objective::Throughput,
         replication: false,
         min_stages: None,
