@@ -116,7 +116,7 @@ fn ghosts(player: &Player, devices: usize) -> (usize, usize) {
 
 /// Links of 10 Mbit/s full of activations.
 pub(super) fn saturated(models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
-    let mut player = player_under_load(models)?;
+    let mut player = under_load("saturated", models)?;
     let before: Vec<u64> = received(&player);
     let first = terms(&player);
     let (start, mut deaths, mut looks) = (Instant::now(), 0, 0);
@@ -151,8 +151,9 @@ pub(super) fn saturated(models: &Path, text: &mut String) -> Result<(), Box<dyn 
     Ok(())
 }
 
-fn player_under_load(models: &Path) -> Result<Player, Box<dyn Error>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/scenarios/saturated.toml");
+/// A scenario played to its end, whose load goes on.
+pub(super) fn under_load(name: &str, models: &Path) -> Result<Player, Box<dyn Error>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("lab/scenarios/{name}.toml"));
     let scenario = Scenario::load(&path)?;
     let events = scenario.event.clone();
     let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;

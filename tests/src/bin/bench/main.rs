@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
 
+mod budget;
 mod codec;
 mod endurance;
 mod faults;
@@ -53,7 +54,7 @@ fn times(text: &str) -> Result<f64, String> {
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
-const SECTIONS: [&str; 22] = [
+const SECTIONS: [&str; 23] = [
     "founding",
     "cost",
     "codec",
@@ -65,6 +66,7 @@ const SECTIONS: [&str; 22] = [
     "repeat",
     "defer-1000",
     "defer-100",
+    "budget",
     "edgepipe-base",
     "edgepipe-base-delay",
     "edgepipe-large",
@@ -114,6 +116,7 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     match name {
         "founding" => mesh::founding(&mut text),
         "cost" => mesh::pipeline(&mut text),
+        "budget" => budget::section(models, &mut text)?,
         "codec" => codec::section(&mut text),
         "codec-defer" => codec::deferred(&mut text, models)?,
         "losses" => mesh::kills(&mut text),

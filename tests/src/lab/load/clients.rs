@@ -65,8 +65,7 @@ impl Worker {
             let job = jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
             let Ok(job) = job else { return };
             match &client {
-                // Jobs that still waited when the load stopped were never sent.
-                Some(_) if self.shared.is_stopped() => self.shared.dropped(),
+                // Also when the load has stopped since: the job was due before.
                 Some(client) => {
                     self.ask(client, job.input, job.scheduled);
                 }
