@@ -2,28 +2,31 @@
 
 use std::time::{Duration, Instant};
 
-/// Latencies remembered.
-const RECENT: usize = 512;
-
 /// Seconds that a rate looks back.
 const RATE_SECONDS: u64 = 10;
 
 /// The last latencies, with percentiles of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Recent {
     micros: Vec<u32>,
     next: usize,
+    most: usize,
 }
 
 impl Recent {
+    /// Remembers the last `most`, one at least.
+    pub(super) fn last(most: usize) -> Self {
+        Self { micros: Vec::new(), next: 0, most: most.max(1) }
+    }
+
     pub(super) fn record(&mut self, latency: Duration) {
         let micros = u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
-        if self.micros.len() < RECENT {
+        if self.micros.len() < self.most {
             self.micros.push(micros);
         } else {
             self.micros[self.next] = micros;
         }
-        self.next = (self.next + 1) % RECENT;
+        self.next = (self.next + 1) % self.most;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -80,9 +83,11 @@ impl Rate {
 mod tests {
     use super::*;
 
+    const RECENT: usize = 512;
+
     #[test]
     fn quantiles_are_nearest_ranks_of_the_last_values() {
-        let mut recent = Recent::default();
+        let mut recent = Recent::last(RECENT);
         assert_eq!(recent.quantile(0.5), None);
         for i in 1..=100u64 {
             recent.record(Duration::from_micros(i));

@@ -257,7 +257,7 @@ fn end(player: &mut Player, device: &str, trouble: Trouble, home: &str) -> Resul
             step(player, Step::WipeDisk { devices: devices.clone() })?;
             step(player, Step::Start { devices })?;
             let Some(old) = old else { return Ok(()) };
-            let args = ["node", "remove", old.id.as_str(), "--yes"].map(str::to_owned).to_vec();
+            let args = ["node", "remove", old.id.as_str()].map(str::to_owned).to_vec();
             step(player, Step::Mesh { device: home.to_owned(), args })
         }
         Trouble::SlowLink | Trouble::Lossy | Trouble::Far => {

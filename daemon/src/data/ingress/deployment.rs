@@ -23,6 +23,10 @@ const UNMEASURED_TIMES: u32 = 20;
 const NARROWED_MIN: Duration = Duration::from_millis(500);
 /// After a refusal by a full queue a request waits for this part of the usual time of an answer.
 const BUSY_PART: u32 = 4;
+/// Answers of which the latencies are told.
+const LATENCIES: usize = 512;
+/// Answers that say how long an attempt takes: what went wrong a while ago is forgotten.
+const ATTEMPTS: usize = 64;
 /// Fewest requests in the pipeline at a time, however short the pipeline is.
 const WINDOW_MIN: usize = 4;
 
@@ -51,6 +55,8 @@ pub(super) struct Deployment {
     latency: Recent,
     /// From a send to its answer.
     pub(super) attempt_latency: Recent,
+    /// The time of an attempt by what the plan before has shown, until this one has shown enough.
+    carried: Option<Duration>,
 }
 
 impl Deployment {
@@ -69,8 +75,9 @@ impl Deployment {
             errors: 0,
             retries: 0,
             answers: Rate::new(now),
-            latency: Recent::default(),
-            attempt_latency: Recent::default(),
+            latency: Recent::last(LATENCIES),
+            attempt_latency: Recent::last(ATTEMPTS),
+            carried: None,
         }
     }
 
@@ -90,8 +97,9 @@ impl Deployment {
             (self.window, self.answered) = (self.window_full, 0);
         }
         self.balancer = route.as_deref().map(Balancer::new);
+        self.carried = self.carry(route.as_deref(), limits);
         // Another plan has other latencies.
-        self.attempt_latency = Recent::default();
+        self.attempt_latency = Recent::last(ATTEMPTS);
         self.route = route;
     }
 
@@ -144,13 +152,26 @@ impl Deployment {
         }
     }
 
-    /// Time that an attempt is given: well over what answers took lately, and twice as much after every timeout.
+    /// Time of an attempt by what was measured on this plan or the one before: well over what answers took lately.
+    fn measured_timeout(&self, limits: &DataLimits) -> Option<Duration> {
+        match self.attempt_latency.quantile(0.99) {
+            Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => Some((p99 * 8).max(limits.attempt_min)),
+            Some(_) | None => self.carried,
+        }
+    }
+
+    /// What is known of the time of an attempt, for a plan that comes now: as many times longer as its predicted latency.
+    fn carry(&self, new: Option<&Route>, limits: &DataLimits) -> Option<Duration> {
+        let times = new?.latency.div_duration_f64(self.route.as_ref()?.latency);
+        let measured = self.measured_timeout(limits)?;
+        times.is_finite().then(|| Duration::try_from_secs_f64(measured.as_secs_f64() * times.max(1.0)).ok())?
+    }
+
+    /// Time that an attempt is given, twice as much after every timeout.
     pub(super) fn attempt_timeout(&self, timeouts: u32, limits: &DataLimits) -> Duration {
         let predicted = self.route.as_ref().map_or(Duration::ZERO, |route| route.latency);
-        let base = match self.attempt_latency.quantile(0.99) {
-            Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => (p99 * 8).max(limits.attempt_min),
-            Some(_) | None => limits.attempt_unmeasured.max(predicted.saturating_mul(UNMEASURED_TIMES)),
-        };
+        let unmeasured = || limits.attempt_unmeasured.max(predicted.saturating_mul(UNMEASURED_TIMES));
+        let base = self.measured_timeout(limits).unwrap_or_else(unmeasured);
         base.saturating_mul(2u32.saturating_pow(timeouts.min(16))).min(limits.timeout_max)
     }
 

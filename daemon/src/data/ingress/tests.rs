@@ -440,4 +440,29 @@ fn the_time_of_an_attempt_follows_the_measured_latencies() {
     }
     assert_eq!(deployment.attempt_timeout(0, &limits()), Duration::from_millis(320));
     assert_eq!(deployment.attempt_timeout(2, &limits()), Duration::from_millis(1280));
+    let mut next = |epoch, latency| {
+        deployment.set_route(Some(Arc::new(Route { epoch, latency, ..Route::default() })), &limits());
+        let carried = deployment.attempt_timeout(0, &limits());
+        for _ in 0..8 * MEASURED_MIN {
+            deployment.attempt_latency.record(Duration::from_millis(60));
+        }
+        (carried, deployment.attempt_timeout(0, &limits()))
+    };
+    let millis = Duration::from_millis;
+    assert_eq!(next(2, latency * 2), (millis(640), millis(480)), "a plan that is slower by what is predicted");
+    assert_eq!(next(3, latency), (millis(480), millis(480)), "a faster one may come short of it");
+    assert_eq!(next(4, Duration::ZERO), (millis(480), millis(480)));
+    assert_eq!(next(5, latency), (latency * 20, millis(480)), "there is nothing to compare with");
+}
+
+#[test]
+fn an_attempt_that_took_long_is_forgotten() {
+    let mut deployment = Deployment::new(Instant::now(), &limits());
+    let mut record = |count: usize, millis| {
+        (0..count).for_each(|_| deployment.attempt_latency.record(Duration::from_millis(millis)));
+        deployment.attempt_timeout(0, &limits())
+    };
+    assert_eq!(record(100, 50), Duration::from_millis(400));
+    assert_eq!(record(1, 6000), Duration::from_secs(48));
+    assert_eq!(record(100, 50), Duration::from_millis(400));
 }
