@@ -7,6 +7,7 @@ mod extract;
 mod graph;
 pub mod import;
 mod manifest;
+pub mod memory;
 pub mod model;
 pub mod onnx;
 pub mod priority;

@@ -227,7 +227,9 @@ impl Deployer {
                 let (done, total) = (now.done_bytes, now.total_bytes);
                 let _ = events.try_send(DeployEvent::Progress { step, done, total });
             };
-            import::import(&file, &source, &store, &engine, &mut progress)
+            let imported = import::import(&file, &source, &store, &engine, &mut progress);
+            mesh_inference::memory::give_back();
+            imported
         });
         let result: Result<Imported, ImportError> =
             work.await.map_err(|e| Failure { status: 500, error: format!("the import failed: {e}") })?;

@@ -10,6 +10,7 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
+use crate::memory::{GivesBack, give_back};
 use crate::tensor::{self, DType, Tensor};
 
 use super::{Engine, EngineError, RunError};
@@ -175,6 +176,8 @@ pub struct Session {
     outputs: Vec<Port>,
     engine: Engine,
     threads: usize,
+    /// Dropped after the session itself.
+    _memory: GivesBack,
 }
 
 impl Session {
@@ -292,7 +295,10 @@ pub(super) fn create(
     let outputs = session.outputs().iter().map(Port::of).collect();
     let on_cpu = options.providers.iter().all(|name| name == "cpu");
     let threads = if on_cpu { options.threads } else { 0 };
-    Ok(Session { session, inputs, outputs, engine: engine.clone(), threads })
+    // Loading takes up to twice what stays.
+    drop(builder);
+    give_back();
+    Ok(Session { session, inputs, outputs, engine: engine.clone(), threads, _memory: GivesBack })
 }
 
 fn configure(engine: &Engine, options: &SessionOptions) -> Result<SessionBuilder, ort::Error> {

@@ -155,7 +155,9 @@ impl Deployment {
     /// Time of an attempt by what was measured on this plan or the one before: well over what answers took lately.
     fn measured_timeout(&self, limits: &DataLimits) -> Option<Duration> {
         match self.attempt_latency.quantile(0.99) {
-            Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => Some((p99 * 8).max(limits.attempt_min)),
+            Some(p99) if self.attempt_latency.len() >= MEASURED_MIN => {
+                Some((p99 * 8).max(limits.attempt_min))
+            }
             Some(_) | None => self.carried,
         }
     }
@@ -164,7 +166,9 @@ impl Deployment {
     fn carry(&self, new: Option<&Route>, limits: &DataLimits) -> Option<Duration> {
         let times = new?.latency.div_duration_f64(self.route.as_ref()?.latency);
         let measured = self.measured_timeout(limits)?;
-        times.is_finite().then(|| Duration::try_from_secs_f64(measured.as_secs_f64() * times.max(1.0)).ok())?
+        times
+            .is_finite()
+            .then(|| Duration::try_from_secs_f64(measured.as_secs_f64() * times.max(1.0)).ok())?
     }
 
     /// Time that an attempt is given, twice as much after every timeout.

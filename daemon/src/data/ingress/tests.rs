@@ -449,7 +449,11 @@ fn the_time_of_an_attempt_follows_the_measured_latencies() {
         (carried, deployment.attempt_timeout(0, &limits()))
     };
     let millis = Duration::from_millis;
-    assert_eq!(next(2, latency * 2), (millis(640), millis(480)), "a plan that is slower by what is predicted");
+    assert_eq!(
+        next(2, latency * 2),
+        (millis(640), millis(480)),
+        "a plan that is slower by what is predicted"
+    );
     assert_eq!(next(3, latency), (millis(480), millis(480)), "a faster one may come short of it");
     assert_eq!(next(4, Duration::ZERO), (millis(480), millis(480)));
     assert_eq!(next(5, latency), (latency * 20, millis(480)), "there is nothing to compare with");
