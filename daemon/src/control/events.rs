@@ -124,6 +124,7 @@ impl Events {
                     }
                 },
                 NetEvent::Jobs { peer, jobs } => self.data.set_peer_jobs(peer, jobs),
+                NetEvent::Late { peer, is_late } => self.data.set_peer_late(peer, is_late),
                 NetEvent::Call { peer, method, body, reply } => {
                     let Ok(permit) = Arc::clone(&calls).try_acquire_owned() else { continue };
                     let this = self.clone();

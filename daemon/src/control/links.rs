@@ -53,6 +53,8 @@ const BYTES_MIN: u64 = 512 * 1024;
 const BYTES_FAST: u64 = 4 * 1024 * 1024;
 /// A rate that differs by this part is another one.
 const NEWS: f64 = 0.25;
+/// A latency that differs by this part, and by more than this: processors that are busy make as much of it.
+const LATENCY_NEWS_S: f64 = 0.003;
 /// So many looks in a row have to show it.
 const LOOKS: u32 = 2;
 /// A link that was found as it was known is left alone for this long; doubles each time.
@@ -183,6 +185,22 @@ impl Links {
         }
     }
 
+    /// Takes the latencies of links that carried little as they are now: one that is full answers late.
+    fn learn_latencies(&self, flows: &BTreeMap<PeerId, Flow>, before: &BTreeMap<PeerId, Flow>) {
+        let own = self.facts.own();
+        for (peer, flow) in flows {
+            let sent = before.get(peer).map_or(u64::MAX, |before| flow.sent.saturating_sub(before.sent));
+            let known = own.links.get(&peer.to_string()).filter(|_| sent < BYTES_MIN);
+            let least = self.net.link(*peer).and_then(|link| link.least_rtt);
+            if let (Some(known), Some(least)) = (known, least)
+                && let Some(latency_s) = another_latency(known.latency_s, least.as_secs_f64() / 2.0)
+            {
+                tracing::debug!(%peer, known = known.latency_s, latency_s, "the link has another latency now");
+                self.set(*peer, known.bytes_per_s, latency_s);
+            }
+        }
+    }
+
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
     /// of a link to activations says nothing.
     pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
@@ -203,6 +221,7 @@ impl Links {
                 let change = self.clear_up(&suspicion).await;
                 watch.cleared_up(&suspicion, change, Instant::now());
             }
+            self.learn_latencies(&flows, &flows_before);
             let at_rest = flows == flows_before && self.net.chores().under_way == 0;
             flows_before = flows;
             // Not all devices at the same time: they would measure each other.
@@ -263,6 +282,12 @@ impl Links {
         self.set(suspicion.peer, bytes_per_s, known.latency_s);
         Some((known.bytes_per_s, bytes_per_s))
     }
+}
+
+/// A latency in seconds that is not the one known.
+fn another_latency(known: f64, seen: f64) -> Option<f64> {
+    let change = (seen - known).abs();
+    (change > LATENCY_NEWS_S && change > NEWS * known).then_some(seen)
 }
 
 /// What a link has carried so far.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mesh_consensus::{ClusterState, Deployment, EpochPlan};
-use mesh_planner::TransferCost;
+use mesh_planner::{Evaluation, TransferCost};
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
@@ -20,12 +20,13 @@ use super::{
     crossing::Crossing,
     entering::Entering,
     facts::Facts,
+    forecast::Forecasts,
     holdings::{Act, Holdings, Session, wanted_here},
     models::Models,
     moving::{Sample, Watch, processor_s},
     prepare::{Prepared, Preparer, SessionKey},
     report::{StageReport, StageState},
-    routing::{self, Names},
+    routing::{self, Expected, Names},
     spread::Spread,
 };
 use crate::{
@@ -55,6 +56,7 @@ pub struct Reconciler {
     models: Models,
     data: DataPlane,
     preparer: Preparer,
+    forecasts: Forecasts,
     spread: Spread,
     holdings: Holdings,
     sessions: HashMap<SessionKey, Slot>,
@@ -117,12 +119,14 @@ pub struct Parts {
     pub data: DataPlane,
     /// Loads sessions.
     pub preparer: Preparer,
+    /// What running plans can do.
+    pub forecasts: Forecasts,
 }
 
 impl Reconciler {
     /// On this device.
     pub fn new(parts: Parts, spread: Spread) -> Self {
-        let Parts { net, consensus, facts, models, data, preparer } = parts;
+        let Parts { net, consensus, facts, models, data, preparer, forecasts } = parts;
         let (done, prepared) = mpsc::channel(64);
         Self {
             net,
@@ -131,6 +135,7 @@ impl Reconciler {
             models,
             data,
             preparer,
+            forecasts,
             spread,
             holdings: Holdings::default(),
             sessions: HashMap::new(),
@@ -304,7 +309,12 @@ impl Reconciler {
             let report = self.facts.stage(device, name, active.epoch, stage);
             report.is_some_and(|report| report.state == StageState::Ready)
         };
-        routing::route(name, active, &names, |device| device.parse().ok(), is_ready)
+        let forecast = self.forecasts.get(name, active.epoch);
+        let expected = forecast.map(|forecast| {
+            let Evaluation { throughput_rps, latency_s, .. } = forecast.served.evaluation;
+            Expected { rps: throughput_rps, latency_s }
+        });
+        routing::route(name, active, expected, &names, |device| device.parse().ok(), is_ready)
     }
 
     /// Puts what is held and prepared here into this device's report.

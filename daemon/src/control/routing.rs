@@ -9,6 +9,26 @@ use crate::{
     net::PeerId,
 };
 
+/// No plan has more requests under way at once; forecasts of peers may say anything.
+const IN_FLIGHT_MAX: f64 = 4096.0;
+
+/// What a plan is predicted to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// Requests per second.
+    pub rps: f64,
+    /// Seconds of one through the idle pipeline.
+    pub latency_s: f64,
+}
+
+impl Expected {
+    /// Requests in the pipeline at once (Little's law).
+    fn in_flight(self) -> usize {
+        let requests = (self.rps * self.latency_s).ceil();
+        if requests.is_nan() { 0 } else { requests.clamp(0.0, IN_FLIGHT_MAX) as usize }
+    }
+}
+
 /// The names of a model's tensors.
 #[derive(Debug)]
 pub struct Names<'a, F> {
@@ -20,11 +40,13 @@ pub struct Names<'a, F> {
     pub entering: F,
 }
 
-/// The route of an active plan; `None` when the model has no such cuts. `peer_of` knows devices by their ids;
+/// The route of an active plan; `None` when the model has no such cuts. `expected` is what the plan is believed to do
+/// now, where that is known better than when it was made. `peer_of` knows devices by their ids;
 /// `is_ready` tells whether a device that stands by for a stage has said that it is ready.
 pub fn route<F: Fn(usize) -> Option<Vec<String>>>(
     name: &str,
     active: &EpochPlan,
+    expected: Option<Expected>,
     names: &Names<'_, F>,
     peer_of: impl Fn(&str) -> Option<PeerId>,
     is_ready: impl Fn(&str, usize) -> bool,
@@ -39,6 +61,7 @@ pub fn route<F: Fn(usize) -> Option<Vec<String>>>(
             inputs: (names.entering)(stage.first_block)?,
         });
     }
+    let planned = Expected { rps: active.plan.throughput_rps, latency_s: active.plan.latency_s };
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     Some(Route {
         deployment: name.to_owned(),
@@ -46,6 +69,28 @@ pub fn route<F: Fn(usize) -> Option<Vec<String>>>(
         inputs: owned(&names.inputs),
         outputs: owned(&names.outputs),
         latency: Duration::try_from_secs_f64(active.plan.latency_s).unwrap_or_default(),
+        in_flight: expected.unwrap_or(planned).in_flight(),
         stages,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_under_way_are_rate_times_latency() {
+        for (rps, latency_s, requests) in [
+            (500.0, 0.065, 33),
+            (0.2, 4.0, 1),
+            (8.0, 0.25, 2),
+            (0.0, 1.0, 0),
+            (-3.0, 1.0, 0),
+            (f64::NAN, 1.0, 0),
+            (f64::INFINITY, 0.0, 0),
+            (1e12, 1e12, 4096),
+        ] {
+            assert_eq!(Expected { rps, latency_s }.in_flight(), requests, "{rps}/s, {latency_s} s");
+        }
+    }
 }

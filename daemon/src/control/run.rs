@@ -249,6 +249,7 @@ fn build(
         models: models.clone(),
         data: data.clone(),
         preparer,
+        forecasts: forecasts.clone(),
     };
     let app = DaemonApp {
         cluster_name: config.cluster.name.clone(),

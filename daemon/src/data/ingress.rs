@@ -24,6 +24,7 @@ use request::{Request, Sent, State};
 
 mod admit;
 mod deployment;
+mod peers;
 mod request;
 mod words;
 
@@ -70,6 +71,8 @@ pub struct Ingress {
     names: BTreeMap<PeerId, String>,
     /// Peers that are up; always holds `me`.
     up: BTreeSet<PeerId>,
+    /// Those of them that nothing has come from for a while.
+    late: Vec<PeerId>,
     deployments: BTreeMap<Arc<str>, Deployment>,
     requests: HashMap<u64, Request>,
     /// Jobs that wait or run in the stages of this device.
@@ -90,6 +93,7 @@ impl Ingress {
             limits,
             names: BTreeMap::new(),
             up: BTreeSet::from([me]),
+            late: Vec::new(),
             deployments: BTreeMap::new(),
             requests: HashMap::new(),
             own_jobs: 0,
@@ -161,27 +165,6 @@ impl Ingress {
             self.forget_when_idle(&name);
         }
         self.look_again(now);
-    }
-
-    /// A peer is connected.
-    pub fn peer_up(&mut self, now: Instant, peer: PeerId) {
-        self.up.insert(peer);
-        self.look_again(now);
-    }
-
-    /// A peer is gone: what is on a route through it goes out again.
-    pub fn peer_down(&mut self, now: Instant, peer: PeerId) {
-        if peer == self.me || !self.up.remove(&peer) {
-            return;
-        }
-        let name = self.name(&peer);
-        for id in self.ids(|r| matches!(&r.state, State::Sent(sent) if sent.address.devices.contains(&peer)))
-        {
-            if let Some(request) = self.requests.get_mut(&id) {
-                request.last_error = Some(format!("{name} went down"));
-            }
-            self.resend(now, id);
-        }
     }
 
     /// Outputs have come in from `from`. Those of an older attempt are as good: stages are pure.
@@ -289,7 +272,7 @@ impl Ingress {
         let picked = address.devices.get(stage).copied()?;
         let here = Here { device: self.me, jobs: self.own_jobs };
         let deployment = self.deployments.get_mut(&address.deployment)?;
-        deployment.detour(now, here, &self.up, (address.epoch, stage, picked), by)
+        deployment.detour(now, here, &peers::heard(&self.late, &self.up), (address.epoch, stage, picked), by)
     }
 
     /// The client has gone away.
@@ -398,23 +381,30 @@ impl Ingress {
     /// An attempt takes long: sends the request on another route, if there is one. On the same devices, which live, a
     /// second copy would only stand in the queue that the first one stands in.
     fn try_elsewhere(&mut self, now: Instant, id: u64) {
+        let picked = self.would_pick(now, id);
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let Some(deployment) = self.deployments.get_mut(&request.deployment) else { return };
+        let Some(deployment) = self.deployments.get(&request.deployment) else { return };
         let State::Sent(sent) = &mut request.state else { return };
-        let here = Here { device: self.me, jobs: self.own_jobs };
-        let epoch = deployment.route.as_ref().map(|route| route.epoch);
-        let picked = deployment.pick(now, here, &self.up, &request.avoided);
-        let is_same = epoch == Some(sent.address.epoch)
-            && picked.as_ref().is_ok_and(|devices| devices[..] == sent.address.devices[..]);
-        if let (Ok(devices), Some(epoch)) = (&picked, epoch) {
-            deployment.release(epoch, devices);
-        }
+        let is_same = picked.is_some_and(|(epoch, devices)| {
+            epoch == sent.address.epoch && devices[..] == sent.address.devices[..]
+        });
         if is_same {
             sent.until = now + deployment.attempt_timeout(request.timeouts, &self.limits);
             self.set_timer(id);
         } else {
             self.resend(now, id);
         }
+    }
+
+    /// The plan and the devices that the request would be sent to now.
+    fn would_pick(&mut self, now: Instant, id: u64) -> Option<(u64, Vec<PeerId>)> {
+        let request = self.requests.get(&id)?;
+        let deployment = self.deployments.get_mut(&request.deployment)?;
+        let here = Here { device: self.me, jobs: self.own_jobs };
+        let epoch = deployment.route.as_ref()?.epoch;
+        let devices = deployment.pick(now, here, &self.up, &peers::avoided(&self.late, request)).ok()?;
+        deployment.release(epoch, &devices);
+        Some((epoch, devices))
     }
 
     /// Sends the request on a route of now, or holds it until there is one.
@@ -434,7 +424,7 @@ impl Ingress {
             return;
         };
         let here = Here { device: self.me, jobs: self.own_jobs };
-        match deployment.pick(now, here, &self.up, &request.avoided) {
+        match deployment.pick(now, here, &self.up, &peers::avoided(&self.late, request)) {
             Err(missing) => request.state = State::Held { until: None, missing },
             Ok(devices) => {
                 let attempt = request.attempts_made;

@@ -171,6 +171,11 @@ impl DataPlane {
         self.shared.drive(|ingress, now| ingress.peer_down(now, peer));
     }
 
+    /// Nothing has come from a peer for a while, or something has again.
+    pub fn set_peer_late(&self, peer: PeerId, is_late: bool) {
+        self.shared.drive(|ingress, now| ingress.peer_late(now, peer, is_late));
+    }
+
     /// What a probe has shown that the link to a peer carries, in bytes per second: the codec is chosen by it until
     /// the stream itself has shown less.
     pub fn set_link_rate(&self, peer: PeerId, bytes_per_s: f64) {

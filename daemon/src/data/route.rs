@@ -17,6 +17,9 @@ pub struct Route {
     pub outputs: Vec<String>,
     /// Predicted time of one request through the idle pipeline.
     pub latency: Duration,
+    /// Requests that are in the pipeline at once when it answers as many as predicted and none of them waits: the longer
+    /// the ways between devices, the more.
+    pub in_flight: usize,
     /// Stages in pipeline order. Empty for a deployment that is known and not yet active: its requests are told to
     /// come back later.
     pub stages: Vec<RouteStage>,
@@ -42,15 +45,16 @@ impl Route {
             && stages.into_iter().all(|(a, b)| a.replicas == b.replicas && a.inputs == b.inputs)
     }
 
-    /// Requests that keep every replica at work, with the next at hand. A fast replica is given several before a slow
-    /// one gets its first, so it counts for several.
+    /// Requests that keep every replica at work, with the next at hand and others on their way. A fast replica is given
+    /// several before a slow one gets its first, so it counts for several.
     pub(super) fn window(&self) -> usize {
         let of_stage = |stage: &RouteStage| -> usize {
             let slowest = stage.replicas.iter().map(|(_, share)| *share).fold(f64::INFINITY, f64::min);
             let times = |share: f64| (share / slowest).ceil().clamp(1.0, FAST_MAX) as usize;
             stage.replicas.iter().map(|(_, share)| 1 + times(*share)).sum()
         };
-        self.stages.iter().map(of_stage).sum()
+        let replicas: usize = self.stages.iter().map(|stage| stage.replicas.len()).sum();
+        self.stages.iter().map(of_stage).sum::<usize>().max(self.in_flight.saturating_add(replicas))
     }
 }
 

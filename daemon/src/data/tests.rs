@@ -223,6 +223,7 @@ fn route(epoch: u64, placement: &[Vec<PeerId>]) -> BTreeMap<String, Arc<Route>> 
         outputs: vec![format!("t{}", placement.len())],
         stages: placement.iter().enumerate().map(stage).collect(),
         latency: Duration::ZERO,
+        in_flight: 0,
     };
     BTreeMap::from([("m".to_owned(), Arc::new(route))])
 }

@@ -28,8 +28,12 @@ const MAX_CALLS: usize = 256;
 /// Five missed heartbeats and nothing else that came: a frozen peer is noticed within 3 s. On a full slow link heartbeats
 /// may wait for longer, but then what they wait behind comes.
 pub(super) const SILENCE: Duration = Duration::from_millis(2500);
+/// Three missed heartbeats and nothing else that came: a peer that is late may be frozen.
+pub(super) const LATE: Duration = Duration::from_millis(1500);
 /// Longest time that whatever else comes stands for heartbeats: their lane alone may be stuck for good.
 const BEATLESS: Duration = Duration::from_secs(30);
+/// The shortest round trip of the last one or two of these spans counts.
+const LEAST_SPAN: Duration = Duration::from_secs(15);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The data behind these locks is whole between any two statements.
@@ -101,13 +105,40 @@ struct PulseState {
     /// The newest heartbeat: its sender's clock, and when it came.
     newest: Option<(u64, Instant)>,
     rtt: Option<Duration>,
-    least_rtt: Option<Duration>,
+    least: Least,
+}
+
+/// The shortest round trip of late: a link may change.
+#[derive(Debug)]
+struct Least {
+    since: Instant,
+    /// Of this span of time.
+    now: Option<Duration>,
+    /// Of the span before.
+    before: Option<Duration>,
+}
+
+impl Least {
+    fn new(since: Instant) -> Self {
+        Self { since, now: None, before: None }
+    }
+
+    fn note(&mut self, at: Instant, sample: Duration) {
+        if at.saturating_duration_since(self.since) >= LEAST_SPAN {
+            (self.since, self.before) = (at, self.now.take());
+        }
+        self.now = Some(self.now.map_or(sample, |least| least.min(sample)));
+    }
+
+    fn get(&self) -> Option<Duration> {
+        [self.now, self.before].into_iter().flatten().min()
+    }
 }
 
 impl Pulse {
     pub(super) fn new() -> Self {
         let base = Instant::now();
-        let state = Mutex::new(PulseState { newest: None, rtt: None, least_rtt: None });
+        let state = Mutex::new(PulseState { newest: None, rtt: None, least: Least::new(base) });
         Self { base, heard: AtomicU64::new(0), beat: AtomicU64::new(0), state }
     }
 
@@ -137,7 +168,7 @@ impl Pulse {
         let sample = Duration::from_micros(away.saturating_sub(beat.held));
         // The usual smoothing of TCP (RFC 6298): an eighth of every new sample.
         state.rtt = Some(state.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
-        state.least_rtt = Some(state.least_rtt.map_or(sample, |least| least.min(sample)));
+        state.least.note(now, sample);
         true
     }
 
@@ -171,9 +202,9 @@ impl Pulse {
         lock(&self.state).rtt
     }
 
-    /// The shortest round trip so far: what the network takes, without what processors at both ends had to do first.
+    /// The shortest round trip of late: what the network takes, without what processors at both ends had to do first.
     pub(super) fn least_rtt(&self) -> Option<Duration> {
-        lock(&self.state).least_rtt
+        lock(&self.state).least.get()
     }
 }
 
@@ -267,6 +298,24 @@ pub(super) struct PeerLink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shortest_round_trip_is_forgotten_after_a_while() {
+        let start = Instant::now();
+        let mut least = Least::new(start);
+        assert_eq!(least.get(), None);
+        let mut get = |seconds: u64, millis: u64| {
+            least.note(start + Duration::from_secs(seconds), Duration::from_millis(millis));
+            least.get().map(|least| least.as_millis())
+        };
+        assert_eq!(get(1, 30), Some(30));
+        assert_eq!(get(2, 9), Some(9));
+        assert_eq!(get(10, 500), Some(9));
+        assert_eq!(get(16, 500), Some(9), "the span before counts");
+        assert_eq!(get(30, 500), Some(9));
+        assert_eq!(get(31, 500), Some(500));
+        assert_eq!(get(40, 20), Some(20), "a shorter one counts at once");
+    }
 
     #[test]
     fn data_stands_for_heartbeats_only_for_so_long() {

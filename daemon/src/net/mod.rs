@@ -102,6 +102,14 @@ pub enum NetEvent {
         /// Jobs that wait or run in its stages.
         jobs: u32,
     },
+    /// Nothing has come from a peer for longer than usual, or something has again; it is up until it has been silent for
+    /// longer.
+    Late {
+        /// Who.
+        peer: PeerId,
+        /// `false` when it is heard of again.
+        is_late: bool,
+    },
     /// A peer asks for something and waits.
     Call {
         /// Caller.
@@ -160,6 +168,8 @@ impl Topic {
 pub struct LinkInfo {
     /// Round trip of the control link, smoothed; `None` before the first answer.
     pub rtt: Option<Duration>,
+    /// The shortest of the last half minute or less: without what processors at both ends had to do first.
+    pub least_rtt: Option<Duration>,
     /// Where the peer listens.
     pub address: SocketAddr,
 }
@@ -295,7 +305,7 @@ impl Net {
     /// What is known of the link to a peer that is up.
     pub fn link(&self, peer: PeerId) -> Option<LinkInfo> {
         let link = self.inner.shared.link(&peer)?;
-        Some(LinkInfo { rtt: link.pulse.rtt(), address: link.address })
+        Some(LinkInfo { rtt: link.pulse.rtt(), least_rtt: link.pulse.least_rtt(), address: link.address })
     }
 
     /// Measures the way to a peer by sending up to 1 MiB for up to 200 ms, one peer after another. A link that was

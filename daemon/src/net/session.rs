@@ -33,7 +33,7 @@ use self::{
 use super::{
     Channel, NetEvent, Topic,
     frames::{self, Answer, Frame, Lane, MAX_CALL},
-    link::{Calls, Outbox, OutboxReader, PeerLink, Pulse, SILENCE},
+    link::{Calls, LATE, Outbox, OutboxReader, PeerLink, Pulse, SILENCE},
     shared::Shared,
     swarm::Internal,
 };
@@ -109,6 +109,7 @@ struct Live {
     inbox: mpsc::Sender<Queued>,
     budget: Arc<Semaphore>,
     told: watch::Sender<Told>,
+    late: watch::Sender<bool>,
     up: watch::Sender<bool>,
     kick: Notify,
 }
@@ -139,6 +140,7 @@ impl Session {
     async fn run_alone(self, cancelled: oneshot::Receiver<()>) -> Ended {
         let (inbox, inbox_reader) = mpsc::channel(INBOX);
         let (told, beats) = watch::channel(Told::default());
+        let (late, is_late) = watch::channel(false);
         let (messages, message_frames) = Outbox::new();
         let (requests, request_frames) = Outbox::new();
         let silent = Arc::new(AtomicBool::new(false));
@@ -156,6 +158,7 @@ impl Session {
             inbox,
             budget: Arc::new(Semaphore::new(usize::try_from(INBOX_KIB).unwrap_or(usize::MAX))),
             told,
+            late,
             up: watch::channel(false).0,
             kick: Notify::new(),
         };
@@ -165,6 +168,7 @@ impl Session {
             streams: self.streams,
             pulse: live.link.pulse.clone(),
             beats,
+            late: is_late,
             events: self.events,
             silent: silent.clone(),
         };
@@ -222,7 +226,9 @@ impl Live {
 
     async fn watch_silence(&self) -> End {
         loop {
-            let left = SILENCE.saturating_sub(self.link.pulse.silence());
+            let silence = self.link.pulse.silence();
+            let next = if silence > LATE { SILENCE } else { LATE };
+            let left = next.saturating_sub(silence);
             // Whatever came in while we slept is looked at before silence is called by its name.
             let pause = left.clamp(WATCH / 20, WATCH);
             let due = Instant::now() + pause;
@@ -234,6 +240,8 @@ impl Live {
             if pulse.is_lost() {
                 return End::Silent;
             }
+            let is_late = pulse.silence() > LATE;
+            self.late.send_if_modified(|was| std::mem::replace(was, is_late) != is_late);
         }
     }
 

@@ -290,7 +290,7 @@ impl Serving {
                     };
                     let peer_of =
                         |device: &str| Some(peer(device_index(&mesh_consensus::DeviceId(device.to_owned()))));
-                    routing::route(&name, active, &names, peer_of, ready).unwrap_or_else(empty)
+                    routing::route(&name, active, None, &names, peer_of, ready).unwrap_or_else(empty)
                 }
             };
             routes.insert(name, Arc::new(route));

@@ -137,3 +137,17 @@ fn streams_of_a_peer_add_up_and_may_begin_anew() {
     world.flow = Flow::default();
     assert_eq!(world.later(), None, "the stream began anew");
 }
+
+#[test]
+fn a_latency_is_news_when_it_is_another_one() {
+    for (known, seen, news) in [
+        (0.0005, 0.25, true),
+        (0.25, 0.0005, true),
+        (0.0005, 0.003, false),
+        (0.020, 0.024, false),
+        (0.020, 0.026, true),
+        (0.200, 0.240, false),
+    ] {
+        assert_eq!(another_latency(known, seen), news.then_some(seen), "{known} s, then {seen} s");
+    }
+}

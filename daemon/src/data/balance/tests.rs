@@ -15,6 +15,7 @@ fn route(shares: &[Vec<(PeerId, f64)>]) -> Route {
         outputs: Vec::new(),
         stages: shares.iter().map(stage).collect(),
         latency: Duration::ZERO,
+        in_flight: 0,
     }
 }
 

@@ -30,6 +30,11 @@ const ATTEMPTS: usize = 64;
 /// Fewest requests in the pipeline at a time, however short the pipeline is.
 const WINDOW_MIN: usize = 4;
 
+/// The window that a route allows.
+fn window_full(route: &Route, limits: &DataLimits) -> usize {
+    route.window().max(WINDOW_MIN).min(limits.window_max).max(1)
+}
+
 /// Route, window and numbers of one deployment.
 #[derive(Debug)]
 pub(super) struct Deployment {
@@ -89,11 +94,14 @@ impl Deployment {
             && old.is_same_plan(new)
         {
             balancer.set_standbys(new);
+            let full = window_full(new, limits);
+            self.window = if self.window == self.window_full { full } else { self.window.min(full) };
+            self.window_full = full;
             self.route = route;
             return;
         }
         if let Some(route) = &route {
-            self.window_full = route.window().max(WINDOW_MIN).min(limits.window_max).max(1);
+            self.window_full = window_full(route, limits);
             (self.window, self.answered) = (self.window_full, 0);
         }
         self.balancer = route.as_deref().map(Balancer::new);

@@ -42,6 +42,10 @@ enum Event {
     },
     Up(usize),
     Down(usize),
+    Late {
+        device: usize,
+        is_late: bool,
+    },
     /// A new plan: a bit mask of devices per stage. No stage: not active yet.
     Plan {
         deployment: usize,
@@ -68,6 +72,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any.prop_map(|request| Event::Cancel { request }),
         2 => (0usize..4).prop_map(Event::Up),
         2 => (0usize..4).prop_map(Event::Down),
+        2 => (0usize..4, prop::bool::ANY).prop_map(|(device, is_late)| Event::Late { device, is_late }),
         2 => (0usize..2, prop::collection::vec(1u8..16, 0..4))
             .prop_map(|(deployment, stages)| Event::Plan { deployment, stages }),
         1 => (0usize..2).prop_map(|deployment| Event::Undeploy { deployment }),
@@ -178,6 +183,7 @@ impl World {
                 }
                 self.ingress.peer_down(now, self.peers[device]);
             }
+            Event::Late { device, is_late } => self.ingress.peer_late(now, self.peers[device], is_late),
             Event::Plan { deployment, stages } => self.plan(deployment, &stages),
             Event::Undeploy { deployment } => {
                 self.routes.remove(NAMES[deployment]);
@@ -230,6 +236,7 @@ impl World {
                 })
                 .collect(),
             latency: Duration::ZERO,
+            in_flight: 0,
         };
         self.routes.insert(NAMES[deployment].into(), Arc::new(route));
         self.ingress.set_routes(self.now, self.routes.clone());
@@ -387,6 +394,42 @@ fn a_request_that_went_another_way_is_followed() {
 }
 
 #[test]
+fn a_late_device_is_left_where_another_can_take_its_place() {
+    let mut world = World::new();
+    let peers = world.peers.clone();
+    for peer in &peers[1..] {
+        world.ingress.peer_up(world.now, *peer);
+        world.up.insert(*peer);
+    }
+    world.plan(0, &[0b0110]);
+    world.begin(0, 20_000);
+    world.check();
+    let first = world.sends[0].clone();
+    let (picked, other) =
+        if first.devices[0] == peers[1] { (peers[1], peers[2]) } else { (peers[2], peers[1]) };
+    let sent_to = |world: &World| world.sends.iter().map(|address| address.devices[0]).collect::<Vec<_>>();
+    for _ in 0..2 {
+        world.ingress.peer_late(world.now, picked, true);
+        world.check();
+        assert_eq!(sent_to(&world), [picked, other], "once");
+    }
+    world.begin(0, 20_000);
+    world.check();
+    assert_eq!(sent_to(&world), [picked, other, other]);
+    world.ingress.peer_late(world.now, other, true);
+    world.check();
+    assert_eq!(world.sends.len(), 3, "there is nobody better");
+    world.ingress.peer_late(world.now, picked, false);
+    world.begin(0, 20_000);
+    world.check();
+    assert_eq!(sent_to(&world)[3], picked);
+    // The first one's answer may still come.
+    world.ingress.on_result(world.now, picked, &first, vec![("y".into(), tensor())]);
+    let effects = world.ingress.take_effects();
+    assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
+}
+
+#[test]
 fn a_slow_attempt_is_left_alone_where_there_is_no_other_device() {
     let mut world = World::new();
     world.plan(0, &[0b0001]);
@@ -426,6 +469,30 @@ fn full_queues_narrow_the_window_and_answers_widen_it() {
         deployment.record_answer(now, Duration::from_millis(20));
     }
     assert_eq!(deployment.window, full);
+}
+
+#[test]
+fn the_window_follows_what_is_on_its_way() {
+    let limits = DataLimits { window_max: 64, ..limits() };
+    let mut deployment = Deployment::new(Instant::now(), &limits);
+    let replicas = vec![(PeerId::random(), 1.0)];
+    let mut window = |in_flight| {
+        let stage = RouteStage { replicas: replicas.clone(), ..RouteStage::default() };
+        let route = Route { epoch: 1, stages: vec![stage; 3], in_flight, ..Route::default() };
+        deployment.set_route(Some(Arc::new(route)), &limits);
+        deployment.window
+    };
+    assert_eq!(window(0), 6, "each of three has one, and one at hand");
+    assert_eq!(window(3), 6);
+    assert_eq!(window(30), 33, "the ways between them have become longer");
+    assert_eq!(window(1000), 64);
+    assert_eq!(window(10), 13);
+    deployment.busy(Instant::now());
+    let narrowed = deployment.window;
+    let stage = RouteStage { replicas, ..RouteStage::default() };
+    let route = Route { epoch: 1, stages: vec![stage; 3], in_flight: 30, ..Route::default() };
+    deployment.set_route(Some(Arc::new(route)), &limits);
+    assert_eq!(deployment.window, narrowed, "full queues count for more");
 }
 
 #[test]

@@ -78,6 +78,7 @@ async fn the_digits_model_in_three_stages_survives_a_lost_replica() {
         outputs: names(&model.outputs),
         stages: stages.collect(),
         latency: Duration::ZERO,
+        in_flight: 0,
     };
     planes[0].set_routes(BTreeMap::from([("m".to_owned(), Arc::new(route))]));
 

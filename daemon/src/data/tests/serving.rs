@@ -62,6 +62,7 @@ async fn tensors_pass_through_stages_that_do_not_use_them() {
         outputs: vec!["d".into(), "c".into()],
         stages: vec![stage(peers[0], ["a", "b"]), stage(peers[1], ["b", "c"])],
         latency: Duration::ZERO,
+        in_flight: 0,
     };
     planes[0].set_routes(BTreeMap::from([("m".into(), Arc::new(route))]));
     let one = |v: f32| Tensor::from_slice(&[1], &[v]).unwrap();

@@ -42,6 +42,7 @@ pub(super) struct Forwarder {
     pub(super) streams: mpsc::Receiver<(Channel, Stream)>,
     pub(super) pulse: Arc<Pulse>,
     pub(super) beats: watch::Receiver<Told>,
+    pub(super) late: watch::Receiver<bool>,
     pub(super) events: mpsc::Sender<NetEvent>,
     pub(super) silent: Arc<AtomicBool>,
 }
@@ -65,6 +66,9 @@ impl Forwarder {
                     channel,
                     stream: NetStream::new(stream, self.pulse.clone()),
                 },
+                Ok(()) = self.late.changed() => {
+                    NetEvent::Late { peer: self.peer, is_late: *self.late.borrow_and_update() }
+                }
                 Ok(()) = self.beats.changed() => {
                     let Told { report: body, number, rtt, jobs } = self.beats.borrow_and_update().clone();
                     if number == reported {

@@ -1,6 +1,9 @@
 //! A link that carries little.
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use super::*;
 
@@ -51,4 +54,49 @@ async fn a_peer_whose_link_is_full_of_data_lives() {
     let mut data = vec![0; RATE * 3 * link::SILENCE.as_millis() as usize / 1000];
     timeout(PATIENCE, stream.read_exact(&mut data)).await.unwrap().expect("the peer was taken for dead");
     assert!(a.net.peers().borrow().contains(&b.id()));
+}
+
+/// Listens, and passes on to `to` what comes while the gate is open; answers as they come.
+async fn gated(to: SocketAddr) -> (SocketAddr, watch::Sender<bool>) {
+    let listener = TcpListener::bind((to.ip(), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (gate, is_open) = watch::channel(true);
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(to).await.unwrap();
+            let (mut from_near, mut to_near) = near.into_split();
+            let (mut from_far, mut to_far) = far.into_split();
+            let mut is_open = is_open.clone();
+            tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+            tokio::spawn(async move {
+                let mut piece = [0; PIECE];
+                while let Ok(count @ 1..) = from_near.read(&mut piece).await {
+                    if is_open.wait_for(|open| *open).await.is_err()
+                        || to_far.write_all(&piece[..count]).await.is_err()
+                    {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (address, gate)
+}
+
+#[tokio::test]
+async fn a_peer_is_late_before_it_is_gone() {
+    let mut a = Node::start(&[]).await;
+    let (address, gate) = gated(a.address()).await;
+    let b = Node::start(&[address]).await;
+    a.until_up(b.id()).await;
+    gate.send_replace(false);
+    let late = a
+        .until(|event| match event {
+            NetEvent::Late { peer, is_late } => Some((peer, is_late)),
+            NetEvent::PeerDown { .. } => panic!("gone before it was late"),
+            _ => None,
+        })
+        .await;
+    assert_eq!(late, (b.id(), true));
+    assert!(a.until_down(b.id()).await, "it fell silent");
 }
