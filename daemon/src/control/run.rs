@@ -268,16 +268,7 @@ fn build(
         refusals,
     };
     Built {
-        events: Events {
-            net: app.net.clone(),
-            consensus: app.consensus.clone(),
-            facts: app.facts.clone(),
-            data: app.data.clone(),
-            transfer: transfer.clone(),
-            proposer: app.proposer.clone(),
-            problems: app.problems.clone(),
-            refusals: app.refusals.clone(),
-        },
+        events: events_of(&app, transfer.clone()),
         reconciler: Reconciler::new(
             parts,
             Spread::new(app.facts.clone(), transfer, app.deployer.imports.clone()),
@@ -285,6 +276,19 @@ fn build(
         leader: leader_of(&app),
         app,
         threads,
+    }
+}
+
+fn events_of(app: &DaemonApp, transfer: Transfer) -> Events {
+    Events {
+        net: app.net.clone(),
+        consensus: app.consensus.clone(),
+        facts: app.facts.clone(),
+        data: app.data.clone(),
+        transfer,
+        proposer: app.proposer.clone(),
+        problems: app.problems.clone(),
+        refusals: app.refusals.clone(),
     }
 }
 

@@ -20,8 +20,11 @@ const RATE_HZ: u32 = 499;
 /// Functions seen so often are named on the terminal.
 const LOUD: f64 = 50.0;
 
+/// Whether a function of a file is of a kind.
+type IsOf = fn(&str, &str) -> bool;
+
 /// What a processor does for an answer.
-const KINDS: [(&str, fn(&str, &str) -> bool); 8] = [
+const KINDS: [(&str, IsOf); 8] = [
     ("compute (ONNX Runtime)", |file, _| file.contains("onnxruntime") || file.contains("libstdc++")),
     ("codec", |_, function| {
         ["ZSTD", "HUF_", "FSE_", "HIST_", "sparse", "codec"].iter().any(|part| function.contains(part))
