@@ -4,11 +4,12 @@ use std::cmp::Reverse;
 
 use crate::check::evaluate;
 use crate::instance::Instance;
-use crate::plan::Plan;
+use crate::plan::{Plan, Stage};
 use crate::problem::Problem;
 
-/// Names a standby for every stage that one device alone runs, as far as memory goes that nothing else needs. A standby
-/// holds the stage's weights and gets no requests while the stage has a live device.
+/// Names standbys, as far as memory goes that nothing else needs: one for every stage that one device alone runs; then
+/// one more for every stage that two losses would leave nobody for, where that takes no more than half of what a device
+/// has left. A standby holds the stage's weights and gets no requests while the stage has a live device.
 ///
 /// Stages with the most weights come first: they would take longest to be brought elsewhere. Of the devices that can
 /// hold a stage, the one that would be least busy with it is taken. Deterministic. A pinned plan stays as it is, and so does
@@ -20,39 +21,47 @@ pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
     let Ok(evaluation) = evaluate(problem, &plan) else { return plan };
     let instance = Instance::new(problem);
     let devices = problem.devices.iter().zip(&evaluation.memory_bytes);
-    let stages = plan.stages.iter();
+    let runs = |stage: &Stage, device: usize| stage.replicas.iter().any(|r| r.device == instance.id(device));
+    let holders = |stage: &Stage| (0..instance.devices()).filter(|&device| runs(stage, device)).collect();
     let mut search = Search {
         instance: &instance,
-        alone: stages
-            .map(|stage| (stage.replicas.len() == 1).then(|| stage.replicas[0].device.as_str()))
-            .collect(),
+        holders: plan.stages.iter().map(holders).collect(),
         spans: plan.stages.iter().map(|stage| (stage.first_block, stage.last_block + 1)).collect(),
         spare: devices.map(|(device, used)| device.memory_bytes.saturating_sub(*used)).collect(),
         busy: evaluation.processors.iter().map(|load| load.busy_s).collect(),
-        found: vec![None; plan.stages.len()],
+        found: vec![Vec::new(); plan.stages.len()],
     };
-    let mut order: Vec<usize> =
-        (0..plan.stages.len()).filter(|&stage| search.alone[stage].is_some()).collect();
+    let mut order: Vec<usize> = (0..plan.stages.len()).collect();
     order.sort_by_key(|&stage| Reverse(plan.stages[stage].weight_bytes));
-    order.iter().for_each(|&stage| search.insure(stage));
+    for &stage in &order {
+        if search.held_by(stage) == 1 {
+            search.insure(stage);
+        }
+    }
+    for &stage in &order {
+        if search.held_by(stage) == 2 {
+            search.insure_again(stage);
+        }
+    }
     let found = search.found;
-    for (stage, device) in plan.stages.iter_mut().zip(found) {
-        stage.standbys = device.into_iter().map(|device| problem.devices[device].id.clone()).collect();
+    for (stage, devices) in plan.stages.iter_mut().zip(found) {
+        stage.standbys = devices.into_iter().map(|device| problem.devices[device].id.clone()).collect();
     }
     plan
 }
 
 struct Search<'a> {
     instance: &'a Instance<'a>,
-    /// The device of each stage that one device alone runs.
-    alone: Vec<Option<&'a str>>,
+    /// The devices that run each stage.
+    holders: Vec<Vec<usize>>,
     /// First block of each stage, and the one after its last.
     spans: Vec<(usize, usize)>,
     /// Bytes by device.
     spare: Vec<u64>,
     /// Seconds by device, with what it would take over.
     busy: Vec<f64>,
-    found: Vec<Option<usize>>,
+    /// Standbys of each stage.
+    found: Vec<Vec<usize>>,
 }
 
 impl Search<'_> {
@@ -64,13 +73,19 @@ impl Search<'_> {
         self.instance.seconds(device, self.spans[stage].0, self.spans[stage].1)
     }
 
-    /// The device that would be least busy with a stage, other than `not`.
-    fn best(&self, stage: usize, not: Option<usize>) -> Option<usize> {
+    /// Devices that run a stage or stand by for it.
+    fn held_by(&self, stage: usize) -> usize {
+        self.holders[stage].len() + self.found[stage].len()
+    }
+
+    /// The device that would be least busy with a stage, of those that have so many bytes to spare and are not `not`.
+    fn best(&self, stage: usize, bytes: u64, not: Option<usize>) -> Option<usize> {
         let may = |device: usize| {
             self.instance.is_profiled(device)
                 && Some(device) != not
-                && self.alone[stage] != Some(self.instance.id(device))
-                && self.spare[device] >= self.bytes(stage)
+                && !self.holders[stage].contains(&device)
+                && !self.found[stage].contains(&device)
+                && self.spare[device] >= bytes
         };
         let after = |device: usize| self.busy[device] + self.seconds(stage, device);
         (0..self.instance.devices())
@@ -80,15 +95,15 @@ impl Search<'_> {
 
     /// Finds a standby, if need be by moving another stage's.
     fn insure(&mut self, stage: usize) {
-        if let Some(device) = self.best(stage, None) {
+        if let Some(device) = self.best(stage, self.bytes(stage), None) {
             self.put(stage, device);
             return;
         }
         for other in 0..self.found.len() {
-            let Some(device) = self.found[other] else { continue };
-            let Some(elsewhere) = self.best(other, Some(device)) else { continue };
+            let Some(&device) = self.found[other].first() else { continue };
+            let Some(elsewhere) = self.best(other, self.bytes(other), Some(device)) else { continue };
             let fits = self.spare[device] + self.bytes(other) >= self.bytes(stage);
-            if fits && self.alone[stage] != Some(self.instance.id(device)) {
+            if fits && !self.holders[stage].contains(&device) {
                 self.take(other, device);
                 self.put(other, elsewhere);
                 self.put(stage, device);
@@ -97,16 +112,23 @@ impl Search<'_> {
         }
     }
 
+    /// Finds another standby where there is plenty of memory.
+    fn insure_again(&mut self, stage: usize) {
+        if let Some(device) = self.best(stage, self.bytes(stage).saturating_mul(2), None) {
+            self.put(stage, device);
+        }
+    }
+
     fn put(&mut self, stage: usize, device: usize) {
         self.spare[device] -= self.bytes(stage);
         self.busy[device] += self.seconds(stage, device);
-        self.found[stage] = Some(device);
+        self.found[stage].push(device);
     }
 
     fn take(&mut self, stage: usize, device: usize) {
         self.spare[device] += self.bytes(stage);
         self.busy[device] -= self.seconds(stage, device);
-        self.found[stage] = None;
+        self.found[stage].retain(|&other| other != device);
     }
 }
 
@@ -162,5 +184,15 @@ mod tests {
         let problem = Problem { replication: true, ..problem(&[99, 99]) };
         let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap());
         assert!(plan.stages.iter().all(|stage| stage.replicas.len() == 2 && stage.standbys.is_empty()));
+    }
+
+    #[test]
+    fn plenty_of_memory_insures_against_a_second_loss() {
+        // Each holds its own stage and two more, with as much left as another takes.
+        for (replicas, standbys) in standbys(&[48, 48, 48]) {
+            assert_eq!(standbys.len(), 2, "{replicas:?}: {standbys:?}");
+            assert!(!standbys.contains(&replicas[0]) && standbys[0] != standbys[1]);
+        }
+        assert!(standbys(&[35, 35, 35]).iter().all(|(_, standbys)| standbys.len() == 1), "it is not plenty");
     }
 }
