@@ -199,17 +199,20 @@ fn row(fault: Fault, measured: &Measured) -> String {
     };
     let (digits, resnet, waits) = (sorted(|s| s.gap_s), sorted(|s| s.resnet_gap_s), sorted(|s| s.wait_s));
     let sum = |value: fn(&Seen) -> u64| seen.iter().map(value).sum::<u64>();
+    // Clients of ResNet-50 are at the ingress that is killed: nothing is measured of them.
+    let is_measured = fault != Fault::KillIngress;
+    let of_resnet = |seconds: f64| if is_measured { format!("{seconds:.2}") } else { "-".to_owned() };
     format!(
-        "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {:.2} | {:.2} | {} | {} | {} | {} |",
+        "| {} | {} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         fault.name(),
         seen.len(),
         digits.0,
         digits.1,
-        resnet.0,
-        resnet.1,
+        of_resnet(resnet.0),
+        of_resnet(resnet.1),
         if fault == Fault::Nothing { "-".to_owned() } else { format!("{:.0}", fault.promised_s()) },
-        waits.0,
-        waits.1,
+        of_resnet(waits.0),
+        of_resnet(waits.1),
         sum(|s| s.wrong),
         sum(|s| s.lost),
         sum(|s| s.refused),
