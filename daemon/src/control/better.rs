@@ -69,10 +69,10 @@ impl Improver {
     }
 
     /// A plan was made that had to be made.
-    pub fn planned(&mut self, name: &str, problem: &Problem, now: Instant) {
+    pub fn planned(&mut self, name: &str, solved: &Solved, now: Instant) {
         let course = self.courses.entry(name.to_owned()).or_default();
-        course.moves.planned(now);
-        course.last = Some(problem.clone());
+        course.moves.planned(now, solved.is_hasty);
+        course.last = Some(solved.problem.clone());
         course.search = None;
     }
 
@@ -98,7 +98,7 @@ impl Improver {
         course.looked = Some(now);
         let changed = course.last.as_ref().is_some_and(|last| ids(last) != ids(&problem));
         let news = course.last.as_ref().is_none_or(|last| changed || differs(last, &problem));
-        if !course.moves.may_move(now, changed) || !(news || course.moves.is_confirming()) {
+        if !course.moves.may_move(now, changed) || !(news || course.moves.wants_a_look()) {
             return;
         }
         course.last = Some(problem.clone());

@@ -181,7 +181,7 @@ impl Leader {
         self.duties.planned(begun, deployment, devices);
         match result {
             Ok(solved) => {
-                self.better.planned(&deployment.name, &solved.problem, Instant::now());
+                self.better.planned(&deployment.name, &solved, Instant::now());
                 self.prepare(deployment, solved).await;
             }
             Err(reason) => {
@@ -201,7 +201,7 @@ impl Leader {
         match result {
             Ok(solved) => {
                 tracing::info!(deployment = %deployment.name, "gives way to other deployments");
-                self.better.planned(&deployment.name, &solved.problem, Instant::now());
+                self.better.planned(&deployment.name, &solved, Instant::now());
                 self.prepare(deployment, solved).await;
             }
             Err(reason) => tracing::debug!(deployment = %deployment.name, %reason, "cannot give way"),
@@ -228,7 +228,7 @@ impl Leader {
         solved.await.unwrap_or_else(|e| Err(format!("the planner failed: {e}")))
     }
 
-    async fn prepare(&self, deployment: &Deployment, Solved { plan, problem }: Solved) {
+    async fn prepare(&self, deployment: &Deployment, Solved { plan, problem, .. }: Solved) {
         let (name, epoch) = (deployment.name.clone(), deployment.next_epoch);
         self.problems.remember(&name, epoch, problem);
         tracing::info!(deployment = %name, epoch, stages = plan.stages.len(), why = %plan.why, "new plan");
@@ -297,16 +297,21 @@ pub struct Solved {
     pub plan: Plan,
     /// What the planner was asked.
     pub problem: Problem,
+    /// A better plan is known, which would have taken more loading.
+    pub is_hasty: bool,
 }
 
-/// A verified plan that leaves the running one's stages where they are as long as that costs next to nothing.
+/// A verified plan that leaves the running one's stages where they are as long as that costs next to nothing; or not
+/// much, where requests wait for it.
 fn resolve(problem: Problem, running: &Plan) -> Result<Solved, String> {
     if problem.devices.is_empty() {
         return solve(problem);
     }
     let replan = mesh_planner::replan(&problem, running, PLANNER_STEPS).map_err(|e| e.to_string())?;
-    tracing::info!(bytes = replan.moved_bytes, replicas = replan.moved_replicas, "what has to be moved");
-    verified(problem, replan.plan)
+    let (bytes, replicas, behind) = (replan.moved_bytes, replan.moved_replicas, replan.behind);
+    tracing::info!(bytes, replicas, behind, "what has to be moved");
+    let is_hasty = replan.is_hasty();
+    Ok(Solved { is_hasty, ..verified(problem, replan.plan)? })
 }
 
 /// A verified plan.
@@ -323,7 +328,7 @@ pub fn verified(problem: Problem, plan: Plan) -> Result<Solved, String> {
     let plan = mesh_planner::with_standbys(&problem, plan);
     mesh_planner::check(&problem, &plan)
         .map_err(|e| format!("the planner made a plan that is wrong: {e}"))?;
-    Ok(Solved { plan, problem })
+    Ok(Solved { plan, problem, is_hasty: false })
 }
 
 /// What a deployment asks of its plan.

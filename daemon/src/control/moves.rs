@@ -9,6 +9,8 @@ pub const COOL_DOWN: Duration = Duration::from_secs(30);
 const PATIENCE: u32 = 10;
 /// A voluntary move must promise this much more.
 pub const GAIN: f64 = 0.10;
+/// The first voluntary move after a plan that was made in haste must promise this much more.
+pub const GAIN_AFTER_HASTE: f64 = 0.02;
 /// The gain must be there in so many looks in a row, unless devices have come or gone.
 const LOOKS: u32 = 2;
 /// A move must bring at least this part of the gain that it promised.
@@ -25,6 +27,8 @@ pub struct Moves {
     not_before: Option<Instant>,
     /// Looks in a row that showed a gain.
     seen: u32,
+    /// The running plan was made in haste, when a better one was known.
+    is_hasty: bool,
 }
 
 #[derive(Debug)]
@@ -37,11 +41,12 @@ struct Voluntary {
 }
 
 impl Moves {
-    /// A plan was made that had to be made.
-    pub fn planned(&mut self, now: Instant) {
+    /// A plan was made that had to be made. `is_hasty`: it is not nearly the best, for that took more loading.
+    pub fn planned(&mut self, now: Instant, is_hasty: bool) {
         self.planned = Some(now);
         self.last = None;
         self.seen = 0;
+        self.is_hasty = is_hasty;
     }
 
     /// A plan was made because it is better.
@@ -50,6 +55,7 @@ impl Moves {
         self.last = Some(Voluntary { at: now, before, promised, is_judged: false });
         self.not_before = None;
         self.seen = 0;
+        self.is_hasty = false;
     }
 
     /// The speed of the running plan, now that all of its stages have been measured. Judges the last voluntary move,
@@ -74,15 +80,16 @@ impl Moves {
         cooled && known && self.not_before.is_none_or(|at| now >= at)
     }
 
-    /// Whether a gain has been seen that the next look may confirm.
-    pub fn is_confirming(&self) -> bool {
-        self.seen > 0
+    /// Whether a look is due even if nothing has changed: to confirm a gain, or after haste.
+    pub fn wants_a_look(&self) -> bool {
+        self.seen > 0 || self.is_hasty
     }
 
     /// A look at the best plan found: whether to move to it. `gain` is over the running plan, 0 for none.
     pub fn weigh(&mut self, gain: f64, changed: bool) -> bool {
-        if gain <= GAIN {
+        if gain <= if self.is_hasty { GAIN_AFTER_HASTE } else { GAIN } {
             self.seen = 0;
+            self.is_hasty = false;
             return false;
         }
         self.seen += 1;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use mesh_planner::{
     Block, CheckError, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PinnedStage, Plan, Problem,
-    ProblemError, TransferCost, check, evaluate, lifts, solve,
+    ProblemError, TransferCost, check, evaluate, lifts, replan, solve, with_standbys,
 };
 
 const MIB: u64 = 1 << 20;
@@ -386,4 +386,26 @@ fn memory_lifts_where_it_is_short() {
     let lifts = lifts(&problem, &plan, DEFAULT_STEPS);
     let memory = lifts.iter().find(|lift| lift.what == "12.9 MiB more memory on pi-0");
     assert!(is_close(memory.unwrap().gain, 1.0), "{lifts:?}");
+}
+
+/// What is lost is served by who stands by, without loading anything, though since then another cut has become better;
+/// that one is moved to when nobody waits for it.
+#[test]
+fn who_stands_by_goes_on_with_the_old_cuts() {
+    let mut problem =
+        Problem { replication: false, min_stages: Some(3), max_stages: Some(3), ..even(30, 5, 1024 * MIB) };
+    let running = with_standbys(&problem, solved(&problem));
+    for block in &mut problem.blocks[..10] {
+        block.seconds.insert("pi".to_owned(), 1.15);
+    }
+    problem.devices.retain(|device| device.id != running.stages[1].replicas[0].device);
+    let next = replan(&problem, &running, DEFAULT_STEPS).unwrap();
+    check(&problem, &next.plan).unwrap();
+    assert_eq!((next.moved_bytes, next.moved_replicas, next.gain), (0, 0, None), "{}", next.plan.why);
+    assert!(next.is_hasty() && next.behind < 0.1, "{}", next.behind);
+    assert_eq!(next.plan.stages[1].first_block, 10);
+    assert!(next.plan.why.contains("It moves 0 bytes of weights; the best plan found"), "{}", next.plan.why);
+
+    let calm = replan(&problem, &next.plan, DEFAULT_STEPS).unwrap();
+    assert!(!calm.is_hasty() && calm.gain.unwrap() > 0.03 && calm.moved_bytes > 0, "{calm:?}");
 }

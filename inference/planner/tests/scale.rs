@@ -202,7 +202,15 @@ fn one_of_a_hundred_devices_is_lost() {
         );
         assert!(next.gain.is_none());
         assert!(!replication || (moved < 500.0 && replicas <= 6), "{moved} MiB: {}", next.plan.why);
-        assert!(next.plan.bottleneck_s < running.bottleneck_s * 1.06, "{}", next.plan.why);
+        // In haste what need not be loaded; then, while that serves, nearly the best.
+        assert!(next.plan.bottleneck_s < running.bottleneck_s * 1.25, "{}", next.plan.why);
+        let calm = replan(&problem, &next.plan, DEFAULT_STEPS).unwrap();
+        check(&problem, &calm.plan).unwrap();
+        let (moved, replicas) = (calm.moved_bytes as f64 / MIB, calm.moved_replicas);
+        println!("then {moved:.0} MiB, {replicas} replicas");
+        assert!(!calm.is_hasty() && calm.gain.is_some());
+        assert!(!replication || (moved < 500.0 && replicas <= 6), "{moved} MiB: {}", calm.plan.why);
+        assert!(calm.plan.bottleneck_s < running.bottleneck_s * 1.06, "{}", calm.plan.why);
     }
 }
 

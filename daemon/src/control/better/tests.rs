@@ -37,7 +37,7 @@ impl World {
         let running = mesh_planner::solve(&problem(), 100_000).unwrap();
         let now = Instant::now();
         let mut course = Course::default();
-        course.moves.planned(now);
+        course.moves.planned(now, false);
         course.last = Some(problem());
         Self {
             true_blocks: [0.01; 12],
@@ -105,7 +105,7 @@ impl World {
         }
         let news = differs(self.course.last.as_ref().unwrap(), &problem);
         let moves = &self.course.moves;
-        if !moves.may_move(self.now, false) || !(news || moves.is_confirming()) {
+        if !moves.may_move(self.now, false) || !(news || moves.wants_a_look()) {
             return;
         }
         self.course.last = Some(problem.clone());

@@ -8,17 +8,17 @@ fn seconds(n: u64) -> Duration {
 fn a_gain_of_ten_percent_stays_and_more_moves_once() {
     let start = Instant::now();
     let mut moves = Moves::default();
-    moves.planned(start);
+    moves.planned(start, false);
     assert!(!moves.may_move(start + seconds(29), true) && moves.may_move(start + seconds(30), false));
     for _ in 0..100 {
-        assert!(!moves.weigh(0.10, false) && !moves.is_confirming());
+        assert!(!moves.weigh(0.10, false) && !moves.wants_a_look());
     }
-    assert!(!moves.weigh(0.2, false) && moves.is_confirming());
-    assert!(!moves.weigh(0.05, false) && !moves.is_confirming());
+    assert!(!moves.weigh(0.2, false) && moves.wants_a_look());
+    assert!(!moves.weigh(0.05, false) && !moves.wants_a_look());
     assert!(!moves.weigh(0.2, false) && moves.weigh(0.2, false));
     let moved = start + seconds(40);
     moves.moved(moved, 1.0, 1.2);
-    assert!(!moves.is_confirming() && !moves.may_move(moved + seconds(29), false));
+    assert!(!moves.wants_a_look() && !moves.may_move(moved + seconds(29), false));
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_move_that_brought_too_little_makes_the_next_one_wait_ten_times_as_long() {
     moves.judge(start + seconds(25), 1.2);
     assert!(!moves.may_move(start + seconds(299), true) && moves.may_move(start + seconds(300), false));
     // A plan that had to be made does not end the wait.
-    moves.planned(start + seconds(100));
+    moves.planned(start + seconds(100), false);
     assert!(!moves.may_move(start + seconds(299), true));
 }
 
@@ -60,4 +60,19 @@ fn a_move_of_which_nobody_knows_what_it_brought_waits_unless_devices_come() {
     moves.moved(start, 1.0, 1.2);
     assert!(!moves.may_move(start + seconds(299), false) && moves.may_move(start + seconds(300), false));
     assert!(moves.may_move(start + seconds(30), true));
+}
+
+#[test]
+fn a_plan_made_in_haste_is_left_for_little_but_not_at_once() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    moves.planned(start, true);
+    assert!(moves.wants_a_look() && !moves.may_move(start + seconds(29), false));
+    assert!(!moves.weigh(0.05, false) && moves.weigh(0.05, false));
+    moves.moved(start + seconds(40), 1.0, 1.05);
+    assert!(!moves.wants_a_look() && !moves.weigh(0.05, false) && !moves.weigh(0.05, false));
+    // Nothing much better is to be had: it is a plan like any other from now on.
+    moves.planned(start + seconds(100), true);
+    assert!(!moves.weigh(0.01, false) && !moves.wants_a_look());
+    assert!(!moves.weigh(0.05, false) && !moves.weigh(0.05, false));
 }

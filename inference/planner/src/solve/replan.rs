@@ -3,6 +3,7 @@
 //! Starts are the best plan and the running one, mended where devices are gone and climbed from. Each is changed step
 //! by step into one that moves less, as long as it stays close enough to the best.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::chain::Steps;
@@ -20,6 +21,10 @@ use crate::solve::Infeasible;
 
 /// A plan that is so much worse than the best is chosen if it moves less.
 const TOLERANCE: f64 = 0.02;
+/// The same where the running plan cannot go on, so that requests wait for what is loaded...
+const HASTE: f64 = 0.25;
+/// ...if it loads no more than one part in so many.
+const WORTH_HASTE: u64 = 2;
 /// Rounds of changing a plan into one that moves less.
 const ROUNDS: usize = 200;
 
@@ -31,14 +36,24 @@ const REBALANCES: usize = 24;
 /// What to run next, and what it takes to get there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replan {
-    /// The plan: within 2 % of the best one, and of those the one found that moves the fewest bytes.
+    /// The plan: of those within 2 % of the best one, the one found that moves the fewest bytes. Where the running plan
+    /// cannot go on, one within 25 % if that takes half of the loading at most.
     pub plan: Plan,
+    /// How much longer it takes than the best plan found: 0.2 for 20 %.
+    pub behind: f64,
     /// Weight bytes that devices need and do not hold for the running plan.
     pub moved_bytes: u64,
     /// Replicas whose stage their device does not run already.
     pub moved_replicas: usize,
     /// Rate (or, for latency, speed) over that of the running plan, minus 1. `None` when the running plan cannot go on.
     pub gain: Option<f64>,
+}
+
+impl Replan {
+    /// Whether the plan was taken for what it does not load, and a better one is known.
+    pub fn is_hasty(&self) -> bool {
+        self.behind > TOLERANCE * 1.000_001
+    }
 }
 
 /// Plans anew, where `running` is what the devices hold. Pure, as `solve` is.
@@ -52,16 +67,19 @@ pub fn replan(problem: &Problem, running: &Plan, steps: u64) -> Result<Replan, I
     let held = Held::new(&instance, running);
     let latency = problem.objective == Objective::Latency;
     let now = resumed(&instance, running).map(|(_, evaluation)| value(&evaluation, latency));
-    let draft = if problem.pin.is_some() {
-        (solution.draft.clone(), solution.evaluation.clone())
+    let (draft, best) = if problem.pin.is_some() {
+        ((solution.draft.clone(), solution.evaluation.clone()), value(&solution.evaluation, latency))
     } else {
         let search = Search { instance: &instance, held: &held, latency, limit: f64::INFINITY };
-        search.least_moved(&solution, &considered, running, &mut Steps::new(steps / 4))
+        let tolerances = if now.is_some() { &[TOLERANCE][..] } else { &[TOLERANCE, HASTE] };
+        search.least_moved(&solution, &considered, running, tolerances, &mut Steps::new(steps / 4))
     };
-    let (moved_bytes, moved_replicas) = held.missing(&draft.0);
-    let gain = now.map(|now| now.max(1e-12) / value(&draft.1, latency).max(1e-12) - 1.0);
-    let plan = finished(&instance, solution, &considered, draft, moved_bytes, &held);
-    Ok(Replan { plan, moved_bytes, moved_replicas, gain })
+    let moved = held.missing(&draft.0);
+    let chosen = value(&draft.1, latency).max(1e-12);
+    let gain = now.map(|now| now.max(1e-12) / chosen - 1.0);
+    let behind = chosen / best.max(1e-12) - 1.0;
+    let plan = finished(&instance, solution, &considered, draft, moved.bytes, &held);
+    Ok(Replan { plan, behind, moved_bytes: moved.bytes, moved_replicas: moved.replicas, gain })
 }
 
 fn value(evaluation: &Evaluation, latency: bool) -> f64 {
@@ -79,7 +97,7 @@ fn finished(
     if draft == best.draft {
         return plan_of(instance, best, considered);
     }
-    let of_best = held.missing(&best.draft).0;
+    let of_best = held.missing(&best.draft).bytes;
     let remark = format!(
         "It moves {} of weights; the best plan found, with {:.3} requests/s, would move {}.",
         size(moved),
@@ -119,18 +137,39 @@ impl<'a> Held<'a> {
         Self { instance, blocks, stages }
     }
 
-    /// Weight bytes and replicas of a draft that are not there yet.
-    fn missing(&self, draft: &Draft) -> (u64, usize) {
-        let (mut bytes, mut replicas) = (0u64, 0);
+    /// What a draft takes that is not there yet.
+    fn missing(&self, draft: &Draft) -> Missing {
+        let mut all = Missing::default();
         for stage in &draft.stages {
             for &(device, _) in &stage.replicas {
                 let missing = (stage.first..stage.end).filter(|block| !self.blocks[device].contains(block));
                 let weights = missing.map(|block| self.instance.weight(block, block + 1));
-                bytes = weights.fold(bytes, u64::saturating_add);
-                replicas += usize::from(!self.stages.contains(&(device, stage.first, stage.end)));
+                all.bytes = weights.fold(all.bytes, u64::saturating_add);
+                if !self.stages.contains(&(device, stage.first, stage.end)) {
+                    let loaded = self.instance.weight(stage.first, stage.end);
+                    all.loaded = all.loaded.saturating_add(loaded);
+                    all.replicas += 1;
+                }
             }
         }
-        (bytes, replicas)
+        all
+    }
+}
+
+/// What devices have to get for a draft; compared in this order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Missing {
+    /// Weights of blocks that they do not hold.
+    bytes: u64,
+    /// Weights of stages that they do not run: a stage is loaded as a whole.
+    loaded: u64,
+    /// Stages that they do not run.
+    replicas: usize,
+}
+
+impl Missing {
+    fn effort(&self) -> u64 {
+        self.bytes.saturating_add(self.loaded)
     }
 }
 
@@ -173,14 +212,40 @@ struct Search<'a> {
 type Costed = (Draft, Evaluation);
 
 impl Search<'_> {
+    /// The plan that moves least, and the value of the best one. A greater tolerance, after the first, has to be worth it.
     fn least_moved(
         mut self,
         best: &Solution,
         considered: &[Considered],
         running: &Plan,
+        tolerances: &[f64],
         steps: &mut Steps,
-    ) -> Costed {
+    ) -> (Costed, f64) {
         let mut best = (best.draft.clone(), best.evaluation.clone());
+        let starts = self.starts(considered, running, steps);
+        for start in &starts {
+            if value(&start.1, self.latency) < value(&best.1, self.latency) {
+                best = start.clone();
+            }
+        }
+        let least = value(&best.1, self.latency);
+        let mut chosen: Option<Costed> = None;
+        for (done, tolerance) in tolerances.iter().enumerate() {
+            self.limit = least * (1.0 + tolerance);
+            let mut budget = Steps::new(steps.left() / (tolerances.len() - done) as u64);
+            let costed = self.closest(&best, &starts, &mut budget);
+            let effort = |costed: &Costed| self.held.missing(&costed.0).effort();
+            let pays =
+                |other| effort(&costed) < effort(other) && effort(&costed) <= effort(other) / WORTH_HASTE;
+            if chosen.as_ref().is_none_or(pays) {
+                chosen = Some(costed);
+            }
+        }
+        (chosen.unwrap_or(best), least)
+    }
+
+    /// Plans to change into others: what the solver has found, and the running plan, mended.
+    fn starts(&self, considered: &[Considered], running: &Plan, steps: &mut Steps) -> Vec<Costed> {
         let mut starts: Vec<Costed> = considered.iter().filter_map(|other| other.found.clone()).collect();
         for mended in self.mended(running) {
             let evaluation = evaluate_draft(self.instance, &mended);
@@ -197,27 +262,25 @@ impl Search<'_> {
             }
         }
         starts.retain(|(draft, evaluation)| self.is_allowed(draft) && evaluation.is_served());
-        for start in &starts {
-            if value(&start.1, self.latency) < value(&best.1, self.latency) {
-                best = start.clone();
-            }
-        }
-        self.limit = value(&best.1, self.latency) * (1.0 + TOLERANCE);
-        starts.push(best.clone());
-        starts.retain(|start| value(&start.1, self.latency) <= self.limit);
-        starts.sort_by(|a, b| self.rank(a).total_cmp(&self.rank(b)));
-        starts.truncate(SETTLED);
-        let budget = steps.left() / starts.len().max(1) as u64;
-        let settled = starts.into_iter().map(|start| self.settled(start, &mut Steps::new(budget)));
-        settled.min_by(|a, b| self.rank(a).total_cmp(&self.rank(b))).unwrap_or(best)
+        starts
     }
 
-    /// Bytes to move, then the value.
-    fn rank(&self, costed: &Costed) -> f64 {
-        let (bytes, replicas) = self.held.missing(&costed.0);
-        bytes as f64
-            + (replicas as f64).min(1e6) * 1e-6
-            + (value(&costed.1, self.latency) / self.limit).min(1.0) * 1e-7
+    /// Of the plans within the limit the one that moves least.
+    fn closest(&self, best: &Costed, starts: &[Costed], steps: &mut Steps) -> Costed {
+        let mut near: Vec<Costed> = starts.iter().chain([best]).cloned().collect();
+        near.retain(|start| value(&start.1, self.latency) <= self.limit);
+        near.sort_by(|a, b| self.by_move(a, b));
+        near.truncate(SETTLED);
+        let budget = steps.left() / near.len().max(1) as u64;
+        let settled = near.into_iter().map(|start| self.settled(start, &mut Steps::new(budget)));
+        settled.min_by(|a, b| self.by_move(a, b)).unwrap_or_else(|| best.clone())
+    }
+
+    /// By what has to be moved, then by value.
+    fn by_move(&self, a: &Costed, b: &Costed) -> Ordering {
+        let missing = |costed: &Costed| self.held.missing(&costed.0);
+        let value = |costed: &Costed| value(&costed.1, self.latency);
+        missing(a).cmp(&missing(b)).then_with(|| value(a).total_cmp(&value(b)))
     }
 
     fn is_allowed(&self, draft: &Draft) -> bool {
@@ -262,8 +325,11 @@ impl Search<'_> {
             drafts = drafts.iter().flat_map(filled).take(64).collect();
         }
         drafts.retain(|draft| fits(self.instance, draft));
-        drafts.sort_by_cached_key(|draft| (evaluate_draft(self.instance, draft).bottleneck_s * 1e9) as u64);
+        let nanoseconds = |draft: &Draft| (evaluate_draft(self.instance, draft).bottleneck_s * 1e9) as u64;
+        drafts.sort_by_cached_key(nanoseconds);
+        let least = drafts.iter().min_by_key(|draft| self.held.missing(draft)).cloned();
         drafts.truncate(4);
+        drafts.extend(least.filter(|least| !drafts.contains(least)));
         drafts
     }
 

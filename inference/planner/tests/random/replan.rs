@@ -39,7 +39,9 @@ proptest! {
         };
         let next = replan(&left, &running, DEFAULT_STEPS).unwrap();
         check(&left, &next.plan).unwrap();
-        prop_assert!(value(&left, &next.plan) <= value(&left, &best) * 1.020001);
+        let tolerance = if next.gain.is_some() { 1.02 } else { 1.25 };
+        prop_assert!(value(&left, &next.plan) <= value(&left, &best) * tolerance * 1.000_001);
+        prop_assert!(value(&left, &next.plan) <= value(&left, &best) * (1.0 + next.behind) * 1.000_001);
         let fresh = moved_bytes(&left, &running, &best);
         prop_assert!(next.moved_bytes <= fresh, "{} instead of {fresh}", next.moved_bytes);
         prop_assert_eq!(next.moved_bytes, moved_bytes(&left, &running, &next.plan));
