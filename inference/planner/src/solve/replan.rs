@@ -230,10 +230,9 @@ impl Search<'_> {
         }
         let least = value(&best.1, self.latency);
         let mut chosen: Option<Costed> = None;
-        for (done, tolerance) in tolerances.iter().enumerate() {
+        for tolerance in tolerances {
             self.limit = least * (1.0 + tolerance);
-            let mut budget = Steps::new(steps.left() / (tolerances.len() - done) as u64);
-            let costed = self.closest(&best, &starts, &mut budget);
+            let costed = self.closest(&best, &starts, steps.left() / tolerances.len() as u64);
             let effort = |costed: &Costed| self.held.missing(&costed.0).effort();
             let pays =
                 |other| effort(&costed) < effort(other) && effort(&costed) <= effort(other) / WORTH_HASTE;
@@ -266,12 +265,12 @@ impl Search<'_> {
     }
 
     /// Of the plans within the limit the one that moves least.
-    fn closest(&self, best: &Costed, starts: &[Costed], steps: &mut Steps) -> Costed {
+    fn closest(&self, best: &Costed, starts: &[Costed], steps: u64) -> Costed {
         let mut near: Vec<Costed> = starts.iter().chain([best]).cloned().collect();
         near.retain(|start| value(&start.1, self.latency) <= self.limit);
         near.sort_by(|a, b| self.by_move(a, b));
         near.truncate(SETTLED);
-        let budget = steps.left() / near.len().max(1) as u64;
+        let budget = steps / near.len().max(1) as u64;
         let settled = near.into_iter().map(|start| self.settled(start, &mut Steps::new(budget)));
         settled.min_by(|a, b| self.by_move(a, b)).unwrap_or_else(|| best.clone())
     }
