@@ -9,6 +9,8 @@
 ORT_DIR := $(CURDIR)/target/onnxruntime
 MESH_INFERENCE_ONNXRUNTIME ?= $(ORT_DIR)/libonnxruntime.so
 export MESH_INFERENCE_ONNXRUNTIME
+# Tests and benchmarks run ONNX Runtime as well, not only the daemon, which sees to this itself.
+export ORT_DISABLE_TELEMETRY := 1
 
 MODELS ?= ../shared/models
 MODEL_NAMES ?= resnet50 mobilenet_v3_large densenet121 vit_b_16 bert_base

@@ -29,6 +29,8 @@ pub struct LoopDevice {
     pub home: PathBuf,
     /// Environment beside the config.
     pub env: Vec<(String, String)>,
+    /// Variables of the test's own environment that the device does not get.
+    pub unset: Vec<&'static str>,
     /// Address of the API, `127.0.0.1:PORT`.
     pub api: String,
     /// Address for peers, `127.0.0.1:PORT`.
@@ -114,7 +116,15 @@ impl LoopDevice {
             ("NO_COLOR", "1"),
         ];
         let env = own.iter().chain(settings).map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        Self { name, home: home.to_owned(), env, api: api.to_owned(), peer: peer.to_owned(), child: None }
+        Self {
+            name,
+            home: home.to_owned(),
+            env,
+            unset: Vec::new(),
+            api: api.to_owned(),
+            peer: peer.to_owned(),
+            child: None,
+        }
     }
 
     /// A file of the device, such as `data/identity.key`.
@@ -133,6 +143,9 @@ impl LoopDevice {
         let mut command = Command::new(binary());
         command.env("MESH_CONFIG", self.file("mesh.toml")).env_remove("MESH_API").current_dir(&self.home);
         command.envs(self.env.iter().cloned()).stdin(Stdio::null());
+        for name in &self.unset {
+            command.env_remove(name);
+        }
         command
     }
 

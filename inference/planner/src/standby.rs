@@ -7,12 +7,16 @@ use crate::instance::Instance;
 use crate::plan::{Plan, Stage};
 use crate::problem::Problem;
 
+/// What part of the time that a device's other standbys would take counts: stages are seldom lost together.
+const SELDOM: f64 = 0.25;
+
 /// Names standbys, as far as memory goes that nothing else needs: one for every stage that one device alone runs; then
 /// one more for every stage that two losses would leave nobody for, where that takes no more than half of what a device
 /// has left. A standby holds the stage's weights and gets no requests while the stage has a live device.
 ///
 /// Stages with the most weights come first: they would take longest to be brought elsewhere. Of the devices that can
-/// hold a stage, the one that would be least busy with it is taken. Deterministic. A pinned plan stays as it is, and so does
+/// hold a stage, the one that would be least busy with it is taken, where what it stands by for already counts a quarter:
+/// rather one without a stage of its own, for it can go on with this one in the next plan. Deterministic. A pinned plan stays as it is, and so does
 /// one that is none for the problem.
 pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
     if problem.pin.is_some() {
@@ -29,6 +33,7 @@ pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
         spans: plan.stages.iter().map(|stage| (stage.first_block, stage.last_block + 1)).collect(),
         spare: devices.map(|(device, used)| device.memory_bytes.saturating_sub(*used)).collect(),
         busy: evaluation.processors.iter().map(|load| load.busy_s).collect(),
+        insuring: vec![0.0; problem.devices.len()],
         found: vec![Vec::new(); plan.stages.len()],
     };
     let mut order: Vec<usize> = (0..plan.stages.len()).collect();
@@ -58,8 +63,10 @@ struct Search<'a> {
     spans: Vec<(usize, usize)>,
     /// Bytes by device.
     spare: Vec<u64>,
-    /// Seconds by device, with what it would take over.
+    /// Seconds by device, of its own stages...
     busy: Vec<f64>,
+    /// ...and of those that it stands by for.
+    insuring: Vec<f64>,
     /// Standbys of each stage.
     found: Vec<Vec<usize>>,
 }
@@ -87,7 +94,8 @@ impl Search<'_> {
                 && !self.found[stage].contains(&device)
                 && self.spare[device] >= bytes
         };
-        let after = |device: usize| self.busy[device] + self.seconds(stage, device);
+        let after =
+            |device: usize| self.busy[device] + self.seconds(stage, device) + SELDOM * self.insuring[device];
         (0..self.instance.devices())
             .filter(|&device| may(device))
             .min_by(|&a, &b| after(a).total_cmp(&after(b)))
@@ -121,13 +129,13 @@ impl Search<'_> {
 
     fn put(&mut self, stage: usize, device: usize) {
         self.spare[device] -= self.bytes(stage);
-        self.busy[device] += self.seconds(stage, device);
+        self.insuring[device] += self.seconds(stage, device);
         self.found[stage].push(device);
     }
 
     fn take(&mut self, stage: usize, device: usize) {
         self.spare[device] += self.bytes(stage);
-        self.busy[device] -= self.seconds(stage, device);
+        self.insuring[device] -= self.seconds(stage, device);
         self.found[stage].retain(|&other| other != device);
     }
 }
@@ -184,6 +192,17 @@ mod tests {
         let problem = Problem { replication: true, ..problem(&[99, 99]) };
         let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap());
         assert!(plan.stages.iter().all(|stage| stage.replicas.len() == 2 && stage.standbys.is_empty()));
+    }
+
+    #[test]
+    fn devices_without_a_stage_stand_by_for_all() {
+        let problem = Problem { max_stages: Some(3), ..problem(&[100; 5]) };
+        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap());
+        let runs = |id: &str| plan.stages.iter().any(|stage| stage.replicas[0].device == id);
+        assert_eq!(plan.stages.len(), 3);
+        for stage in &plan.stages {
+            assert!(stage.standbys.len() == 2 && !stage.standbys.iter().any(|id| runs(id)), "{plan:?}");
+        }
     }
 
     #[test]
