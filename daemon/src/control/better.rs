@@ -153,7 +153,7 @@ fn search(problem: Problem, running: &Plan) -> Result<Found, String> {
     // Without a gain the running plan cannot go on as it is; what that takes is not decided here.
     let gain = gain.ok_or("the running plan does not fit the devices any more")?;
     let before = speed(&now, problem.objective);
-    let solved = verified(problem, plan)?;
+    let solved = verified(problem, plan, Some(running))?;
     Ok(Found { solved, gain, speeds: (before, before * (1.0 + gain)) })
 }
 

@@ -311,7 +311,7 @@ fn resolve(problem: Problem, running: &Plan) -> Result<Solved, String> {
     let (bytes, replicas, behind) = (replan.moved_bytes, replan.moved_replicas, replan.behind);
     tracing::info!(bytes, replicas, behind, "what has to be moved");
     let is_hasty = replan.is_hasty();
-    Ok(Solved { is_hasty, ..verified(problem, replan.plan)? })
+    Ok(Solved { is_hasty, ..verified(problem, replan.plan, Some(running))? })
 }
 
 /// A verified plan.
@@ -320,12 +320,13 @@ pub fn solve(problem: Problem) -> Result<Solved, String> {
         return Err("no device is ready to take stages".into());
     }
     let plan = mesh_planner::solve(&problem, PLANNER_STEPS).map_err(|e| e.to_string())?;
-    verified(problem, plan)
+    verified(problem, plan, None)
 }
 
 /// A plan with standbys where memory is to spare, which has passed the independent check.
-pub fn verified(problem: Problem, plan: Plan) -> Result<Solved, String> {
-    let plan = mesh_planner::with_standbys(&problem, plan);
+/// `running` is what devices hold now.
+pub fn verified(problem: Problem, plan: Plan, running: Option<&Plan>) -> Result<Solved, String> {
+    let plan = mesh_planner::with_standbys(&problem, plan, running);
     mesh_planner::check(&problem, &plan)
         .map_err(|e| format!("the planner made a plan that is wrong: {e}"))?;
     Ok(Solved { plan, problem, is_hasty: false })

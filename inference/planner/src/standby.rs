@@ -10,15 +10,19 @@ use crate::problem::Problem;
 /// What part of the time that a device's other standbys would take counts: stages are seldom lost together.
 const SELDOM: f64 = 0.25;
 
+/// What part of the time of a stage counts for loading it.
+const LOADING: f64 = 0.5;
+
 /// Names standbys, as far as memory goes that nothing else needs: one for every stage that one device alone runs; then
 /// one more for every stage that two losses would leave nobody for, where that takes no more than half of what a device
 /// has left. A standby holds the stage's weights and gets no requests while the stage has a live device.
 ///
 /// Stages with the most weights come first: they would take longest to be brought elsewhere. Of the devices that can
 /// hold a stage, the one that would be least busy with it is taken, where what it stands by for already counts a quarter:
-/// rather one without a stage of its own, for it can go on with this one in the next plan. Deterministic. A pinned plan stays as it is, and so does
-/// one that is none for the problem.
-pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
+/// rather one without a stage of its own, for it can go on with this one in the next plan. One that holds the stage for
+/// the plan that runs needs to load nothing: loading counts half of the stage's time, for it is done beside serving.
+/// Deterministic. A pinned plan stays as it is, and so does one that is none for the problem.
+pub fn with_standbys(problem: &Problem, mut plan: Plan, running: Option<&Plan>) -> Plan {
     if problem.pin.is_some() {
         return plan;
     }
@@ -35,6 +39,7 @@ pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
         busy: evaluation.processors.iter().map(|load| load.busy_s).collect(),
         insuring: vec![0.0; problem.devices.len()],
         found: vec![Vec::new(); plan.stages.len()],
+        held: plan.stages.iter().map(|stage| held(&instance, running, stage)).collect(),
     };
     let mut order: Vec<usize> = (0..plan.stages.len()).collect();
     order.sort_by_key(|&stage| Reverse(plan.stages[stage].weight_bytes));
@@ -55,6 +60,18 @@ pub fn with_standbys(problem: &Problem, mut plan: Plan) -> Plan {
     plan
 }
 
+/// The devices that run a stage or stand by for it in the plan that runs.
+fn held(instance: &Instance<'_>, running: Option<&Plan>, stage: &Stage) -> Vec<usize> {
+    let stages = running.into_iter().flat_map(|plan| &plan.stages);
+    let same =
+        |other: &&Stage| (other.first_block, other.last_block) == (stage.first_block, stage.last_block);
+    let ids = stages.filter(same).flat_map(|other| {
+        other.replicas.iter().map(|replica| &replica.device).chain(&other.standbys).map(String::as_str)
+    });
+    let ids: Vec<&str> = ids.collect();
+    (0..instance.devices()).filter(|&device| ids.contains(&instance.id(device))).collect()
+}
+
 struct Search<'a> {
     instance: &'a Instance<'a>,
     /// The devices that run each stage.
@@ -69,6 +86,8 @@ struct Search<'a> {
     insuring: Vec<f64>,
     /// Standbys of each stage.
     found: Vec<Vec<usize>>,
+    /// The devices that hold each stage already.
+    held: Vec<Vec<usize>>,
 }
 
 impl Search<'_> {
@@ -94,8 +113,10 @@ impl Search<'_> {
                 && !self.found[stage].contains(&device)
                 && self.spare[device] >= bytes
         };
-        let after =
-            |device: usize| self.busy[device] + self.seconds(stage, device) + SELDOM * self.insuring[device];
+        let after = |device: usize| {
+            let loading = if self.held[stage].contains(&device) { 0.0 } else { LOADING };
+            self.busy[device] + (1.0 + loading) * self.seconds(stage, device) + SELDOM * self.insuring[device]
+        };
         (0..self.instance.devices())
             .filter(|&device| may(device))
             .min_by(|&a, &b| after(a).total_cmp(&after(b)))
@@ -159,7 +180,7 @@ mod tests {
 
     fn standbys(memory: &[u64]) -> Vec<(Vec<String>, Vec<String>)> {
         let problem = problem(memory);
-        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap());
+        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap(), None);
         check(&problem, &plan).unwrap();
         let devices = |stage: &crate::Stage| stage.replicas.iter().map(|r| r.device.clone()).collect();
         plan.stages.iter().map(|stage| (devices(stage), stage.standbys.clone())).collect()
@@ -190,19 +211,35 @@ mod tests {
     #[test]
     fn what_two_devices_run_needs_no_standby() {
         let problem = Problem { replication: true, ..problem(&[99, 99]) };
-        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap());
+        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap(), None);
         assert!(plan.stages.iter().all(|stage| stage.replicas.len() == 2 && stage.standbys.is_empty()));
     }
 
     #[test]
     fn devices_without_a_stage_stand_by_for_all() {
         let problem = Problem { max_stages: Some(3), ..problem(&[100; 5]) };
-        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap());
+        let plan = with_standbys(&problem, solve(&problem, 100_000).unwrap(), None);
         let runs = |id: &str| plan.stages.iter().any(|stage| stage.replicas[0].device == id);
         assert_eq!(plan.stages.len(), 3);
         for stage in &plan.stages {
             assert!(stage.standbys.len() == 2 && !stage.standbys.iter().any(|id| runs(id)), "{plan:?}");
         }
+    }
+
+    #[test]
+    fn who_stands_by_already_goes_on_with_it() {
+        let problem = Problem { max_stages: Some(3), ..problem(&[60; 5]) };
+        let mut running = solve(&problem, 100_000).unwrap();
+        let idle: Vec<String> = running.unused.iter().map(|unused| unused.device.clone()).collect();
+        for stage in &mut running.stages[..2] {
+            stage.standbys = vec![idle[1].clone()];
+        }
+        let plan = with_standbys(&problem, running.clone(), Some(&running));
+        check(&problem, &plan).unwrap();
+        let first: Vec<&str> = plan.stages.iter().map(|stage| stage.standbys[0].as_str()).collect();
+        assert_eq!(first, [&idle[1], &idle[1], &idle[0]]);
+        let fresh = with_standbys(&problem, running, None);
+        assert_eq!(fresh.stages[0].standbys[0], idle[0]);
     }
 
     #[test]

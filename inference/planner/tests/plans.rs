@@ -394,7 +394,7 @@ fn memory_lifts_where_it_is_short() {
 fn who_stands_by_goes_on_with_the_old_cuts() {
     let mut problem =
         Problem { replication: false, min_stages: Some(3), max_stages: Some(3), ..even(30, 5, 1024 * MIB) };
-    let running = with_standbys(&problem, solved(&problem));
+    let running = with_standbys(&problem, solved(&problem), None);
     for block in &mut problem.blocks[..10] {
         block.seconds.insert("pi".to_owned(), 1.15);
     }

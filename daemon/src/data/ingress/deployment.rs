@@ -127,7 +127,6 @@ impl Deployment {
         }
     }
 
-    /// A device has told how many jobs wait or run there.
     /// See [`Balancer::detour`]; for requests on the newest plan only, of others nothing is known.
     pub(super) fn detour(
         &mut self,

@@ -179,7 +179,8 @@ impl Serving {
             Some(running) => replan(&problem, &running.plan, STEPS).map(|replan| replan.plan),
             None => solve(&problem, STEPS),
         };
-        let plan = with_standbys(&problem, plan.map_err(|error| error.to_string())?);
+        let running = running.map(|running| &running.plan);
+        let plan = with_standbys(&problem, plan.map_err(|error| error.to_string())?, running);
         check(&problem, &plan).map_err(|error| format!("the planner made a plan that is wrong: {error}"))?;
         Ok(plan)
     }
