@@ -259,6 +259,11 @@ impl World {
 
     /// Asks every device for everything that is served; returns what is missing.
     fn ask_everybody(&mut self) -> Result<Option<String>, Failure> {
+        // A leader that hands over leaves a few milliseconds without one.
+        let unled = |world: &Self| world.leader_state().is_none().then(|| "nobody leads".to_owned());
+        if let Some(reason) = self.wait(RETRY_MS, unled)? {
+            return Err((self.now_ms, reason));
+        }
         let state = self.leader_state().ok_or((self.now_ms, "nobody leads".to_owned()))?;
         let devices = self.usable(&state);
         let served = state.deployments.values().filter(|deployment| is_served(deployment, &devices));
