@@ -7,8 +7,8 @@ fn main() -> ExitCode {
     mesh_daemon::cli::main()
 }
 
-/// From 1.31 on, ONNX Runtime looks for a server of its makers and writes a file below the home directory as soon as it
-/// is loaded, before a program can ask it not to. Only this variable keeps it from that.
+/// ONNX Runtime (seen in 1.31) looks for a server of its makers and writes a file below the home directory as soon as it
+/// is loaded, before a program can ask it not to through its interface. This variable keeps it from that.
 fn keep_runtime_quiet() {
     #[expect(
         unsafe_code,

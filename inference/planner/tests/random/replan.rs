@@ -42,6 +42,11 @@ proptest! {
         let tolerance = if next.gain.is_some() { 1.02 } else { 1.25 };
         prop_assert!(value(&left, &next.plan) <= value(&left, &best) * tolerance * 1.000_001);
         prop_assert!(value(&left, &next.plan) <= value(&left, &best) * (1.0 + next.behind) * 1.000_001);
+        if next.is_hasty() {
+            let calm = replan(&left, &next.plan, DEFAULT_STEPS).unwrap();
+            check(&left, &calm.plan).unwrap();
+            prop_assert!(value(&left, &calm.plan) <= value(&left, &best) * 1.020_001);
+        }
         let fresh = moved_bytes(&left, &running, &best);
         prop_assert!(next.moved_bytes <= fresh, "{} instead of {fresh}", next.moved_bytes);
         prop_assert_eq!(next.moved_bytes, moved_bytes(&left, &running, &next.plan));
