@@ -51,6 +51,25 @@ pub struct DeploySpec {
     pub shapes: Vec<(String, Vec<i64>)>,
 }
 
+/// With which disk a cluster lists a device: a [`Command::Join`] says what its device was told, and counts only
+/// where that is still so. A request that was long under way thus never replaces a later one, whatever delayed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Listed {
+    /// Any or none: in requests from before this was said.
+    #[default]
+    Unsaid,
+    /// It is no member.
+    Not,
+    /// It is a member with this one.
+    With(StorageId),
+}
+
+impl From<Option<StorageId>> for Listed {
+    fn from(storage: Option<StorageId>) -> Self {
+        storage.map_or(Self::Not, Self::With)
+    }
+}
+
 /// A change of the replicated state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -60,6 +79,9 @@ pub enum Command {
         device: DeviceId,
         /// Its disk. A known device with another disk gets a new raft id.
         storage: StorageId,
+        /// How it is listed so far, as it was told.
+        #[serde(default)]
+        listed: Listed,
         /// Its name, for people.
         name: String,
         /// Where it listens, `ip:port`.
@@ -149,6 +171,9 @@ pub enum Outcome {
         /// Its replica's number.
         raft_id: RaftId,
     },
+    /// The device that asks to join is listed otherwise than it was told. Nothing was changed; it asks again when it
+    /// knows better.
+    ListedOtherwise,
     /// The state does not allow it; nothing was changed.
     Rejected {
         /// What is wrong and what to do, for people.

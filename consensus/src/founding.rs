@@ -33,7 +33,7 @@ pub use self::conflict::Conflict;
 pub use self::message::{ClusterHello, Hello, MESSAGE_BYTES_MAX, Message, Place};
 use self::paxos::Proposal;
 pub use self::record::{Ballot, Record};
-use crate::{ClusterId, DeviceId, Genesis, StorageId};
+use crate::{ClusterId, DeviceId, Genesis, Listed, StorageId};
 
 /// A device without a cluster greets its peers this often: a lost greeting costs at most this much.
 const HELLO_MS: u64 = 500;
@@ -214,6 +214,8 @@ pub enum Effect {
     Join {
         /// The cluster, and the store to be listed with: a member asks for the one that it will have then.
         place: Place,
+        /// How the cluster lists this device now, as far as it has said.
+        listed: Listed,
         /// Connected members to ask, the likely leader first.
         via: Vec<DeviceId>,
     },
@@ -468,7 +470,8 @@ impl Founding {
             if self.now_ms >= self.join_due_ms && !via.is_empty() {
                 self.join_due_ms = self.now_ms + JOIN_MS;
                 let place = Place { cluster_id, storage: self.me.storage };
-                self.effects.push(Effect::Join { place, via });
+                let listed = self.listed_by(&via);
+                self.effects.push(Effect::Join { place, listed, via });
             } else if via.is_empty() {
                 self.join_due_ms = self.now_ms + JOIN_MS;
             }

@@ -21,7 +21,7 @@ pub mod wire;
 #[cfg(test)]
 extern crate self as mesh_consensus;
 
-pub use command::{Command, DeploySpec, Outcome, Request, RequestId};
+pub use command::{Command, DeploySpec, Listed, Outcome, Request, RequestId};
 pub use ids::{ClusterId, DeviceId, RaftId, StorageId};
 pub use membership::{MembershipChange, MembershipStep};
 pub use node::{

@@ -4,7 +4,7 @@ mod fleet;
 
 use fleet::{CLUSTER, Fleet, device, genesis, member};
 use mesh_consensus::{
-    Command, FoundError, MemoryDisk, Node, OpenError, Options, Outcome, ProposeError, Recovery,
+    Command, FoundError, Listed, MemoryDisk, Node, OpenError, Options, Outcome, ProposeError, Recovery,
     RecoveryError, RedbStore, Role, StorageId,
 };
 
@@ -220,6 +220,7 @@ fn a_removed_leader_hands_over_and_is_out() {
         let outcome = fleet.run(Command::Join {
             device: again.device,
             storage: again.storage,
+            listed: Listed::Not,
             name: again.name,
             address: again.address,
         });
@@ -367,6 +368,7 @@ fn a_wiped_disk_is_a_new_member_and_the_old_one_leaves() {
     let outcome = fleet.run(Command::Join {
         device: device(wiped),
         storage: StorageId([99; 16]),
+        listed: Listed::With(member(wiped).storage),
         name: "wiped".to_owned(),
         address: "10.0.0.7:7400".to_owned(),
     });
@@ -390,6 +392,7 @@ fn a_request_is_applied_once_however_often_it_is_proposed() {
     let join = fleet.request(Command::Join {
         device: device(8),
         storage: StorageId([8; 16]),
+        listed: Listed::Not,
         name: String::new(),
         address: String::new(),
     });

@@ -5,7 +5,7 @@ use super::{
     CAMPAIGN_MS, CLUSTER_MEMORY_MS, Conflict, Effect, Founding, HELLO_MS, MEMBER_HELLO_MS, PEERS_MAX, Peer,
     Stage,
 };
-use crate::{ClusterId, DeviceId};
+use crate::{ClusterId, DeviceId, Listed};
 
 impl Founding {
     pub(super) fn peer_up(&mut self, device: DeviceId) {
@@ -196,6 +196,12 @@ impl Founding {
         let mut via: Vec<DeviceId> = self.peers.keys().filter(is_member).cloned().collect();
         via.sort_by_key(|device| Some(device) != cluster.leader.as_ref());
         via
+    }
+
+    /// How the first of these members, the likely leader, says that its cluster lists this device.
+    pub(super) fn listed_by(&self, via: &[DeviceId]) -> Listed {
+        let hello = via.first().and_then(|device| self.peers.get(device)?.hello.as_ref());
+        hello.and_then(|hello| hello.cluster.as_ref()?.your_storage).into()
     }
 
     /// A member of that cluster said that this device is not one of its members (any more).

@@ -13,6 +13,9 @@
 //! the place in its own next greeting, and a place that is declined does not count. Store ids are not used twice,
 //! so that is true for ever, in whatever order messages arrive.
 //!
+//! A request may be long under way and arrive when a later one has been answered. It must not take that one's place:
+//! every request tells how the cluster listed the device when it was made, and is void where that has changed.
+//!
 //! A crash at any point: before the wish is on disk, nothing was asked. After it, the same place is asked for again.
 //! Emptying the store and making it the one of the place is one transaction; after it the device is one that joins
 //! and has its place already.
@@ -153,7 +156,8 @@ impl Founding {
         if self.now_ms >= self.join_due_ms {
             self.join_due_ms = self.now_ms + JOIN_MS;
             let via = self.members_to_ask(cluster);
-            self.effects.push(Effect::Join { place: wish, via });
+            let listed = self.listed_by(&via);
+            self.effects.push(Effect::Join { place: wish, listed, via });
         }
     }
 

@@ -4,7 +4,7 @@ use super::{
     ClusterState, Deployment, EpochPlan, MAX_DEPLOYMENTS, MAX_MEMBERS, MAX_MODELS, MAX_TEXT, Member,
     ModelRecord, OUTCOMES_KEPT, PROPOSERS_KEPT,
 };
-use crate::command::{Command, DeploySpec, Outcome, Request, RequestId};
+use crate::command::{Command, DeploySpec, Listed, Outcome, Request, RequestId};
 use crate::ids::{DeviceId, StorageId};
 
 /// Why a command is refused, for people.
@@ -48,7 +48,9 @@ impl ClusterState {
 
     fn execute(&mut self, command: Command) -> Verdict {
         match command {
-            Command::Join { device, storage, name, address } => self.join(device, storage, name, address),
+            Command::Join { device, storage, listed, name, address } => {
+                self.join(device, storage, listed, name, address)
+            }
             Command::UpdateMember { device, name, address } => self.update_member(&device, name, address),
             Command::RemoveMember { device } => self.remove_member(device),
             Command::SetDraining { device, draining } => {
@@ -110,7 +112,14 @@ impl ClusterState {
         }
     }
 
-    fn join(&mut self, device: DeviceId, storage: StorageId, name: String, address: String) -> Verdict {
+    fn join(
+        &mut self,
+        device: DeviceId,
+        storage: StorageId,
+        listed: Listed,
+        name: String,
+        address: String,
+    ) -> Verdict {
         if self.removed.contains(&device) {
             return refuse(format!(
                 "device {device} was removed from this cluster; to bring it back as a new device, stop it, move its \
@@ -121,11 +130,16 @@ impl ClusterState {
         check_text("name", &name)?;
         check_text("address", &address)?;
         let known = self.member(&device).map(|member| (member.raft_id, member.storage));
-        if let Some((raft_id, old_storage)) = known {
-            if old_storage == storage {
-                self.update_member(&device, name, address)?;
-                return Ok(Outcome::Joined { raft_id });
-            }
+        if let Some((raft_id, old_storage)) = known
+            && old_storage == storage
+        {
+            self.update_member(&device, name, address)?;
+            return Ok(Outcome::Joined { raft_id });
+        }
+        if listed != Listed::Unsaid && listed != Listed::from(known.map(|(_, storage)| storage)) {
+            return Ok(Outcome::ListedOtherwise);
+        }
+        if let Some((raft_id, _)) = known {
             self.members.remove(&raft_id);
         } else if self.members.len() >= MAX_MEMBERS {
             return refuse(format!(

@@ -58,13 +58,18 @@ fn deploy(name: &str, hash: &str) -> Command {
     })
 }
 
-fn join(id: u64, storage: u8) -> Command {
+fn join(id: u64, storage: u8, listed: Listed) -> Command {
     Command::Join {
         device: device(id),
         storage: StorageId([storage; 16]),
+        listed,
         name: "n".to_owned(),
         address: "a".to_owned(),
     }
+}
+
+fn disk(storage: u8) -> Listed {
+    Listed::With(StorageId([storage; 16]))
 }
 
 fn prepare(epoch: u64) -> Command {
@@ -121,13 +126,43 @@ impl Script {
 #[test]
 fn members_join_once_per_disk_and_never_reuse_a_raft_id() {
     let mut script = Script::new();
-    assert_eq!(script.run(join(3, 3)), Outcome::Joined { raft_id: 3 });
-    assert_eq!(script.run(join(3, 3)), Outcome::Joined { raft_id: 3 });
-    assert_eq!(script.run(join(3, 77)), Outcome::Joined { raft_id: 4 });
+    assert_eq!(script.run(join(3, 3, Listed::Not)), Outcome::Joined { raft_id: 3 });
+    assert_eq!(script.run(join(3, 3, Listed::Not)), Outcome::Joined { raft_id: 3 });
+    assert_eq!(script.run(join(3, 77, disk(3))), Outcome::Joined { raft_id: 4 });
     assert!(!script.0.members.contains_key(&3));
     script.done(Command::RemoveMember { device: device(3) });
-    script.refused(join(3, 77), "was removed from this cluster");
-    assert_eq!(script.run(join(5, 5)), Outcome::Joined { raft_id: 5 });
+    script.refused(join(3, 77, disk(77)), "was removed from this cluster");
+    assert_eq!(script.run(join(5, 5, Listed::Not)), Outcome::Joined { raft_id: 5 });
+}
+
+/// Every order in which the requests of a device for three disks, each made when it had heard of the last one, and
+/// each of them perhaps repeated, can arrive: what is listed only ever moves on.
+#[test]
+fn a_late_join_replaces_no_later_one() {
+    let requests = [join(3, 1, Listed::Not), join(3, 2, disk(1)), join(3, 3, disk(2))];
+    for order in 0..3_usize.pow(6) {
+        let mut script = Script::new();
+        let mut newest = 0;
+        for step in 0..6 {
+            let which = order / 3_usize.pow(step) % 3;
+            let outcome = script.run(requests[which].clone());
+            let joined = matches!(outcome, Outcome::Joined { .. });
+            assert_eq!(joined, which == newest || which + 1 == newest, "{order} at {step}");
+            assert!(joined || outcome == Outcome::ListedOtherwise);
+            newest = newest.max(if joined { which + 1 } else { 0 });
+            let listed = script.0.member(&device(3)).map(|member| member.storage.0[0]);
+            assert_eq!(usize::from(listed.unwrap_or(0)), newest);
+        }
+    }
+}
+
+/// A log from before requests said how their device is listed gives the state that it gave then.
+#[test]
+fn a_join_that_does_not_say_how_it_is_listed_replaces_whatever_is() {
+    let mut script = Script::new();
+    assert_eq!(script.run(join(3, 3, Listed::Not)), Outcome::Joined { raft_id: 3 });
+    assert_eq!(script.run(join(3, 4, Listed::Not)), Outcome::ListedOtherwise);
+    assert_eq!(script.run(join(3, 4, Listed::Unsaid)), Outcome::Joined { raft_id: 4 });
 }
 
 #[test]
@@ -136,6 +171,7 @@ fn a_join_brings_the_new_address() {
     let again = Command::Join {
         device: device(2),
         storage: StorageId([2; 16]),
+        listed: Listed::Not,
         name: "door".to_owned(),
         address: "10.0.0.2:9".to_owned(),
     };
@@ -262,9 +298,9 @@ fn long_texts_and_too_many_things_are_refused() {
     script.refused(deploy("one more", "aa"), "the most that can be");
     script.done(deploy("net-3", "aa"));
     for id in 3..=MAX_MEMBERS as u64 {
-        assert!(matches!(script.run(join(id, 1)), Outcome::Joined { .. }));
+        assert!(matches!(script.run(join(id, 1, Listed::Not)), Outcome::Joined { .. }));
     }
-    script.refused(join(9999, 1), "the most it can");
+    script.refused(join(9999, 1, Listed::Not), "the most it can");
 }
 
 #[test]
@@ -293,8 +329,9 @@ fn outcomes_are_kept_for_the_latest_requests_of_the_latest_proposers() {
 fn commands() -> impl Strategy<Value = Command> {
     let names = prop_oneof![Just("net"), Just("other")];
     let hashes = prop_oneof![Just("aa"), Just("bb"), Just("cc")];
+    let listed = prop_oneof![Just(Listed::Unsaid), Just(Listed::Not), (1_u8..4).prop_map(disk)];
     prop_oneof![
-        (1_u64..6, 1_u8..4).prop_map(|(id, storage)| join(id, storage)),
+        (1_u64..6, 1_u8..4, listed).prop_map(|(id, storage, listed)| join(id, storage, listed)),
         (1_u64..6).prop_map(|id| Command::RemoveMember { device: device(id) }),
         hashes.clone().prop_map(model),
         hashes.clone().prop_map(|hash| Command::RemoveModel { hash: hash.to_owned() }),

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_consensus::{
-    Applied, ClusterId, Command, DeviceId, FatalError, Genesis, Member, MemoryDisk, Node, Options, Outcome,
-    RaftId, RedbStore, Request, RequestId, Role, StorageId,
+    Applied, ClusterId, Command, DeviceId, FatalError, Genesis, Listed, Member, MemoryDisk, Node, Options,
+    Outcome, RaftId, RedbStore, Request, RequestId, Role, StorageId,
 };
 
 /// Ticks after which a silent voter is replaced.
@@ -117,6 +117,7 @@ impl Fleet {
         let outcome = self.run(Command::Join {
             device: who.device,
             storage: who.storage,
+            listed: Listed::Not,
             name: who.name,
             address: who.address,
         });

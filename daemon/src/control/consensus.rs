@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_consensus::{ClusterState, RaftId, Request, StorageId, founding::Candidate};
+use mesh_consensus::{ClusterState, Listed, RaftId, Request, StorageId, founding::Candidate};
 use tokio::sync::{oneshot, watch};
 
 use super::rpc::{JoinReply, ProposeReply};
@@ -218,8 +218,8 @@ pub struct Start {
     pub failed: oneshot::Sender<ConsensusError>,
 }
 
-/// Asks one of these peers for membership of a device with this data directory.
-pub type Join = Box<dyn Fn(StorageId, Vec<PeerId>) + Send>;
+/// Asks one of these peers for membership of a device with this data directory, listed so far like that.
+pub type Join = Box<dyn Fn(StorageId, Listed, Vec<PeerId>) + Send>;
 
 /// What the thread needs to start.
 pub struct ThreadStart {

@@ -211,14 +211,14 @@ impl Events {
         let command = Command::Join {
             device: DeviceId(peer.to_string()),
             storage: call.storage,
+            listed: call.listed,
             name: call.name,
             address: seen.unwrap_or(call.address),
         };
         match self.proposer.propose(command, JOIN_PATIENCE).await {
             Ok(Outcome::Joined { raft_id }) => JoinReply::Joined { cluster: view.state.cluster_id, raft_id },
-            Ok(Outcome::Done | Outcome::Rejected { .. }) | Err(ProposeFailure::NoQuorum { .. }) => {
-                JoinReply::TryLater
-            }
+            Ok(Outcome::Done | Outcome::ListedOtherwise | Outcome::Rejected { .. })
+            | Err(ProposeFailure::NoQuorum { .. }) => JoinReply::TryLater,
             Err(ProposeFailure::Rejected(reason)) => JoinReply::Refused(reason),
         }
     }

@@ -1,6 +1,6 @@
 //! Calls between daemons on the control link: method numbers and bodies (CBOR).
 
-use mesh_consensus::{ClusterId, Outcome, RaftId, StorageId};
+use mesh_consensus::{ClusterId, Listed, Outcome, RaftId, StorageId};
 use mesh_inference::blobs::Hash;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -30,6 +30,9 @@ pub enum ProposeReply {
 pub struct JoinCall {
     /// Identity of its data directory.
     pub storage: StorageId,
+    /// How the cluster lists it now, as it was told.
+    #[serde(default)]
+    pub listed: Listed,
     /// Configured name.
     pub name: String,
     /// `ip:port` that it listens at, as the asked device sees it when empty.

@@ -187,7 +187,7 @@ fn join_through(net: Net, me: Candidate, answers: std::sync::mpsc::Receiver<Cons
     let runtime = tokio::runtime::Handle::current();
     let handle = std::sync::OnceLock::new();
     let asking = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    Box::new(move |storage, via| {
+    Box::new(move |storage, listed, via| {
         if handle.get().is_none()
             && let Ok(consensus) = answers.recv_timeout(Duration::from_secs(1))
         {
@@ -198,7 +198,7 @@ fn join_through(net: Net, me: Candidate, answers: std::sync::mpsc::Receiver<Cons
             return;
         }
         let (net, asking) = (net.clone(), std::sync::Arc::clone(&asking));
-        let call = JoinCall { storage, name: me.name.clone(), address: me.address.clone() };
+        let call = JoinCall { storage, listed, name: me.name.clone(), address: me.address.clone() };
         runtime.spawn(async move {
             let answer = ask_to_join(net, call, via).await;
             consensus.offer(Input::JoinAnswer(storage, answer));

@@ -1,6 +1,6 @@
 //! What goes wrong, and when.
 
-use mesh_consensus::{Command, Conf, Request, RequestId};
+use mesh_consensus::{Command, Conf, Node, RedbStore, Request, RequestId};
 
 use super::options::Story;
 use super::process::{Process, device_id, device_index};
@@ -156,15 +156,22 @@ impl World {
             })
     }
 
+    /// Another device leads, and voters are left. One that was frozen may lead in an old term: the voters have changed
+    /// since, and this device may be all of them.
+    fn survives_without(&self, device: usize) -> bool {
+        let Some(leader) = self.leader().filter(|leader| *leader != device) else { return false };
+        let Some(leader) = self.devices[leader].process.as_ref().and_then(Process::node) else {
+            return false;
+        };
+        let agrees = |node: &Node<RedbStore>| node.term() == leader.term() && node.conf() == leader.conf();
+        leader.conf().voters.len() >= 3
+            && self.nodes().filter(|node| node.cluster_id() == leader.cluster_id()).all(agrees)
+    }
+
     /// The disk is lost and replaced; the identity is the same.
     fn wipe(&mut self, device: usize) {
-        let Some(leader) = self.leader().filter(|leader| *leader != device && self.settled()) else { return };
-        let voters = self.devices[leader]
-            .process
-            .as_ref()
-            .and_then(Process::node)
-            .map(|node| node.conf().voters.len());
-        if voters.is_none_or(|voters| voters < 3) || self.devices[device].process.is_none() {
+        let running = self.devices[device].process.is_some();
+        if !running || !self.settled() || !self.survives_without(device) {
             return;
         }
         self.note(|_| format!("fault: d{device} loses its disk"));

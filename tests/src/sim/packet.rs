@@ -1,7 +1,7 @@
 //! What travels between simulated devices. The daemon has a stream per protocol; here it is one enum.
 
 use super::serving::{Frame, Report};
-use mesh_consensus::{ClusterId, Outcome, RaftId, Request, StorageId};
+use mesh_consensus::{ClusterId, Listed, Outcome, RaftId, Request, StorageId};
 
 /// A message between two devices.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub(crate) enum Packet {
         frame: Vec<u8>,
     },
     /// `origin` asks to be added to the cluster, perhaps through another member.
-    JoinRequest { origin: usize, storage: StorageId, relayed: bool },
+    JoinRequest { origin: usize, storage: StorageId, listed: Listed, relayed: bool },
     /// What became of it.
     JoinReply { origin: usize, storage: StorageId, cluster: ClusterId, outcome: Outcome },
     /// A client's request on its way to the leader.
@@ -45,7 +45,7 @@ impl Packet {
                 let what = if *snapshot { "snapshot" } else { "raft" };
                 format!("{what} {from}->{to} {} bytes", frame.len())
             }
-            Self::JoinRequest { origin, storage, relayed } => {
+            Self::JoinRequest { origin, storage, relayed, .. } => {
                 format!("join request of d{origin} with {storage}, relayed {relayed}")
             }
             Self::JoinReply { origin, outcome, .. } => format!("join reply for d{origin}: {outcome:?}"),

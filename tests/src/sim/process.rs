@@ -225,11 +225,12 @@ impl Process {
                 self.campaign();
                 return self.pump();
             }
-            Effect::Join { place, via } => {
+            Effect::Join { place, listed, via } => {
                 for member in via.iter().take(2) {
                     let packet = Packet::JoinRequest {
                         origin: self.setup.index,
                         storage: place.storage,
+                        listed,
                         relayed: false,
                     };
                     self.send(device_index(member), packet);
@@ -308,8 +309,8 @@ impl Process {
                 self.founding_event(now_ms, Event::Message { from: device_id(from), message })
             }
             Packet::Raft { from: claimed, to: _, snapshot: _, frame } => self.step(from, claimed, &frame),
-            Packet::JoinRequest { origin, storage, relayed } => {
-                self.join_request(from, origin, storage, relayed)
+            Packet::JoinRequest { origin, storage, listed, relayed } => {
+                self.join_request(from, origin, (storage, listed), relayed)
             }
             Packet::JoinReply { origin, storage, cluster, outcome } => {
                 self.join_reply(now_ms, origin, storage, cluster, outcome)

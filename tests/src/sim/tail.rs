@@ -103,7 +103,7 @@ impl World {
         }
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Node<RedbStore>> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node<RedbStore>> {
         self.devices.iter().filter_map(|device| device.process.as_ref()?.node())
     }
 

@@ -146,6 +146,27 @@ fn a_cluster_in_use_is_not_given_up() {
     assert!(matches!(founding.progress(), Progress::Member(_)));
 }
 
+/// The request of a wish that was dropped may still be under way, or have been granted in the meantime: the next one
+/// counts only where its device is listed as it was told.
+#[test]
+fn a_request_tells_how_its_device_is_listed() {
+    let (mut founding, first) = wishing();
+    founding.handle(10, Event::MembershipChanged(MembershipView { in_use: true, ..alone() }));
+    let told = |effects: Vec<Effect>| {
+        effects.into_iter().find_map(|effect| {
+            if let Effect::Join { place, listed, .. } = effect { Some((place, listed)) } else { None }
+        })
+    };
+    founding.handle(20, Event::MembershipChanged(alone()));
+    let later_ms = 10 + WISH_AGAIN_MS;
+    let (second, listed) = told(founding.handle(later_ms, hello(None, false, None))).expect("asks");
+    assert_eq!(listed, Listed::Not);
+    assert_ne!(second, first);
+    let greeted = hello(Some(first.storage), false, None);
+    let (place, listed) = told(founding.handle(later_ms + JOIN_MS, greeted)).expect("asks again");
+    assert_eq!((place, listed), (second, Listed::With(first.storage)));
+}
+
 /// The other cluster lists this device with the store that it asks for: the place is not declined, and is taken.
 #[test]
 fn a_place_that_is_wished_for_is_taken() {

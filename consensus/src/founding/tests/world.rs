@@ -40,8 +40,8 @@ pub(super) struct World {
     running: Vec<Option<Founding>>,
     links: BTreeSet<(usize, usize)>,
     flying: Vec<(usize, usize, Message)>,
-    /// Requests for a place and their answers on the way: to whom, from whom, which place, answered.
-    asked: Vec<(usize, usize, Place, bool)>,
+    /// Requests for a place and their answers on the way: to whom, from whom, which place, how listed (requests only).
+    asked: Vec<(usize, usize, Place, Option<Listed>)>,
     /// Replicated membership, as if consensus were instant.
     members: BTreeMap<ClusterId, BTreeMap<DeviceId, StorageId>>,
     /// What a device knows of it that was cut off or removed, instead.
@@ -191,10 +191,10 @@ impl World {
             }
             Effect::Send { to, message } => self.post(device, index(&to), message),
             Effect::Found { genesis, raft_id, campaign: _ } => self.found(device, genesis, raft_id),
-            Effect::Join { place, via } => {
+            Effect::Join { place, listed, via } => {
                 for member in via.iter().take(2) {
                     if self.asked.len() < 1_000 {
-                        self.asked.push((index(member), device, place, false));
+                        self.asked.push((index(member), device, place, Some(listed)));
                     }
                 }
             }
@@ -236,12 +236,12 @@ impl World {
             return;
         }
         let slot = usize::try_from(self.below(self.asked.len() as u64)).expect("small");
-        let (to, from, place, answered) = self.asked[slot];
+        let (to, from, place, listed) = self.asked[slot];
         if self.below(100) >= self.chaos.repeat {
             self.asked.swap_remove(slot);
         }
         if self.below(100) >= self.chaos.loss {
-            self.answer(to, from, place, answered);
+            self.answer(to, from, place, listed);
         }
     }
 
@@ -262,7 +262,7 @@ impl World {
                 self.connect(a, c);
             }
         }
-        let passed_ms = if self.below(100) < self.chaos.stall { self.below(4_000) } else { self.below(50) };
+        let passed_ms = if self.below(100) < self.chaos.stall { self.below(12_000) } else { self.below(50) };
         self.now_ms += passed_ms;
         if self.below(100) < self.chaos.impolite {
             self.propose_out_of_turn(a);
@@ -334,8 +334,8 @@ impl World {
                 self.deliver(usize::try_from(slot).expect("small"));
             }
         }
-        for (to, from, place, answered) in std::mem::take(&mut self.asked) {
-            self.answer(to, from, place, answered);
+        for (to, from, place, listed) in std::mem::take(&mut self.asked) {
+            self.answer(to, from, place, listed);
         }
         for device in 0..self.running.len() {
             let due_ms = self.running[device].as_ref().and_then(Founding::deadline_ms);

@@ -367,9 +367,10 @@ impl Thread {
                         node.campaign();
                     }
                 }
-                Effect::Join { place, via } => {
+                Effect::Join { place, listed, via } => {
                     tracing::info!(cluster = %place.cluster_id, "asking to join");
-                    (self.join)(place.storage, via.iter().filter_map(|d| d.0.parse().ok()).collect());
+                    let via = via.iter().filter_map(|d| d.0.parse().ok()).collect();
+                    (self.join)(place.storage, listed, via);
                 }
                 Effect::GiveWay { to, record } => {
                     // Something may have been deployed since the protocol last looked.

@@ -1,16 +1,16 @@
 //! Devices that ask to be added to a running cluster, through any of its members.
 
 use mesh_consensus::founding::{Event, Place};
-use mesh_consensus::{ClusterId, Command, Node, Outcome, Request, RequestId, Role, StorageId};
+use mesh_consensus::{ClusterId, Command, Listed, Node, Outcome, Request, RequestId, Role, StorageId};
 
 use super::{Body, Death, Deed, PENDING_MAX, Process, device_id, view_of};
 use crate::sim::packet::Packet;
 
-/// Name of the join of one device with one disk: asking again is the same request.
-fn join_id(origin: usize, storage: StorageId) -> RequestId {
-    let mut half = [0; 8];
-    half.copy_from_slice(&storage.0[..8]);
-    RequestId { proposer: device_id(origin), sequence: u64::from_le_bytes(half) }
+/// Name of the join of one device with one disk instead of another: asking again is the same request.
+fn join_id(origin: usize, storage: StorageId, listed: Listed) -> RequestId {
+    let half = |storage: StorageId| u64::from_le_bytes(storage.0[..8].try_into().expect("eight bytes"));
+    let instead = if let Listed::With(other) = listed { half(other).rotate_left(1) } else { 0 };
+    RequestId { proposer: device_id(origin), sequence: half(storage) ^ instead }
 }
 
 impl Process {
@@ -18,17 +18,18 @@ impl Process {
         &mut self,
         from: usize,
         origin: usize,
-        storage: StorageId,
+        (storage, listed): (StorageId, Listed),
         relayed: bool,
     ) -> Result<(), Death> {
         let Body::Member(node) = &self.body else { return Ok(()) };
-        let id = join_id(origin, storage);
+        let id = join_id(origin, storage, listed);
         if node.role() == Role::Leader {
             let request = Request {
                 id: id.clone(),
                 command: Command::Join {
                     device: device_id(origin),
                     storage,
+                    listed,
                     name: format!("device {origin}"),
                     address: format!("10.0.0.{}:7400", origin + 1),
                 },
@@ -50,7 +51,7 @@ impl Process {
         }
         let leader = node.leader().and_then(|id| self.route(id));
         if let Some(leader) = leader.filter(|leader| !relayed && *leader != from) {
-            self.send(leader, Packet::JoinRequest { origin, storage, relayed: true });
+            self.send(leader, Packet::JoinRequest { origin, storage, listed, relayed: true });
             self.joins.insert(id, (from, origin, storage));
         }
         Ok(())
@@ -65,7 +66,11 @@ impl Process {
         outcome: Outcome,
     ) -> Result<(), Death> {
         if origin != self.setup.index {
-            if let Some((from, ..)) = self.joins.remove(&join_id(origin, storage)) {
+            let asked = |(_, (_, other, with)): &(&RequestId, &(usize, usize, StorageId))| {
+                (*other, *with) == (origin, storage)
+            };
+            let id = self.joins.iter().find(asked).map(|(id, _)| id.clone());
+            if let Some((from, ..)) = id.and_then(|id| self.joins.remove(&id)) {
                 self.send(from, Packet::JoinReply { origin, storage, cluster, outcome });
             }
             return Ok(());

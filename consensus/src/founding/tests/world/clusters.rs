@@ -67,10 +67,8 @@ impl World {
     }
 
     /// A request for a place arrives, or its answer. A place is given when a majority of the founding voters runs.
-    pub(super) fn answer(&mut self, to: usize, from: usize, place: Place, answered: bool) {
-        if answered {
-            return self.admitted(to, place);
-        }
+    pub(super) fn answer(&mut self, to: usize, from: usize, place: Place, listed: Option<Listed>) {
+        let Some(listed) = listed else { return self.admitted(to, place) };
         let cluster = place.cluster_id;
         let Some(genesis) = self.founded.get(&cluster) else { return };
         let up = |voter: &&crate::Member| {
@@ -80,9 +78,16 @@ impl World {
         let voters = &genesis.members[..genesis.voters.len()];
         let majority = voters.iter().filter(up).count() > voters.len() / 2;
         if majority && self.running[to].is_some() && self.disks[to].cluster == Some(cluster) {
-            self.members.entry(cluster).or_default().insert(id(from), place.storage);
+            let members = self.members.entry(cluster).or_default();
+            let known = members.get(&id(from)).copied();
+            if known != Some(place.storage) {
+                if listed != Listed::from(known) {
+                    return;
+                }
+                members.insert(id(from), place.storage);
+            }
             self.publish(cluster);
-            self.asked.push((from, to, place, true));
+            self.asked.push((from, to, place, None));
         }
     }
 
