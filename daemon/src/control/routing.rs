@@ -54,10 +54,13 @@ pub fn route<F: Fn(usize) -> Option<Vec<String>>>(
     let mut stages = Vec::with_capacity(active.plan.stages.len());
     for (index, stage) in active.plan.stages.iter().enumerate() {
         let replica = |r: &mesh_planner::Replica| Some((peer_of(&r.device)?, r.share));
-        let standbys = stage.standbys.iter().filter(|id| is_ready(id, index));
+        let (ready, unready): (Vec<&String>, Vec<&String>) =
+            stage.standbys.iter().partition(|id| is_ready(id, index));
+        let peers = |ids: Vec<&String>| ids.into_iter().filter_map(|id| peer_of(id)).collect();
         stages.push(RouteStage {
             replicas: stage.replicas.iter().filter_map(replica).collect(),
-            standbys: standbys.filter_map(|id| peer_of(id)).collect(),
+            standbys: peers(ready),
+            unready: peers(unready),
             inputs: (names.entering)(stage.first_block)?,
         });
     }

@@ -31,6 +31,27 @@ impl std::fmt::Debug for Detour<'_> {
     }
 }
 
+/// What a request keeps away from where it can.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Avoid<'a> {
+    /// Devices that this request has failed on.
+    pub(super) hurt: &'a [PeerId],
+    /// Devices that nothing comes from.
+    pub(super) late: &'a [PeerId],
+    /// Devices that were late, or slow, a moment ago: rather these than the others.
+    pub(super) doubted: &'a [PeerId],
+}
+
+impl Avoid<'_> {
+    /// The smaller, the better.
+    fn rank(&self, peer: PeerId) -> u8 {
+        match peer {
+            peer if self.hurt.contains(&peer) || self.late.contains(&peer) => 2,
+            peer => u8::from(self.doubted.contains(&peer)),
+        }
+    }
+}
+
 /// The device that picks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Here {
@@ -115,7 +136,7 @@ impl Balancer {
         now: Instant,
         here: Here,
         up: &BTreeSet<PeerId>,
-        avoid: &[PeerId],
+        avoid: Avoid<'_>,
     ) -> Result<Vec<PeerId>, usize> {
         let mut stages = self.stages.iter().zip(&self.standbys);
         let is_lost = |(loads, standbys): (&Vec<Load>, &Vec<PeerId>)| {
@@ -242,14 +263,15 @@ impl Balancer {
 
 /// The standby that takes a stage: when no replica is up, or all that are have failed this request and a standby has
 /// not.
-fn stand_in(loads: &[Load], standbys: &[PeerId], up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> Option<PeerId> {
-    let replicas = || loads.iter().map(|load| load.peer).filter(|peer| up.contains(peer));
-    if replicas().any(|peer| !avoid.contains(&peer)) {
+fn stand_in(loads: &[Load], standbys: &[PeerId], up: &BTreeSet<PeerId>, avoid: Avoid<'_>) -> Option<PeerId> {
+    let replicas = loads.iter().map(|load| load.peer).filter(|peer| up.contains(peer));
+    let replica = replicas.map(|peer| avoid.rank(peer)).min();
+    if replica == Some(0) {
         return None;
     }
-    let standbys = || standbys.iter().copied().filter(|peer| up.contains(peer));
-    let unhurt = standbys().find(|peer| !avoid.contains(peer));
-    unhurt.or_else(|| standbys().next().filter(|_| replicas().next().is_none()))
+    let standby =
+        standbys.iter().copied().filter(|peer| up.contains(peer)).min_by_key(|peer| avoid.rank(*peer));
+    standby.filter(|peer| replica.is_none_or(|replica| avoid.rank(*peer) < replica))
 }
 
 fn standbys(route: &Route) -> Vec<Vec<PeerId>> {
@@ -271,13 +293,12 @@ impl Field {
         now: Instant,
         here: Here,
         up: &BTreeSet<PeerId>,
-        avoid: &[PeerId],
+        avoid: Avoid<'_>,
         single: bool,
     ) -> Self {
-        let usable = |load: &Load| up.contains(&load.peer);
-        let wanted = |load: &Load| usable(load) && !avoid.contains(&load.peer);
-        let any_wanted = loads.iter().any(wanted);
-        let candidate = |load: &Load| if any_wanted { wanted(load) } else { usable(load) };
+        let rank = |load: &Load| up.contains(&load.peer).then(|| avoid.rank(load.peer));
+        let best = loads.iter().filter_map(rank).min();
+        let candidate = |load: &Load| best.is_some() && rank(load) == best;
         let jobs = |load: &Load| match load.peer == here.device {
             // Several picks may be made before the first of them is in the queue.
             true if single => f64::from(here.jobs).max(load.outstanding as f64),

@@ -12,7 +12,7 @@ use std::{
 use libp2p::PeerId;
 
 use super::{
-    balance::{Detour, Here},
+    balance::{Avoid, Here},
     frame::{Address, Failure, FailureKind, Named},
     limits::DataLimits,
     metrics::DeploymentMetrics,
@@ -20,10 +20,12 @@ use super::{
 };
 use crate::app::{AppError, InferResponse};
 use deployment::Deployment;
+use doubts::Doubts;
 use request::{Request, Sent, State};
 
 mod admit;
 mod deployment;
+mod doubts;
 mod peers;
 mod request;
 mod words;
@@ -73,6 +75,8 @@ pub struct Ingress {
     up: BTreeSet<PeerId>,
     /// Those of them that nothing has come from for a while.
     late: Vec<PeerId>,
+    /// Those that were, or that requests have waited for in vain.
+    doubts: Doubts,
     deployments: BTreeMap<Arc<str>, Deployment>,
     requests: HashMap<u64, Request>,
     /// Jobs that wait or run in the stages of this device.
@@ -94,6 +98,7 @@ impl Ingress {
             names: BTreeMap::new(),
             up: BTreeSet::from([me]),
             late: Vec::new(),
+            doubts: Doubts::default(),
             deployments: BTreeMap::new(),
             requests: HashMap::new(),
             own_jobs: 0,
@@ -194,6 +199,7 @@ impl Ingress {
                 if let Some(deployment) = self.deployments.get_mut(&name) {
                     deployment.attempt_latency.record(now.saturating_duration_since(sent_at));
                 }
+                self.suspect(now, address.request, address.attempt);
                 self.finish(now, address.request, Ok(InferResponse { outputs, epoch, retries }));
             }
             Err(missing) => {
@@ -258,21 +264,6 @@ impl Ingress {
             let pause = request.next_pause();
             self.hold(now, address.request, Some(now + pause));
         }
-    }
-
-    /// Where a request that has come to a stage should go instead of the device that was picked for it, whoever its
-    /// ingress is: see `Balancer::detour`.
-    pub fn detour(
-        &mut self,
-        now: Instant,
-        address: &Address,
-        stage: usize,
-        by: &Detour<'_>,
-    ) -> Option<PeerId> {
-        let picked = address.devices.get(stage).copied()?;
-        let here = Here { device: self.me, jobs: self.own_jobs };
-        let deployment = self.deployments.get_mut(&address.deployment)?;
-        deployment.detour(now, here, &peers::heard(&self.late, &self.up), (address.epoch, stage, picked), by)
     }
 
     /// The client has gone away.
@@ -402,7 +393,8 @@ impl Ingress {
         let deployment = self.deployments.get_mut(&request.deployment)?;
         let here = Here { device: self.me, jobs: self.own_jobs };
         let epoch = deployment.route.as_ref()?.epoch;
-        let devices = deployment.pick(now, here, &self.up, &peers::avoided(&self.late, request)).ok()?;
+        let (hurt, late, doubted) = (&request.avoided[..], &self.late[..], self.doubts.list(now));
+        let devices = deployment.pick(now, here, &self.up, Avoid { hurt, late, doubted }).ok()?;
         deployment.release(epoch, &devices);
         Some((epoch, devices))
     }
@@ -424,7 +416,8 @@ impl Ingress {
             return;
         };
         let here = Here { device: self.me, jobs: self.own_jobs };
-        match deployment.pick(now, here, &self.up, &peers::avoided(&self.late, request)) {
+        let (hurt, late, doubted) = (&request.avoided[..], &self.late[..], self.doubts.list(now));
+        match deployment.pick(now, here, &self.up, Avoid { hurt, late, doubted }) {
             Err(missing) => request.state = State::Held { until: None, missing },
             Ok(devices) => {
                 let attempt = request.attempts_made;

@@ -29,10 +29,12 @@ pub struct Route {
 const FAST_MAX: f64 = 6.0;
 
 impl Route {
-    /// Whether a device runs a stage, or stands by for it.
+    /// Whether a device runs a stage, or stands by for it by the plan: it may be ready, and others know, before this one
+    /// has heard so.
     pub(super) fn runs(&self, stage: usize, device: PeerId) -> bool {
         self.stages.get(stage).is_some_and(|stage| {
-            stage.replicas.iter().any(|(replica, _)| *replica == device) || stage.standbys.contains(&device)
+            let is_replica = stage.replicas.iter().any(|(replica, _)| *replica == device);
+            is_replica || stage.standbys.contains(&device) || stage.unready.contains(&device)
         })
     }
 
@@ -65,6 +67,8 @@ pub struct RouteStage {
     pub replicas: Vec<(PeerId, f64)>,
     /// Devices that are ready to run the stage and are asked only when no replica is left.
     pub standbys: Vec<PeerId>,
+    /// Devices that are to stand by and have not said that they are ready.
+    pub unready: Vec<PeerId>,
     /// Names of the tensors that enter: for the first stage those model inputs that are used at all.
     pub inputs: Vec<String>,
 }

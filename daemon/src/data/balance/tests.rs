@@ -32,7 +32,7 @@ fn standbys_take_over_when_no_replica_is_left_or_all_have_failed() {
     let all: BTreeSet<PeerId> = [a, b, spare].into();
     let without: BTreeSet<PeerId> = [a, spare].into();
     let pick = |balancer: &mut Balancer, up: &BTreeSet<PeerId>, avoid: &[PeerId]| {
-        let picked = balancer.pick(now, here(outside), up, avoid);
+        let picked = balancer.pick(now, here(outside), up, Avoid { hurt: avoid, ..Avoid::default() });
         picked.inspect(|devices| balancer.release(1, devices))
     };
     assert_eq!(pick(&mut balancer, &without, &[]), Err(1));
@@ -71,7 +71,7 @@ proptest! {
         // A device that runs no stage: nothing is own.
         let (now, outside) = (Instant::now(), here(PeerId::random()));
         for _ in 0..rounds {
-            let devices = balancer.pick(now, outside, &up, &[]).unwrap();
+            let devices = balancer.pick(now, outside, &up, Avoid::default()).unwrap();
             for (stage, device) in devices.iter().enumerate() {
                 counts[stage][stages[stage].iter().position(|(p, _)| p == device).unwrap()] += 1;
             }
@@ -90,26 +90,39 @@ proptest! {
 
     #[test]
     fn a_route_holds_only_live_devices_and_avoids_where_it_can(
-        up_mask in 0u8..16, avoid_mask in 0u8..16, replicas in prop::collection::vec(1u8..16, 1..4),
+        up_mask in 0u8..16,
+        [hurt_mask, late_mask, doubted_mask] in [0u8..16, 0u8..16, 0u8..16],
+        replicas in prop::collection::vec((1u8..16, 0u8..16), 1..4),
     ) {
         let peers: Vec<PeerId> = (0..4).map(|_| PeerId::random()).collect();
         let of = |mask: u8| -> Vec<PeerId> {
             peers.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0).map(|(_, p)| *p).collect()
         };
         let stages: Vec<Vec<(PeerId, f64)>> =
-            replicas.iter().map(|mask| of(*mask).into_iter().map(|p| (p, 1.0)).collect()).collect();
-        let mut balancer = Balancer::new(&route(&stages));
+            replicas.iter().map(|(mask, _)| of(*mask).into_iter().map(|p| (p, 1.0)).collect()).collect();
+        let mut route = route(&stages);
+        for (stage, (mask, standbys)) in route.stages.iter_mut().zip(&replicas) {
+            stage.standbys = of(standbys & !mask);
+        }
+        let mut balancer = Balancer::new(&route);
         let up: BTreeSet<PeerId> = of(up_mask).into_iter().collect();
-        let avoid = of(avoid_mask);
-        let dead = replicas.iter().position(|mask| mask & up_mask == 0);
+        let (hurt, late, doubted) = (of(hurt_mask), of(late_mask), of(doubted_mask));
+        let avoid = Avoid { hurt: &hurt, late: &late, doubted: &doubted };
+        let well = up_mask & !hurt_mask & !late_mask;
+        let dead = replicas.iter().position(|(mask, standbys)| (mask | standbys) & up_mask == 0);
         for _ in 0..5 {
-            match balancer.pick(Instant::now(), here(peers[0]), &up, &avoid) {
+            match balancer.pick(Instant::now(), here(peers[0]), &up, avoid) {
                 Err(stage) => prop_assert_eq!(Some(stage), dead),
                 Ok(devices) => {
                     prop_assert_eq!(dead, None);
-                    for (device, mask) in devices.iter().zip(&replicas) {
-                        prop_assert!(up.contains(device));
-                        prop_assert!(!avoid.contains(device) || mask & up_mask & !avoid_mask == 0);
+                    for (device, (mask, standbys)) in devices.iter().zip(&replicas) {
+                        let is_in = |mask: u8| of(mask).contains(device);
+                        prop_assert!(is_in(up_mask & (mask | standbys)));
+                        // The first of these that holds anybody; replicas before standbys where they are as good.
+                        let (trusted, all) = (well & !doubted_mask, mask | standbys);
+                        let best = [mask & trusted, all & trusted, mask & well, all & well, mask & up_mask, all & up_mask];
+                        let best = best.into_iter().find(|mask| *mask != 0);
+                        prop_assert!(best.is_some_and(is_in), "{:?} of {:?}", device, best.map(of));
                     }
                 }
             }
@@ -124,7 +137,7 @@ fn a_replica_that_does_not_answer_is_passed_over() {
     let up = BTreeSet::from([slow, fast]);
     let mut to_slow = 0;
     for _ in 0..200 {
-        let devices = balancer.pick(Instant::now(), here(PeerId::random()), &up, &[]).unwrap();
+        let devices = balancer.pick(Instant::now(), here(PeerId::random()), &up, Avoid::default()).unwrap();
         if devices[0] == slow { to_slow += 1 } else { balancer.release(1, &devices) }
     }
     assert!(to_slow < 10, "{to_slow} requests went to a replica that answers none");

@@ -4,29 +4,67 @@ use std::{borrow::Cow, collections::BTreeSet, time::Instant};
 
 use libp2p::PeerId;
 
-use super::{Ingress, Request, State};
+use super::{Ingress, State, request::Sent};
+use crate::data::{
+    balance::{Detour, Here},
+    frame::Address,
+};
 
-/// What a request keeps away from where it can.
-pub(super) fn avoided<'a>(late: &[PeerId], request: &'a Request) -> Cow<'a, [PeerId]> {
-    match late {
-        [] => Cow::Borrowed(&request.avoided),
-        late => Cow::Owned(request.avoided.iter().chain(late).copied().collect()),
+/// The devices that are up and none of these.
+fn but<'a>(up: &'a BTreeSet<PeerId>, late: &[PeerId], doubted: &[PeerId]) -> Cow<'a, BTreeSet<PeerId>> {
+    if late.is_empty() && doubted.is_empty() {
+        return Cow::Borrowed(up);
     }
-}
-
-/// The devices that are up and not late.
-pub(super) fn heard<'a>(late: &[PeerId], up: &'a BTreeSet<PeerId>) -> Cow<'a, BTreeSet<PeerId>> {
-    match late {
-        [] => Cow::Borrowed(up),
-        late => Cow::Owned(up.iter().filter(|peer| !late.contains(peer)).copied().collect()),
-    }
+    let is_well = |peer: &&PeerId| !late.contains(peer) && !doubted.contains(peer);
+    Cow::Owned(up.iter().filter(is_well).copied().collect())
 }
 
 impl Ingress {
     /// A peer is connected.
     pub fn peer_up(&mut self, now: Instant, peer: PeerId) {
         self.up.insert(peer);
+        self.doubts.found(now, peer);
         self.look_again(now);
+    }
+
+    /// Where a request that has come to a stage should go instead of the device that was picked for it, whoever its
+    /// ingress is: see `Balancer::detour`.
+    pub fn detour(
+        &mut self,
+        now: Instant,
+        address: &Address,
+        stage: usize,
+        by: &Detour<'_>,
+    ) -> Option<PeerId> {
+        let picked = address.devices.get(stage).copied()?;
+        let here = Here { device: self.me, jobs: self.own_jobs };
+        let deployment = self.deployments.get_mut(&address.deployment)?;
+        let at = (address.epoch, stage, picked);
+        let well = but(&self.up, &self.late, self.doubts.list(now));
+        let other = deployment.detour(now, here, &well, at, by);
+        // Who is back is better than who is gone.
+        let is_gone = self.late.contains(&picked) || !self.up.contains(&picked);
+        if other.is_none() && is_gone {
+            return deployment.detour(now, here, &but(&self.up, &self.late, &[]), at, by);
+        }
+        other
+    }
+
+    /// An attempt was answered. Earlier ones that have waited for at least twice as long are on a bad way: where it
+    /// differs from this one, others are asked first for a while.
+    pub(super) fn suspect(&mut self, now: Instant, id: u64, attempt: u32) {
+        let Some(request) = self.requests.get(&id).filter(|request| request.timeouts > 0) else { return };
+        let is_it = |sent: &&Sent| sent.address.attempt == attempt;
+        let Some(answered) = request.attempts.iter().find(is_it) else { return };
+        let took = now.saturating_duration_since(answered.at);
+        let earlier = request.attempts.iter().filter(|sent| {
+            sent.address.attempt < attempt && now.saturating_duration_since(sent.at) >= took * 2
+        });
+        for device in earlier.flat_map(|sent| sent.address.devices.iter()) {
+            if *device != self.me && !answered.address.devices.contains(device) {
+                self.doubts.suspected(now, *device);
+            }
+        }
     }
 
     /// A peer is gone: what is on a route through it goes out again.
@@ -35,6 +73,7 @@ impl Ingress {
             return;
         }
         self.late.retain(|late| *late != peer);
+        self.doubts.lost(now, peer);
         let name = self.name(&peer);
         for id in self.through(peer) {
             if let Some(request) = self.requests.get_mut(&id) {
@@ -50,11 +89,13 @@ impl Ingress {
         let was_late = self.late.contains(&peer);
         if !is_late {
             self.late.retain(|late| *late != peer);
+            self.doubts.found(now, peer);
         }
         if !is_late || was_late || peer == self.me || !self.up.contains(&peer) {
             return;
         }
         self.late.push(peer);
+        self.doubts.lost(now, peer);
         let name = self.name(&peer);
         for id in self.through(peer) {
             let Some((_, picked)) = self.would_pick(now, id) else { continue };

@@ -356,6 +356,32 @@ fn a_late_answer_of_an_older_attempt_is_taken() {
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
 }
 
+/// The device before it knows that it stands by and is ready; this one has not heard so yet.
+#[test]
+fn what_a_standby_answers_that_is_not_known_to_be_ready_is_taken() {
+    let mut world = World::new();
+    let (other, third) = (world.peers[1], world.peers[2]);
+    for peer in [other, third] {
+        world.up.insert(peer);
+        world.ingress.peer_up(world.now, peer);
+    }
+    world.plan(0, &[0b0010, 0b0100]);
+    let mut route = (*world.routes[NAMES[0]]).clone();
+    route.epoch += 1;
+    world.epoch += 1;
+    route.stages[1].unready = vec![other];
+    world.routes.insert(NAMES[0].into(), Arc::new(route));
+    world.ingress.set_routes(world.now, world.routes.clone());
+    world.begin(0, 20_000);
+    world.check();
+    let mut address = world.sends[0].clone();
+    address.devices = vec![other, other].into();
+    world.ingress.on_moved(world.now, other, &address, 1);
+    world.ingress.on_result(world.now, other, &address, vec![("y".into(), tensor())]);
+    let effects = world.ingress.take_effects();
+    assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 0), "{effects:?}");
+}
+
 #[test]
 fn a_request_that_went_another_way_is_followed() {
     let mut world = World::new();
@@ -391,6 +417,53 @@ fn a_request_that_went_another_way_is_followed() {
     world.ingress.on_result(world.now, other, &moved, vec![("y".into(), tensor())]);
     let effects = world.ingress.take_effects();
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
+}
+
+/// A device that was lost is asked after others for a while, and so is one that a request waited for in vain.
+#[test]
+fn who_is_back_is_asked_after_others_for_a_while() {
+    let mut world = World::new();
+    let peers = world.peers.clone();
+    for peer in &peers[1..] {
+        world.ingress.peer_up(world.now, *peer);
+        world.up.insert(*peer);
+    }
+    world.plan(0, &[0b0110]);
+    let ask = |world: &mut World| {
+        world.begin(0, 60_000);
+        world.check();
+        world.sends.last().expect("was sent").devices[0]
+    };
+    let ask_and_answer = |world: &mut World| {
+        let device = ask(world);
+        world.apply(Event::Answer { send: 0 });
+        world.check();
+        assert!(world.open.is_empty());
+        device
+    };
+    world.ingress.peer_late(world.now, peers[1], true);
+    world.ingress.peer_late(world.now, peers[1], false);
+    for _ in 0..8 {
+        assert_eq!(ask_and_answer(&mut world), peers[2]);
+    }
+    world.ingress.peer_late(world.now, peers[2], true);
+    assert_eq!(ask_and_answer(&mut world), peers[1], "better than one that is not heard of");
+    world.ingress.peer_late(world.now, peers[2], false);
+    world.apply(Event::Wait { ms: 5_000 });
+    let asked: BTreeSet<PeerId> = (0..8).map(|_| ask_and_answer(&mut world)).collect();
+    assert_eq!(asked, BTreeSet::from([peers[1], peers[2]]));
+    // One of them answers nothing any more. What was sent to it is sent to the other one too, which answers at once.
+    let stuck = ask(&mut world);
+    world.now += limits().attempt_unmeasured;
+    world.ingress.tick(world.now);
+    world.check();
+    let other = world.sends.last().expect("was sent").devices[0];
+    assert_ne!(other, stuck);
+    world.apply(Event::Answer { send: 0 });
+    world.check();
+    for _ in 0..8 {
+        assert_eq!(ask_and_answer(&mut world), other);
+    }
 }
 
 #[test]
@@ -505,8 +578,8 @@ fn the_time_of_an_attempt_follows_the_measured_latencies() {
     for _ in 0..MEASURED_MIN {
         deployment.attempt_latency.record(Duration::from_millis(40));
     }
-    assert_eq!(deployment.attempt_timeout(0, &limits()), Duration::from_millis(320));
-    assert_eq!(deployment.attempt_timeout(2, &limits()), Duration::from_millis(1280));
+    assert_eq!(deployment.attempt_timeout(0, &limits()), Duration::from_millis(160));
+    assert_eq!(deployment.attempt_timeout(2, &limits()), Duration::from_millis(640));
     let mut next = |epoch, latency| {
         deployment.set_route(Some(Arc::new(Route { epoch, latency, ..Route::default() })), &limits());
         let carried = deployment.attempt_timeout(0, &limits());
@@ -518,12 +591,12 @@ fn the_time_of_an_attempt_follows_the_measured_latencies() {
     let millis = Duration::from_millis;
     assert_eq!(
         next(2, latency * 2),
-        (millis(640), millis(480)),
+        (millis(320), millis(240)),
         "a plan that is slower by what is predicted"
     );
-    assert_eq!(next(3, latency), (millis(480), millis(480)), "a faster one may come short of it");
-    assert_eq!(next(4, Duration::ZERO), (millis(480), millis(480)));
-    assert_eq!(next(5, latency), (latency * 20, millis(480)), "there is nothing to compare with");
+    assert_eq!(next(3, latency), (millis(240), millis(240)), "a faster one may come short of it");
+    assert_eq!(next(4, Duration::ZERO), (millis(240), millis(240)));
+    assert_eq!(next(5, latency), (latency * 20, millis(240)), "there is nothing to compare with");
 }
 
 #[test]
@@ -533,7 +606,8 @@ fn an_attempt_that_took_long_is_forgotten() {
         (0..count).for_each(|_| deployment.attempt_latency.record(Duration::from_millis(millis)));
         deployment.attempt_timeout(0, &limits())
     };
-    assert_eq!(record(100, 50), Duration::from_millis(400));
-    assert_eq!(record(1, 6000), Duration::from_secs(48));
-    assert_eq!(record(100, 50), Duration::from_millis(400));
+    assert_eq!(record(100, 50), Duration::from_millis(200));
+    assert_eq!(record(6, 6000), Duration::from_millis(200), "a fault has held some up");
+    assert_eq!(record(1, 6000), Duration::from_secs(24), "it takes so long now");
+    assert_eq!(record(100, 50), Duration::from_millis(200));
 }

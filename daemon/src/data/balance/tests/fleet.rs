@@ -93,7 +93,7 @@ impl Fleet {
         match event {
             Event::Ask { ingress } => {
                 let here = Here { device: self.peers[ingress], jobs: self.queues[ingress].len() as u32 };
-                let device = self.balancers[ingress].pick(clock, here, up, &[]).unwrap()[0];
+                let device = self.balancers[ingress].pick(clock, here, up, Avoid::default()).unwrap()[0];
                 let at = self.peers.iter().position(|p| *p == device).unwrap();
                 self.local += u64::from(at == ingress);
                 self.at(Self::way(ingress, at), Event::Arrive { ingress, at });
