@@ -19,9 +19,8 @@ use crate::data::{
 
 /// Before there are measured latencies, an attempt is given so many times the predicted one: there may be a queue.
 const UNMEASURED_TIMES: u32 = 20;
-/// Of so many of the last answers the slowest tells what an attempt takes, and it is given so many times that. (The
-/// slowest of all told it once, and eight times that: five answers of a fault that was over held up everything behind
-/// the next fault for 13 s.)
+/// Of so many of the last answers the slowest tells what an attempt takes, and it is given so many times that. Not the
+/// slowest of all: one that a fault has held up would hold up everything behind the next fault.
 const USUAL: f64 = 0.9;
 const USUAL_TIMES: u32 = 4;
 /// The window is halved no more often than this: refusals come in flocks.

@@ -12,10 +12,10 @@ use libp2p::PeerId;
 /// How long a device is doubted after it was lost once. Twice as long after every further time.
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(40);
-/// What was not doubted for so long starts anew.
+/// What was not doubted, or was lost, for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// Devices to be asked after others. Holds no more than were ever connected, and forgets them.
+/// Devices to be asked after others. Holds those that were lost in the last minutes only.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     of: BTreeMap<PeerId, Doubt>,
@@ -30,16 +30,17 @@ struct Doubt {
     times: u32,
     /// It is not heard of: as long as that lasts, it counts for more than a doubt.
     is_lost: bool,
+    /// When it is trusted again; while it is lost, since when.
     until: Instant,
 }
 
 impl Doubts {
     /// Nothing is heard of a device.
     pub(super) fn lost(&mut self, now: Instant, device: PeerId) {
-        self.of.retain(|_, doubt| doubt.is_lost || now < doubt.until + FORGET);
+        self.of.retain(|_, doubt| now < doubt.until + FORGET);
         let doubt = self.of.entry(device).or_insert(Doubt { times: 0, is_lost: false, until: now });
         if !doubt.is_lost {
-            (doubt.times, doubt.is_lost) = (doubt.times.saturating_add(1), true);
+            *doubt = Doubt { times: doubt.times.saturating_add(1), is_lost: true, until: now };
         }
     }
 
@@ -101,6 +102,16 @@ mod tests {
         doubts.found(now, device);
         assert_eq!(doubts.list(now + FIRST - Duration::from_millis(1)), [device]);
         assert!(doubts.list(now + FIRST).is_empty());
+    }
+
+    #[test]
+    fn who_does_not_come_back_is_forgotten() {
+        let now = Instant::now();
+        let mut doubts = Doubts::default();
+        (0..9).for_each(|_| doubts.lost(now, PeerId::random()));
+        assert_eq!(doubts.of.len(), 9);
+        doubts.lost(now + FORGET, PeerId::random());
+        assert_eq!(doubts.of.len(), 1);
     }
 
     #[test]

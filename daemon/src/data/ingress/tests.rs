@@ -196,6 +196,16 @@ impl World {
         }
     }
 
+    /// All peers are up.
+    fn with_peers() -> Self {
+        let mut world = Self::new();
+        for peer in &world.peers[1..] {
+            world.ingress.peer_up(world.now, *peer);
+            world.up.insert(*peer);
+        }
+        world
+    }
+
     fn begin(&mut self, deployment: usize, timeout_ms: u64) {
         let request = InferRequest {
             model: NAMES[deployment].into(),
@@ -384,12 +394,8 @@ fn what_a_standby_answers_that_is_not_known_to_be_ready_is_taken() {
 
 #[test]
 fn a_request_that_went_another_way_is_followed() {
-    let mut world = World::new();
+    let mut world = World::with_peers();
     let peers = world.peers.clone();
-    for peer in &peers[1..] {
-        world.ingress.peer_up(world.now, *peer);
-        world.up.insert(*peer);
-    }
     // The first stage here, the second on two others.
     world.plan(0, &[0b0001, 0b0110]);
     world.begin(0, 20_000);
@@ -422,12 +428,8 @@ fn a_request_that_went_another_way_is_followed() {
 /// A device that was lost is asked after others for a while, and so is one that a request waited for in vain.
 #[test]
 fn who_is_back_is_asked_after_others_for_a_while() {
-    let mut world = World::new();
+    let mut world = World::with_peers();
     let peers = world.peers.clone();
-    for peer in &peers[1..] {
-        world.ingress.peer_up(world.now, *peer);
-        world.up.insert(*peer);
-    }
     world.plan(0, &[0b0110]);
     let ask = |world: &mut World| {
         world.begin(0, 60_000);
@@ -468,12 +470,8 @@ fn who_is_back_is_asked_after_others_for_a_while() {
 
 #[test]
 fn a_late_device_is_left_where_another_can_take_its_place() {
-    let mut world = World::new();
+    let mut world = World::with_peers();
     let peers = world.peers.clone();
-    for peer in &peers[1..] {
-        world.ingress.peer_up(world.now, *peer);
-        world.up.insert(*peer);
-    }
     world.plan(0, &[0b0110]);
     world.begin(0, 20_000);
     world.check();
