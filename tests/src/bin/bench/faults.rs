@@ -17,6 +17,8 @@ use mesh_tests::lab::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::origin::{self, Origin};
+
 const SCENARIO: &str = "lab/scenarios/faults.toml";
 /// Load before a fault.
 const BEFORE: Duration = Duration::from_secs(3);
@@ -97,21 +99,22 @@ struct Seen {
     refused: u64,
 }
 
-/// All tries of one fault by one code, each kept as soon as it is over.
+/// All tries of one fault by one code on one host, each kept as soon as it is over.
 #[derive(Debug, Serialize, Deserialize)]
 struct Measured {
-    code: String,
+    #[serde(flatten)]
+    origin: Origin,
     /// Requests per second to ResNet-50 in each try.
     resnet_rates: Vec<f64>,
     seen: Vec<Seen>,
 }
 
 impl Measured {
-    /// What was seen of a fault by this code; nothing by another, or by one with changes.
-    fn so_far(fault: Fault, code: &str) -> Result<Self, Box<dyn Error>> {
-        let is_commit = code.chars().all(|c| c.is_ascii_hexdigit());
-        let kept = read(fault)?.filter(|kept| is_commit && kept.code == code);
-        Ok(kept.unwrap_or_else(|| Self { code: code.to_owned(), resnet_rates: Vec::new(), seen: Vec::new() }))
+    /// What was seen of a fault by this code on this host; nothing by another, or by code with changes.
+    fn so_far(fault: Fault, origin: &Origin) -> Result<Self, Box<dyn Error>> {
+        let kept = read(fault)?.filter(|kept| origin.is_commit() && kept.origin == *origin);
+        let new = || Self { origin: origin.clone(), resnet_rates: Vec::new(), seen: Vec::new() };
+        Ok(kept.unwrap_or_else(new))
     }
 }
 
@@ -121,7 +124,7 @@ pub(super) fn section(
     models: &Path,
     tries: usize,
     faults: &[Fault],
-    code: &str,
+    origin: &Origin,
     text: &mut String,
 ) -> Result<(), Box<dyn Error>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(SCENARIO);
@@ -132,7 +135,7 @@ pub(super) fn section(
     let resnet_rate = player.predicted("resnet50").unwrap_or(2.0) / 2.0;
     for fault in if faults.is_empty() { &Fault::ALL[..] } else { faults } {
         let fault = *fault;
-        let mut measured = Measured::so_far(fault, code)?;
+        let mut measured = Measured::so_far(fault, origin)?;
         for number in measured.seen.len()..tries {
             let one = attempt(&mut player, fault, number, resnet_rate)?;
             eprintln!(
@@ -182,11 +185,13 @@ fn write_section(about: &str, text: &mut String) -> Result<(), Box<dyn Error>> {
          an error.\n\n\
          | what happens | tries | digits: longest time without an answer, median | longest | ResNet-50: the same, median \
          | longest | promised | longest time that a client of ResNet-50 waited, median | longest | answers wrong | lost | \
-         refused (503) | code |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+         refused (503) |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for (fault, measured) in &all {
         let _ = writeln!(text, "{}", row(*fault, measured));
     }
+    let parts = all.iter().map(|(fault, measured)| (fault.name().to_owned(), &measured.origin));
+    let _ = writeln!(text, "\n{}", origin::told(parts));
     Ok(())
 }
 
@@ -203,7 +208,7 @@ fn row(fault: Fault, measured: &Measured) -> String {
     let is_measured = fault != Fault::KillIngress;
     let of_resnet = |seconds: f64| if is_measured { format!("{seconds:.2}") } else { "-".to_owned() };
     format!(
-        "| {} | {} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {} | {} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} | {} | {} |",
         fault.name(),
         seen.len(),
         digits.0,
@@ -215,8 +220,7 @@ fn row(fault: Fault, measured: &Measured) -> String {
         of_resnet(waits.1),
         sum(|s| s.wrong),
         sum(|s| s.lost),
-        sum(|s| s.refused),
-        measured.code
+        sum(|s| s.refused)
     )
 }
 

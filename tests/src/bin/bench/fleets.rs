@@ -1,7 +1,6 @@
 //! Fleets drawn at random: Mesh's plan against those of other systems on each.
 
 use std::{
-    collections::BTreeSet,
     error::Error,
     fmt::Write as _,
     fs,
@@ -15,6 +14,8 @@ use mesh_tests::{
     policies::Policy,
 };
 use serde::{Deserialize, Serialize};
+
+use super::origin::{self, Origin};
 
 /// Numbers of the fleets of the page.
 pub(super) const FLEETS: Numbers = Numbers(1, 30);
@@ -51,7 +52,8 @@ impl FromStr for Numbers {
 struct Measured {
     number: u64,
     about: String,
-    code: String,
+    #[serde(flatten)]
+    origin: Origin,
     shares: Vec<f64>,
     rates: Vec<Option<Rate>>,
     rows: Vec<Measurement>,
@@ -60,7 +62,7 @@ struct Measured {
 /// Measures the fleets and writes the section of all that were, now or before.
 pub(super) fn section(
     numbers: Numbers,
-    code: &str,
+    origin: &Origin,
     models: &Path,
     text: &mut String,
 ) -> Result<(), Box<dyn Error>> {
@@ -74,7 +76,7 @@ pub(super) fn section(
         let measured = Measured {
             number,
             about,
-            code: code.to_owned(),
+            origin: origin.clone(),
             shares: hardware.iter().map(|hardware| hardware.cpu.unwrap_or(1.0)).collect(),
             rates: hardware.iter().map(|hardware| hardware.rate).collect(),
             rows: player.report.measurements.clone(),
@@ -113,9 +115,8 @@ fn write_section(all: &[Measured], text: &mut String) {
         let _ = writeln!(text, "{}", row(measured, baselines));
     }
     let _ = writeln!(text, "\n{}", verdict(all));
-    let codes: BTreeSet<&str> = all.iter().map(|measured| measured.code.as_str()).collect();
-    let codes: Vec<&str> = codes.into_iter().collect();
-    let _ = writeln!(text, "\nCode of the single fleets: {}.", codes.join(", "));
+    let parts = all.iter().map(|measured| (measured.number.to_string(), &measured.origin));
+    let _ = writeln!(text, "\n{}", origin::told(parts));
 }
 
 fn row(measured: &Measured, baselines: &[Policy]) -> String {
