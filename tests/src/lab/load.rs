@@ -227,6 +227,11 @@ impl Load {
 
     /// Waits until `more` answers have come since now.
     pub fn wait_for(&self, more: u64, bound: Duration) -> Result<(), LoadError> {
+        self.watch(more, bound, &mut || {})
+    }
+
+    /// The same; `look` is called all the while.
+    pub fn watch(&self, more: u64, bound: Duration, look: &mut dyn FnMut()) -> Result<(), LoadError> {
         let (start, from) = (Instant::now(), self.answers());
         while self.answers() < from.saturating_add(more) {
             if start.elapsed() >= bound {
@@ -234,6 +239,7 @@ impl Load {
                 let got = self.answers() - from;
                 return Err(LoadError::TooFew { got, wanted: more, bound, errors: errors.join("; ") });
             }
+            look();
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())

@@ -39,15 +39,15 @@ pub struct Steady {
 }
 
 /// Waits for the warm-up, then until both the answers and the time of the window have passed, and tells what came in
-/// it. The load goes on.
-pub fn measure_steady(load: &Load, window: &Window) -> Result<Steady, LoadError> {
+/// it. `look` is called all the while. The load goes on.
+pub fn measure_steady(load: &Load, window: &Window, look: &mut dyn FnMut()) -> Result<Steady, LoadError> {
     let end = Instant::now() + window.bound;
     let left = || end.saturating_duration_since(Instant::now());
     load.wait_for(window.warmup_answers, left())?;
     let from_s = load.seconds();
-    let answers = window.answers.max(1);
-    load.wait_for(answers, left())?;
+    load.watch(window.answers.max(1), left(), look)?;
     while load.seconds() < from_s + window.seconds && !left().is_zero() {
+        look();
         let rest = Duration::try_from_secs_f64(from_s + window.seconds - load.seconds()).unwrap_or_default();
         std::thread::sleep(rest.min(left()).min(Duration::from_millis(50)));
     }

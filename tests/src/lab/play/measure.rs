@@ -13,6 +13,8 @@ use crate::lab::{
 
 /// Most time for the warm-up, and for the measurement.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks at what is predicted.
+const LOOK: Duration = Duration::from_secs(4);
 /// Most times that a measurement begins again because the plan has changed.
 const MOVES: usize = 4;
 
@@ -37,12 +39,13 @@ impl Player {
         };
         let deployment = deployment.clone();
         load.wait_for(warmup, PATIENCE)?;
-        let mut moves = 0;
+        let (mut moves, mut forecasts) = (0, Forecasts::default());
         let (status, before, steady) = loop {
             let status = self.status();
             let before: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
             let window = Window { warmup_answers: 0, answers, seconds, bound: PATIENCE };
-            let steady = measure_steady(load, &window)?;
+            forecasts.clear();
+            let steady = measure_steady(load, &window, &mut || forecasts.look(self, &deployment))?;
             // A mesh that moves to a better plan meanwhile has shown neither of the two.
             let epoch = |status: &Status| {
                 status.deployments.iter().find(|d| d.name == deployment).map(|deployed| deployed.epoch)
@@ -56,7 +59,7 @@ impl Player {
         let length = steady.to_s - steady.from_s;
         let after: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
         let deployed = status.as_ref().and_then(|s| s.deployments.iter().find(|d| d.name == deployment));
-        let predicted = deployed.map_or(0.0, |deployed| deployed.predicted_rps);
+        let predicted = forecasts.mean();
         (self.tell)(&format!(
             "            {label}: {:.2} answers/s, predicted {predicted:.2}",
             steady.rate_rps
@@ -94,6 +97,33 @@ impl Player {
                 return status;
             }
         }
+    }
+}
+
+/// What the mesh predicts while it is measured. A host's own speed drifts by a tenth and more within seconds, and the
+/// forecast with it: what was predicted before is of another host than the rate.
+#[derive(Debug, Default)]
+struct Forecasts {
+    looked: Option<Instant>,
+    rates: Vec<f64>,
+}
+
+impl Forecasts {
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Asks for the forecast, unless that was done a moment ago.
+    fn look(&mut self, player: &Player, deployment: &str) {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        self.rates.extend(player.predicted(deployment));
+    }
+
+    fn mean(&self) -> f64 {
+        self.rates.iter().sum::<f64>() / self.rates.len().max(1) as f64
     }
 }
 
