@@ -59,7 +59,7 @@ fn closed_loop(entrances: &[Entrance], expected: &Arc<Expected>) {
         spec.keep_connections = keep_connections;
         let load = Load::start(&spec, Arc::clone(expected), entrances).expect("it starts");
         let window = Window { warmup_answers: 20, answers: 200, seconds: 1.0, bound: PATIENCE };
-        let steady = measure_steady(&load, &window).expect("it is steady");
+        let steady = measure_steady(&load, &window, &mut || ()).expect("it is steady");
         let report = load.stop().expect("it ends");
         assert_eq!(report.not_right(), 0, "{:?}", report.failures);
         assert!(steady.answers >= 200 && steady.errors == 0, "{steady:?}");

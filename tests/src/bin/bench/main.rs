@@ -35,7 +35,7 @@ struct Args {
     /// Folder with a folder for each model.
     #[arg(long, env = "MESH_MODELS", default_value = "target/models")]
     models: PathBuf,
-    /// The fleets that the section `fleets` measures now, such as 1-10; those of before stay on the page.
+    /// The fleets that the section `fleets` measures now, such as 1-10, or none; those of before stay on the page.
     #[arg(long, env = "FLEETS", default_value = "1-30")]
     fleets: fleets::Numbers,
     /// How often the section `faults` lets each fault happen; what the same code has been through counts.
