@@ -55,7 +55,8 @@ pub struct Measurement {
     pub p50_ms: f64,
     /// See `p50_ms`.
     pub p99_ms: f64,
-    /// What the mesh predicted for the plan while it was measured, the mean of looks every four seconds; requests per second.
+    /// What the mesh predicted for the plan while it was measured, requests per second: the mean of looks every four
+    /// seconds.
     pub predicted: f64,
     /// The plan in a line: blocks and devices by stage, and what limits it.
     pub plan: String,

@@ -41,7 +41,7 @@ pub(super) fn told<'a>(parts: impl Iterator<Item = (String, &'a Origin)>) -> Str
     for (part, origin) in parts {
         origins.entry(origin).or_default().push(part);
     }
-    if origins.len() == 1 {
+    if origins.len() <= 1 {
         return origins.into_keys().map(ToString::to_string).collect();
     }
     let lines: Vec<String> =
