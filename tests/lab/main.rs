@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use mesh_tests::lab::{
     chaos::{self, Asked, Round, Trouble},
     fleet,
@@ -74,6 +74,9 @@ enum Command {
         /// Begins with this round: what came before is left out.
         #[arg(long, default_value_t = 0)]
         first: u64,
+        /// Only such troubles, to look into them.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<Trouble>,
         /// Deployments and their requests per second, such as digits=30.
         #[arg(long = "ask", value_parser = asked, default_values = ["digits=30", "resnet50=2"])]
         loads: Vec<Asked>,
@@ -107,9 +110,9 @@ fn play(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Run { file, json, models, keep } => run(&file, json, models, keep),
         Command::Up { file, models } => up(&file, models),
         Command::Down { name } => down(name),
-        Command::Chaos { file, seed, minutes, first, loads, json, models } => {
-            let rounds =
-                Rounds { seed, first, until: Instant::now() + Duration::from_secs(60 * minutes), json };
+        Command::Chaos { file, seed, minutes, first, only, loads, json, models } => {
+            let until = Instant::now() + Duration::from_secs(60 * minutes);
+            let rounds = Rounds { seed, first, only, until, json };
             chaos_in(&file, models, &rounds, &loads)
         }
         Command::Draw { number } => {
@@ -151,8 +154,23 @@ fn asked(text: &str) -> Result<Asked, String> {
 struct Rounds {
     seed: u64,
     first: u64,
+    /// All troubles if empty.
+    only: Vec<Trouble>,
     until: Instant,
     json: bool,
+}
+
+impl Rounds {
+    /// The command that plays them from this one on.
+    fn replay(&self, file: &Path, first: u64) -> String {
+        let mut command = format!("lab chaos --file {} --seed {} --first {first}", file.display(), self.seed);
+        let names = self.only.iter().filter_map(ValueEnum::to_possible_value);
+        let only: Vec<_> = names.map(|name| name.get_name().to_owned()).collect();
+        if !only.is_empty() {
+            command += &format!(" --only {}", only.join(","));
+        }
+        command
+    }
 }
 
 fn chaos_in(
@@ -164,14 +182,18 @@ fn chaos_in(
     let mut player = Player::new(Scenario::load(file)?, models, |_| {})?;
     player.play()?;
     let devices: Vec<String> = player.hall.devices.iter().map(|device| device.name().to_owned()).collect();
-    let possible = Trouble::possible(&player);
+    let mut possible = Trouble::possible(&player);
+    possible.retain(|trouble| rounds.only.is_empty() || rounds.only.contains(trouble));
+    if possible.is_empty() {
+        return Err("this lab can bring none of these troubles about: lossy and far need cards with a delay".into());
+    }
     let (mut played, mut lost) = (Vec::new(), 0);
     for number in rounds.first.. {
         if Instant::now() >= rounds.until {
             break;
         }
         let plot = chaos::plot(rounds.seed, number, &devices, &possible);
-        let replay = format!("lab chaos --seed {} --first {number}", rounds.seed);
+        let replay = rounds.replay(file, number);
         let round = chaos::play(&mut player, &plot, loads).map_err(|error| {
             format!("round {number} ({:?}): {error}\nfrom there: {replay}", plot.troubles)
         })?;

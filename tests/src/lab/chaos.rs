@@ -3,8 +3,13 @@
 //! In a round one or two things go wrong at devices other than the one that clients ask, then all is healed. Nothing
 //! may be lost or wrong, and after each round there is one cluster of all devices that serves everything.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, SystemTime},
+};
 
+use clap::ValueEnum;
 use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -27,7 +32,7 @@ const FLAPS: usize = 3;
 const ELSEWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 77, 250, 1);
 
 /// What goes wrong at a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trouble {
     /// `kill -9`, and a start later.
@@ -138,6 +143,8 @@ pub struct Round {
     pub failures: Vec<String>,
     /// Longest time without an answer, by deployment.
     pub longest_gap_s: BTreeMap<String, f64>,
+    /// When that began, as the seconds of Unix: where to look in the logs.
+    pub longest_gap_began_unix_s: BTreeMap<String, f64>,
     /// Largest resident memory of a daemon at the end, MiB.
     pub memory_mib: u64,
     /// Most open files of a daemon at the end.
@@ -152,7 +159,10 @@ pub type Asked = (String, f64);
 /// # Errors
 /// When the lab cannot be brought back to one whole cluster.
 pub fn play(player: &mut Player, plot: &Plot, loads: &[Asked]) -> Result<Round, PlayError> {
+    let mut began = BTreeMap::new();
     for (name, rate_per_s) in loads {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        began.insert(name.clone(), since_epoch.as_secs_f64());
         step(player, Step::Load(load(name, *rate_per_s, &plot.home)))?;
     }
     calm(player, CALM)?;
@@ -184,6 +194,10 @@ pub fn play(player: &mut Player, plot: &Plot, loads: &[Asked]) -> Result<Round, 
         refused: sum(|r| r.refused),
         failures: reports.iter().flat_map(|(_, r)| r.failures.iter().take(3).cloned()).collect(),
         longest_gap_s: reports.iter().map(|(name, r)| (name.clone(), r.longest_gap_s)).collect(),
+        longest_gap_began_unix_s: reports
+            .iter()
+            .filter_map(|(name, r)| Some((name.clone(), began.get(name)? + r.longest_gap_from_s)))
+            .collect(),
         memory_mib: resources(player).map(|(bytes, _)| bytes >> 20).max().unwrap_or(0),
         files: resources(player).map(|(_, files)| files).max().unwrap_or(0),
     };

@@ -33,6 +33,8 @@ pub struct LoadReport {
     pub latency: Latency,
     /// Longest time without a right answer, from start to stop.
     pub longest_gap_s: f64,
+    /// When that began, from the start.
+    pub longest_gap_from_s: f64,
     /// Answers and errors, second by second.
     pub timeline: Vec<Bin>,
     /// Events that were noted while it ran.
@@ -118,13 +120,14 @@ impl LoadReport {
             throughput_rps: if seconds > 0.0 { in_time as f64 / seconds } else { 0.0 },
             latency: Latency::of(&answers),
             longest_gap_s: 0.0,
+            longest_gap_from_s: 0.0,
             timeline: Vec::new(),
             marks: marks.map(|(at, label)| Mark { at_s: at.as_secs_f64(), label: label.clone() }).collect(),
             untimed: record.untimed,
             answers,
             errors,
         };
-        report.longest_gap_s = report.longest_gap_between(0.0, seconds);
+        (report.longest_gap_from_s, report.longest_gap_s) = report.longest_gap(0.0, seconds);
         report.timeline = report.timeline(1.0);
         report
     }
@@ -174,12 +177,19 @@ impl LoadReport {
 
     /// Longest time without a right answer within a window, its ends included: seconds.
     pub fn longest_gap_between(&self, from_s: f64, to_s: f64) -> f64 {
-        let (mut longest, mut last) = (0.0f64, from_s);
+        self.longest_gap(from_s, to_s).1
+    }
+
+    /// When the longest time without a right answer within a window began, and how long it was.
+    fn longest_gap(&self, from_s: f64, to_s: f64) -> (f64, f64) {
+        let (mut began, mut longest, mut last) = (from_s, 0.0f64, from_s);
         for at in self.within(from_s, to_s).iter().map(|(at, _)| *at).chain([to_s]) {
-            longest = longest.max(at - last);
+            if at - last > longest {
+                (began, longest) = (last, at - last);
+            }
             last = at;
         }
-        longest
+        (began, longest)
     }
 
     /// Answers and errors in bins of `width_s` seconds, up to the stop or the last answer.
@@ -297,6 +307,7 @@ mod tests {
         assert_eq!((report.wrong, report.refused, report.failed, report.not_right()), (1, 1, 1, 3));
         assert_eq!(report.errors_between(2.0, 3.0), 2);
         assert_eq!(report.longest_gap_between(2.0, 3.0), 1.0);
+        assert!((report.longest_gap_from_s - 0.9).abs() < 1e-6, "{}", report.longest_gap_from_s);
     }
 
     #[test]
