@@ -6,6 +6,7 @@
 mod beam;
 mod chain;
 mod climb;
+mod every;
 mod exact;
 mod fit;
 mod groups;
@@ -131,6 +132,7 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     let climbed = starts.map(|start| restart::to_the_top(instance, start, &mut Steps::new(steps / 64)));
     let best = climbed.min_by(by_bottleneck)?;
     let best = restart::search(instance, best, enough, &mut Steps::new(steps / 4));
+    let best = every::search(instance, best, enough, &mut Steps::new(steps));
     best.1.is_served().then_some(best)
 }
 

@@ -1,0 +1,100 @@
+//! Few devices and few cuts: every way to deal devices out to stages, as long as it could be better than what is known.
+
+use super::chain::Steps;
+use super::climb::cost;
+use super::rates::{Group, Rates};
+use super::shares::{by_speed, polish};
+use crate::evaluate::{Draft, DraftStage, Evaluation, fits};
+use crate::instance::Instance;
+
+/// Up to so many devices and blocks; there are 9,366 ways to deal six devices out to stages in a row.
+const DEVICES_MAX: usize = 6;
+const BLOCKS_MAX: usize = 12;
+
+/// The best of all mixtures of at most so many devices, or what was known, if that is no worse. Shares are those that
+/// polishing finds.
+pub(super) fn search(
+    instance: &Instance<'_>,
+    known: (Draft, Evaluation),
+    enough: f64,
+    steps: &mut Steps,
+) -> (Draft, Evaluation) {
+    let devices = instance.usable();
+    if devices.len() > DEVICES_MAX || instance.blocks > BLOCKS_MAX || known.1.bottleneck_s <= enough {
+        return known;
+    }
+    let rates = Rates::new(instance, (0..=instance.blocks).collect());
+    let mut search = Search { rates, devices, best: known, enough, stages: Vec::new() };
+    search.go_on(0, 0, steps);
+    search.best
+}
+
+struct Search<'a> {
+    rates: Rates<'a>,
+    devices: Vec<usize>,
+    best: (Draft, Evaluation),
+    enough: f64,
+    /// Blocks and devices of the stages so far.
+    stages: Vec<(usize, usize, Vec<usize>)>,
+}
+
+impl Search<'_> {
+    /// All ways on from a block, with the devices that are not in `used`.
+    fn go_on(&mut self, first: usize, used: usize, steps: &mut Steps) {
+        let blocks = self.rates.instance.blocks;
+        if first == blocks {
+            self.look(steps);
+            return;
+        }
+        let (min, max) = self.rates.instance.stage_limits();
+        if self.stages.len() == max {
+            return;
+        }
+        let all = (1 << self.devices.len()) - 1;
+        for group in (1..=all).filter(|group| group & used == 0) {
+            let members = || (0..self.devices.len()).filter(move |at| group >> at & 1 == 1);
+            let members: Vec<usize> = members().map(|at| self.devices[at]).collect();
+            for end in first + 1..=blocks {
+                if self.best.1.bottleneck_s <= self.enough || !steps.pay(members.len() as u64) {
+                    return;
+                }
+                let is_last = end == blocks;
+                if (is_last && self.stages.len() + 1 < min) || (!is_last && used | group == all) {
+                    continue;
+                }
+                let mut together = Group::default();
+                for &device in &members {
+                    together.join(&self.rates.of(device)[first * (blocks + 1) + end]);
+                }
+                if together.takes(self.best.1.bottleneck_s) {
+                    continue;
+                }
+                self.stages.push((first, end, members.clone()));
+                self.go_on(end, used | group, steps);
+                self.stages.pop();
+            }
+        }
+    }
+
+    /// Looks at the stages as they are.
+    fn look(&mut self, steps: &mut Steps) {
+        let instance = self.rates.instance;
+        let stage = |(first, end, members): &(usize, usize, Vec<usize>)| {
+            let bytes = instance.stage_bytes(*first, *end);
+            let holds = |device: &usize| bytes <= instance.memory(*device);
+            let members: Vec<usize> = members.iter().copied().filter(holds).collect();
+            DraftStage { first: *first, end: *end, replicas: by_speed(instance, &members, *first, *end) }
+        };
+        let draft = Draft { stages: self.stages.iter().map(stage).collect() };
+        if draft.stages.iter().any(|stage| stage.replicas.is_empty()) || !steps.pay(cost(&draft)) {
+            return;
+        }
+        let (draft, evaluation) = polish(instance, draft, false);
+        if evaluation.bottleneck_s < self.best.1.bottleneck_s * (1.0 - 1e-9)
+            && evaluation.is_served()
+            && fits(instance, &draft)
+        {
+            self.best = (draft, evaluation);
+        }
+    }
+}
