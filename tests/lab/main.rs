@@ -185,7 +185,9 @@ fn chaos_in(
     let mut possible = Trouble::possible(&player);
     possible.retain(|trouble| rounds.only.is_empty() || rounds.only.contains(trouble));
     if possible.is_empty() {
-        return Err("this lab can bring none of these troubles about: lossy and far need cards with a delay".into());
+        return Err(
+            "this lab can bring none of these troubles about: lossy and far need cards with a delay".into()
+        );
     }
     let (mut played, mut lost) = (Vec::new(), 0);
     for number in rounds.first.. {

@@ -84,7 +84,7 @@ impl Facts {
         self.peers.live().into_iter().filter_map(cost).collect()
     }
 
-    /// Numbers of earlier plans, by deployment, that requests are still on, as all live devices have told.
+    /// Numbers of the plans, by deployment, that live devices send requests on, as they have told.
     pub fn under_way(&self) -> BTreeSet<(String, u64)> {
         let reports = self.peers.live().into_iter().filter_map(|peer| self.peers.get(&peer)?.report);
         let mut found = BTreeSet::new();

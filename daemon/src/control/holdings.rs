@@ -126,6 +126,11 @@ impl Holdings {
         true
     }
 
+    /// Whether a session can answer.
+    pub fn has(&self, key: &SessionKey) -> bool {
+        self.sessions.get(key) == Some(&Session::Ready)
+    }
+
     /// How far a session is; `None` when it is not wanted.
     pub fn session(&self, key: &SessionKey) -> Option<&Session> {
         self.sessions.get(key)
@@ -144,13 +149,15 @@ impl Holdings {
 
 /// The stages that active and prepared plans give to a device, with the session that serves each.
 ///
-/// A device stands by while nothing else is prepared, whose memory that may be, and as long as the stage needs it; and
-/// within `budget`, its bytes for stages: another deployment may have been given what was spare when the plan was made.
+/// A device stands by within `budget`, its bytes for stages: another deployment, or the next plan, may have been given
+/// what was spare when the plan was made. While the next plan is prepared it stands by for the active one with what it
+/// `has` already, and makes nothing for it but for a stage that nobody else has.
 pub fn wanted_here(
     state: &ClusterState,
     me: &str,
     budget: u64,
     is_live: impl Fn(&str) -> bool,
+    has: impl Fn(&SessionKey) -> bool,
 ) -> BTreeMap<StageKey, SessionKey> {
     let (mut wanted, mut insured) = (BTreeMap::new(), Vec::new());
     let mut held: BTreeMap<SessionKey, u64> = BTreeMap::new();
@@ -160,11 +167,12 @@ pub fn wanted_here(
                 let lost = || !stage.replicas.iter().any(|r| is_live(&r.device));
                 let key = StageKey { deployment: deployment.name.clone(), epoch: plan.epoch, stage: index };
                 let session = session_of(&plan.model, stage);
+                let is_active = deployment.active.as_ref().is_some_and(|active| active.epoch == plan.epoch);
                 if stage.replicas.iter().any(|r| r.device == me) {
                     held.insert(session.clone(), stage_bytes(stage));
                     wanted.insert(key, session);
                 } else if stage.standbys.iter().any(|id| id == me)
-                    && (deployment.preparing.is_none() || lost())
+                    && (deployment.preparing.is_none() || is_active && has(&session) || lost())
                 {
                     insured.push((key, session, stage_bytes(stage)));
                 }

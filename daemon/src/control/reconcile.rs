@@ -2,7 +2,7 @@
 //! this device, make them reachable, and let go of what no plan needs any more.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +30,7 @@ use super::{
     spread::Spread,
 };
 use crate::{
-    data::{DataMetrics, DataPlane, DeploymentMetrics, HostedStage, Route, StageKey},
+    data::{DataPlane, DeploymentMetrics, HostedStage, Route, StageKey},
     net::Net,
 };
 
@@ -183,7 +183,8 @@ impl Reconciler {
 
     fn reconcile(&mut self, state: &ClusterState) {
         let budget = self.facts.own().memory_budget_bytes;
-        let wanted = wanted_here(state, &self.facts.me().to_string(), budget, |id| self.facts.is_live(id));
+        let (is_live, has) = (|id: &str| self.facts.is_live(id), |key: &SessionKey| self.holdings.has(key));
+        let wanted = wanted_here(state, &self.facts.me().to_string(), budget, is_live, has);
         let under_way = self.facts.under_way();
         let is_under_way = |key: &StageKey| under_way.contains(&(key.deployment.clone(), key.epoch));
         for act in self.holdings.look(Instant::now(), &wanted, is_under_way) {
@@ -354,7 +355,10 @@ impl Reconciler {
         let entering = self.entering.look(now, requests);
         let arrived = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.arrived));
         let arriving = self.arriving.look(now, arrived);
-        let under_way = self.under_way(&metrics);
+        let in_use = |(name, of): (&String, &DeploymentMetrics)| {
+            (!of.epochs.is_empty()).then(|| (name.clone(), of.epochs.clone()))
+        };
+        let under_way = metrics.deployments.iter().filter_map(in_use).collect();
         let running = wanted.keys().map(|key| (key.deployment.as_str(), key.epoch));
         let entered = self.routes.iter().map(|(name, (epoch, _))| (name.as_str(), *epoch));
         let crossing = self.crossing.look(&metrics.links, &running.chain(entered).collect());
@@ -371,16 +375,6 @@ impl Reconciler {
         for (peer, cost) in self.facts.moving_costs() {
             self.data.set_moving_cost(peer, cost * cores);
         }
-    }
-
-    /// Earlier plans that requests which entered here are still on.
-    fn under_way(&self, metrics: &DataMetrics) -> BTreeMap<String, BTreeSet<u64>> {
-        let earlier = |(name, of): (&String, &DeploymentMetrics)| {
-            let newest = self.routes.get(name).map(|(epoch, _)| *epoch);
-            let epochs: BTreeSet<u64> = of.epochs.iter().copied().filter(|e| Some(*e) != newest).collect();
-            (!epochs.is_empty()).then(|| (name.clone(), epochs))
-        };
-        metrics.deployments.iter().filter_map(earlier).collect()
     }
 
     fn state(&self, key: &StageKey, session: &SessionKey) -> StageState {

@@ -43,7 +43,8 @@ pub struct NodeReport {
     /// Those of them whose clients are on other machines.
     #[serde(default)]
     pub arriving: BTreeMap<String, f64>,
-    /// Numbers of earlier plans, by deployment, that requests which entered by this device are still on.
+    /// Numbers of the plans, by deployment, that requests which entered by this device are on, or would be sent on: it may
+    /// not have heard of the newest.
     #[serde(default)]
     pub under_way: BTreeMap<String, BTreeSet<u64>>,
     /// How large the activations are that it sends.

@@ -36,6 +36,8 @@ impl std::fmt::Debug for Detour<'_> {
 pub(super) struct Avoid<'a> {
     /// Devices that this request has failed on.
     pub(super) hurt: &'a [PeerId],
+    /// The devices that it was sent to last, by stage: of those that it has failed on, rather others.
+    pub(super) left: &'a [PeerId],
     /// Devices that nothing comes from.
     pub(super) late: &'a [PeerId],
     /// Devices that were late, or slow, a moment ago: rather these than the others.
@@ -43,11 +45,14 @@ pub(super) struct Avoid<'a> {
 }
 
 impl Avoid<'_> {
-    /// The smaller, the better.
-    fn rank(&self, peer: PeerId) -> u8 {
-        match peer {
-            peer if self.hurt.contains(&peer) || self.late.contains(&peer) => 2,
-            peer => u8::from(self.doubted.contains(&peer)),
+    /// How bad a device is for a stage: the smaller, the better.
+    fn rank(&self, stage: usize, peer: PeerId) -> u8 {
+        if self.hurt.contains(&peer) {
+            2 + u8::from(self.left.get(stage) == Some(&peer))
+        } else if self.late.contains(&peer) {
+            2
+        } else {
+            u8::from(self.doubted.contains(&peer))
         }
     }
 }
@@ -149,12 +154,12 @@ impl Balancer {
         let mut at = here.device;
         let single = self.stages.len() == 1;
         for (stage, (loads, standbys)) in self.stages.iter_mut().zip(&self.standbys).enumerate() {
-            if let Some(peer) = stand_in(loads, standbys, up, avoid) {
+            if let Some(peer) = stand_in(loads, standbys, up, |peer| avoid.rank(stage, peer)) {
                 at = peer;
                 devices.push(at);
                 continue;
             }
-            let field = Field::new(loads, now, here, up, avoid, single);
+            let field = Field::new(loads, now, here, up, |peer| avoid.rank(stage, peer), single);
             let own = if stage == 0 { field.own_or_soonest(loads) } else { None };
             let index = own.unwrap_or_else(|| field.by_share(loads, at));
             let load = &mut loads[index];
@@ -263,15 +268,19 @@ impl Balancer {
 
 /// The standby that takes a stage: when no replica is up, or all that are have failed this request and a standby has
 /// not.
-fn stand_in(loads: &[Load], standbys: &[PeerId], up: &BTreeSet<PeerId>, avoid: Avoid<'_>) -> Option<PeerId> {
+fn stand_in(
+    loads: &[Load],
+    standbys: &[PeerId],
+    up: &BTreeSet<PeerId>,
+    rank: impl Fn(PeerId) -> u8,
+) -> Option<PeerId> {
     let replicas = loads.iter().map(|load| load.peer).filter(|peer| up.contains(peer));
-    let replica = replicas.map(|peer| avoid.rank(peer)).min();
+    let replica = replicas.map(&rank).min();
     if replica == Some(0) {
         return None;
     }
-    let standby =
-        standbys.iter().copied().filter(|peer| up.contains(peer)).min_by_key(|peer| avoid.rank(*peer));
-    standby.filter(|peer| replica.is_none_or(|replica| avoid.rank(*peer) < replica))
+    let standby = standbys.iter().copied().filter(|peer| up.contains(peer)).min_by_key(|peer| rank(*peer));
+    standby.filter(|peer| replica.is_none_or(|replica| rank(*peer) < replica))
 }
 
 fn standbys(route: &Route) -> Vec<Vec<PeerId>> {
@@ -293,10 +302,10 @@ impl Field {
         now: Instant,
         here: Here,
         up: &BTreeSet<PeerId>,
-        avoid: Avoid<'_>,
+        rank: impl Fn(PeerId) -> u8,
         single: bool,
     ) -> Self {
-        let rank = |load: &Load| up.contains(&load.peer).then(|| avoid.rank(load.peer));
+        let rank = |load: &Load| up.contains(&load.peer).then(|| rank(load.peer));
         let best = loads.iter().filter_map(rank).min();
         let candidate = |load: &Load| best.is_some() && rank(load) == best;
         let jobs = |load: &Load| match load.peer == here.device {

@@ -12,7 +12,7 @@ use std::{
 use libp2p::PeerId;
 
 use super::{
-    balance::{Avoid, Here},
+    balance::Here,
     frame::{Address, Failure, FailureKind, Named},
     limits::DataLimits,
     metrics::DeploymentMetrics,
@@ -26,6 +26,8 @@ use request::{Request, Sent, State};
 mod admit;
 mod deployment;
 mod doubts;
+mod elsewhere;
+mod patience;
 mod peers;
 mod request;
 mod words;
@@ -37,8 +39,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Pause when a device has another epoch than this one: long enough for the news to arrive.
 const PAUSE_EPOCH: Duration = Duration::from_millis(25);
-/// Latencies needed before they set the time that an attempt is given.
-const MEASURED_MIN: usize = 16;
 
 /// What the caller is to do.
 #[derive(Debug)]
@@ -185,7 +185,8 @@ impl Ingress {
             return;
         }
         let route = Arc::clone(&attempt.outputs);
-        let (epoch, retries, sent_at) = (address.epoch, request.retries(), attempt.at);
+        let (epoch, retries) = (address.epoch, request.retries());
+        let (sent_at, devices) = (attempt.at, Arc::clone(&attempt.address.devices));
         let name = request.deployment.clone();
         let selected = request.select_outputs(&route, tensors);
         // Before the next request is sent on what is known; of devices that run these stages only.
@@ -197,8 +198,9 @@ impl Ingress {
         match selected {
             Ok(outputs) => {
                 if let Some(deployment) = self.deployments.get_mut(&name) {
-                    deployment.attempt_latency.record(now.saturating_duration_since(sent_at));
+                    deployment.patience.answered(now, sent_at, &devices);
                 }
+                devices.iter().for_each(|device| self.doubts.answered(now, *device, sent_at));
                 self.suspect(now, address.request, address.attempt);
                 self.finish(now, address.request, Ok(InferResponse { outputs, epoch, retries }));
             }
@@ -255,6 +257,7 @@ impl Ingress {
             return;
         }
         let Some(picked) = request.set_device(stage, to) else { return };
+        tracing::debug!(request = address.request, stage, %picked, %to, by = %from, "went another way");
         if let Some(deployment) = self.deployments.get_mut(&request.deployment) {
             deployment.moved(address.epoch, stage, picked, to);
         }
@@ -285,15 +288,7 @@ impl Ingress {
                 continue;
             }
             match &request.state {
-                State::Sent(sent) if sent.until <= now => {
-                    let waited = now.saturating_duration_since(sent.at);
-                    request.timeouts += 1;
-                    request.last_error = Some(format!("no answer within {:.1} s", waited.as_secs_f64()));
-                    for device in sent.address.devices.clone().iter() {
-                        request.avoid(*device);
-                    }
-                    self.try_elsewhere(now, id);
-                }
+                State::Sent(sent) if sent.until <= now => self.try_elsewhere(now, id),
                 State::Held { until: Some(until), .. } if *until <= now => self.resend(now, id),
                 State::Sent(_) | State::Held { .. } | State::InLine => self.set_timer(id),
             }
@@ -304,7 +299,7 @@ impl Ingress {
     pub fn metrics(&self, now: Instant) -> BTreeMap<String, DeploymentMetrics> {
         let metrics = |(name, d): (&Arc<str>, &Deployment)| (name.to_string(), d.metrics(now));
         let mut metrics: BTreeMap<String, DeploymentMetrics> = self.deployments.iter().map(metrics).collect();
-        for (name, epochs) in self.under_way() {
+        for (name, epochs) in self.in_use(now) {
             if let Some(metrics) = metrics.get_mut(&*name) {
                 metrics.epochs = epochs;
             }
@@ -312,12 +307,18 @@ impl Ingress {
         metrics
     }
 
-    /// Numbers of the plans that requests are on now, by deployment.
-    pub fn under_way(&self) -> BTreeMap<Arc<str>, BTreeSet<u64>> {
+    /// Numbers of the plans that requests are on now or would be sent on, by deployment; of a deployment that nobody has
+    /// asked lately only those that they are on.
+    pub fn in_use(&self, now: Instant) -> BTreeMap<Arc<str>, BTreeSet<u64>> {
         let mut found: BTreeMap<Arc<str>, BTreeSet<u64>> = BTreeMap::new();
         for request in self.requests.values() {
             if let State::Sent(sent) = &request.state {
                 found.entry(request.deployment.clone()).or_default().insert(sent.address.epoch);
+            }
+        }
+        for (name, deployment) in self.deployments.iter().filter(|(_, deployment)| deployment.is_asked(now)) {
+            if let Some(route) = &deployment.route {
+                found.entry(name.clone()).or_default().insert(route.epoch);
             }
         }
         found
@@ -369,36 +370,6 @@ impl Ingress {
         self.set_timer(id);
     }
 
-    /// An attempt takes long: sends the request on another route, if there is one. On the same devices, which live, a
-    /// second copy would only stand in the queue that the first one stands in.
-    fn try_elsewhere(&mut self, now: Instant, id: u64) {
-        let picked = self.would_pick(now, id);
-        let Some(request) = self.requests.get_mut(&id) else { return };
-        let Some(deployment) = self.deployments.get(&request.deployment) else { return };
-        let State::Sent(sent) = &mut request.state else { return };
-        let is_same = picked.is_some_and(|(epoch, devices)| {
-            epoch == sent.address.epoch && devices[..] == sent.address.devices[..]
-        });
-        if is_same {
-            sent.until = now + deployment.attempt_timeout(request.timeouts, &self.limits);
-            self.set_timer(id);
-        } else {
-            self.resend(now, id);
-        }
-    }
-
-    /// The plan and the devices that the request would be sent to now.
-    fn would_pick(&mut self, now: Instant, id: u64) -> Option<(u64, Vec<PeerId>)> {
-        let request = self.requests.get(&id)?;
-        let deployment = self.deployments.get_mut(&request.deployment)?;
-        let here = Here { device: self.me, jobs: self.own_jobs };
-        let epoch = deployment.route.as_ref()?.epoch;
-        let (hurt, late, doubted) = (&request.avoided[..], &self.late[..], self.doubts.list(now));
-        let devices = deployment.pick(now, here, &self.up, Avoid { hurt, late, doubted }).ok()?;
-        deployment.release(epoch, &devices);
-        Some((epoch, devices))
-    }
-
     /// Sends the request on a route of now, or holds it until there is one.
     fn resend(&mut self, now: Instant, id: u64) {
         self.release_route(id);
@@ -416,10 +387,11 @@ impl Ingress {
             return;
         };
         let here = Here { device: self.me, jobs: self.own_jobs };
-        let (hurt, late, doubted) = (&request.avoided[..], &self.late[..], self.doubts.list(now));
-        match deployment.pick(now, here, &self.up, Avoid { hurt, late, doubted }) {
+        let (late, doubted) = (&self.late[..], self.doubts.list(now));
+        match deployment.pick(now, here, &self.up, request.avoid_also(late, doubted)) {
             Err(missing) => request.state = State::Held { until: None, missing },
             Ok(devices) => {
+                devices.iter().for_each(|device| self.doubts.tried(now, *device));
                 let attempt = request.attempts_made;
                 request.attempts_made += 1;
                 if attempt > 0 {
@@ -434,9 +406,21 @@ impl Ingress {
                     devices: devices.into(),
                     backlog: Vec::new(),
                 };
-                let until = now + deployment.attempt_timeout(request.timeouts, &self.limits);
+                let (patience, before) = (&deployment.patience, request.timeouts);
+                let gives_up = now + patience.timeout(Some(&*route), before, &self.limits);
+                let copy = patience.copy_after(&route, &address.devices, before, &self.limits);
+                let until = copy.map_or(gives_up, |after| gives_up.min(now + after));
                 let inputs = request.inputs_of(&route);
-                request.set_sent(Sent { address: address.clone(), at: now, until, outputs: route });
+                tracing::debug!(
+                    request = id,
+                    attempt,
+                    epoch = address.epoch,
+                    devices = ?address.devices,
+                    patience_ms = until.saturating_duration_since(now).as_millis(),
+                    after = request.last_error.as_deref(),
+                    "sent"
+                );
+                request.set_sent(Sent { address: address.clone(), at: now, until, gives_up, outputs: route });
                 let deadline = request.deadline;
                 self.effects.push(Effect::Send(Dispatch { address, inputs, deadline }));
             }

@@ -15,6 +15,8 @@ pub struct DataLimits {
     pub timeout_max: Duration,
     /// Shortest time that an attempt is given before the request is sent again.
     pub attempt_min: Duration,
+    /// Shortest time after which a request is sent to other devices as well: longer than a packet that was lost takes.
+    pub copy_min: Duration,
     /// Time that an attempt is given while there are too few measured latencies to go by.
     pub attempt_unmeasured: Duration,
     /// Most jobs that wait in front of one stage.
@@ -43,6 +45,7 @@ impl Default for DataLimits {
             held_bytes_max: 256 << 20,
             timeout_max: Duration::from_secs(3600),
             attempt_min: Duration::from_secs(1),
+            copy_min: Duration::from_millis(250),
             attempt_unmeasured: Duration::from_secs(15),
             stage_queue_jobs: 256,
             stage_queue_bytes: 256 << 20,

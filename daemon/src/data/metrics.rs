@@ -37,7 +37,7 @@ pub struct DeploymentMetrics {
     pub retries: u64,
     /// In the pipeline now.
     pub in_flight: usize,
-    /// Numbers of the plans that requests are on now.
+    /// Numbers of the plans that requests are on now, or would be sent on if somebody has asked lately.
     pub epochs: BTreeSet<u64>,
     /// In line now.
     pub waiting: usize,

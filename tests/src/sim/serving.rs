@@ -216,7 +216,7 @@ impl Serving {
         self.ingress.tick(now);
         self.carry_out(now_ms);
         if now_ms % REPORT_MS < 100 {
-            self.tell(state);
+            self.tell(now_ms, state);
         }
         if leads {
             self.lead(now_ms, state);
@@ -246,8 +246,9 @@ impl Serving {
     fn hold(&mut self, now_ms: u64, state: &ClusterState) {
         let me = device_id(self.index).0;
         let budget = self.memory_of(&me).unwrap_or(0);
-        let wanted = wanted_here(state, &me, budget, |device| self.is_live(device));
-        let own = self.under_way();
+        let wanted =
+            wanted_here(state, &me, budget, |device| self.is_live(device), |key| self.holdings.has(key));
+        let own = self.under_way(now_ms);
         let told = self.reports.iter().filter(|(device, _)| self.up.contains(device));
         let under_way: BTreeSet<(String, u64)> =
             told.flat_map(|(_, report)| report.under_way.iter().cloned()).chain(own).collect();
@@ -327,23 +328,21 @@ impl Serving {
         self.wanted.iter().map(state).collect()
     }
 
-    /// Earlier plans that requests which entered here are still on.
-    fn under_way(&self) -> BTreeSet<(String, u64)> {
-        let mut found = BTreeSet::new();
-        for (name, epochs) in self.ingress.under_way() {
-            let newest = self.routes.get(&*name).map(|route| route.epoch);
-            let earlier = epochs.into_iter().filter(|epoch| Some(*epoch) != newest);
-            found.extend(earlier.map(|epoch| (name.to_string(), epoch)));
-        }
-        found
+    /// Plans that requests which enter here are on, or would be sent on.
+    fn under_way(&self, now_ms: u64) -> BTreeSet<(String, u64)> {
+        let in_use = self.ingress.in_use(self.at(now_ms));
+        let each = |(name, epochs): (Arc<str>, BTreeSet<u64>)| {
+            epochs.into_iter().map(move |epoch| (name.to_string(), epoch))
+        };
+        in_use.into_iter().flat_map(each).collect()
     }
 
-    fn tell(&mut self, state: &ClusterState) {
+    fn tell(&mut self, now_ms: u64, state: &ClusterState) {
         let report = Report {
             stages: self.own_stages(),
             kept: state.models.keys().cloned().collect(),
             memory: self.memory,
-            under_way: self.under_way(),
+            under_way: self.under_way(now_ms),
         };
         for &to in self.connected.keys() {
             self.deeds.push(ServingDeed::Tell { to, report: Box::new(report.clone()) });

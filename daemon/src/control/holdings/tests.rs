@@ -33,24 +33,26 @@ fn state(preparing: bool) -> ClusterState {
     state
 }
 
-fn epochs(state: &ClusterState, me: &str, live: &[&str]) -> Vec<u64> {
-    wanted_here(state, me, u64::MAX, |device| live.contains(&device)).keys().map(|key| key.epoch).collect()
+fn epochs(state: &ClusterState, me: &str, live: &[&str], has: bool) -> Vec<u64> {
+    let is_live = |device: &str| live.contains(&device);
+    wanted_here(state, me, u64::MAX, is_live, |_| has).keys().map(|key| key.epoch).collect()
 }
 
 #[test]
 fn a_standby_holds_its_stage_while_that_costs_nothing_or_is_needed() {
-    let settled = state(false);
-    assert_eq!(epochs(&settled, "a", &["a", "b"]), [1]);
-    assert_eq!(epochs(&settled, "b", &["a", "b"]), [1]);
-    assert_eq!(epochs(&settled, "c", &["a", "b"]), Vec::<u64>::new());
+    for has in [false, true] {
+        let settled = state(false);
+        assert_eq!(epochs(&settled, "a", &["a", "b"], has), [1]);
+        assert_eq!(epochs(&settled, "b", &["a", "b"], has), [1]);
+        assert_eq!(epochs(&settled, "c", &["a", "b"], has), Vec::<u64>::new());
+        let moving = state(true);
+        assert_eq!(epochs(&moving, "a", &["a", "b"], has), [1, 2]);
+        assert_eq!(epochs(&moving, "b", &["b"], has), [1, 2], "nobody else has the stage");
+    }
     let moving = state(true);
-    assert_eq!(epochs(&moving, "a", &["a", "b"]), [1, 2]);
-    assert_eq!(
-        epochs(&moving, "b", &["a", "b"]),
-        Vec::<u64>::new(),
-        "its memory may be needed for the next plan"
-    );
-    assert_eq!(epochs(&moving, "b", &["b"]), [1, 2], "nobody else has the stage");
+    let none = Vec::<u64>::new();
+    assert_eq!(epochs(&moving, "b", &["a", "b"], false), none, "first what the next plan needs");
+    assert_eq!(epochs(&moving, "b", &["a", "b"], true), [1], "the active plan stays insured");
 }
 
 fn session(first_block: usize) -> SessionKey {

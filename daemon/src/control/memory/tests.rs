@@ -61,7 +61,7 @@ fn what_other_deployments_hold_is_counted_once_for_each_session() {
 fn a_standby_gives_way_to_what_another_deployment_runs() {
     let mut state = state(vec![deployment("one", "m", Some(plan(60, &["a"], &["b"])), None)]);
     let held = |state: &ClusterState, budget| {
-        let wanted = wanted_here(state, "b", budget, |_| true);
+        let wanted = wanted_here(state, "b", budget, |_| true, |_| true);
         wanted.into_keys().map(|key| key.deployment).collect::<Vec<_>>()
     };
     assert_eq!(held(&state, 100), ["one"]);
@@ -69,6 +69,16 @@ fn a_standby_gives_way_to_what_another_deployment_runs() {
     state.deployments.insert("two".into(), deployment("two", "n", None, Some(plan(50, &["b"], &[]))));
     assert_eq!(held(&state, 100), ["two"], "110 bytes are more than it has");
     assert_eq!(held(&state, 110), ["one", "two"]);
+    let mut next = plan(50, &["b"], &[]);
+    next.stages[0].first_block = 1;
+    let moving = deployment("one", "m", Some(plan(60, &["a"], &["b"])), Some(next));
+    state.deployments = [("one".to_owned(), moving)].into();
+    let epochs = |budget| {
+        let wanted = wanted_here(&state, "b", budget, |_| true, |_| true);
+        wanted.into_keys().map(|key| key.epoch).collect::<Vec<_>>()
+    };
+    assert_eq!(epochs(109), [2], "and to the next plan of its own");
+    assert_eq!(epochs(110), [1, 2]);
 }
 
 #[test]

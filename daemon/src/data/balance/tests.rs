@@ -93,6 +93,7 @@ proptest! {
         up_mask in 0u8..16,
         [hurt_mask, late_mask, doubted_mask] in [0u8..16, 0u8..16, 0u8..16],
         replicas in prop::collection::vec((1u8..16, 0u8..16), 1..4),
+        left in [0usize..4, 0..4, 0..4],
     ) {
         let peers: Vec<PeerId> = (0..4).map(|_| PeerId::random()).collect();
         let of = |mask: u8| -> Vec<PeerId> {
@@ -107,7 +108,8 @@ proptest! {
         let mut balancer = Balancer::new(&route);
         let up: BTreeSet<PeerId> = of(up_mask).into_iter().collect();
         let (hurt, late, doubted) = (of(hurt_mask), of(late_mask), of(doubted_mask));
-        let avoid = Avoid { hurt: &hurt, late: &late, doubted: &doubted };
+        let left_peers = left.map(|at| peers[at]);
+        let avoid = Avoid { hurt: &hurt, left: &left_peers, late: &late, doubted: &doubted };
         let well = up_mask & !hurt_mask & !late_mask;
         let dead = replicas.iter().position(|(mask, standbys)| (mask | standbys) & up_mask == 0);
         for _ in 0..5 {
@@ -115,13 +117,13 @@ proptest! {
                 Err(stage) => prop_assert_eq!(Some(stage), dead),
                 Ok(devices) => {
                     prop_assert_eq!(dead, None);
-                    for (device, (mask, standbys)) in devices.iter().zip(&replicas) {
+                    for ((device, (mask, standbys)), left) in devices.iter().zip(&replicas).zip(left) {
                         let is_in = |mask: u8| of(mask).contains(device);
                         prop_assert!(is_in(up_mask & (mask | standbys)));
                         // The first of these that holds anybody; replicas before standbys where they are as good.
-                        let (trusted, all) = (well & !doubted_mask, mask | standbys);
-                        let best = [mask & trusted, all & trusted, mask & well, all & well, mask & up_mask, all & up_mask];
-                        let best = best.into_iter().find(|mask| *mask != 0);
+                        let classes = [well & !doubted_mask, well, up_mask & !(hurt_mask & 1 << left), up_mask];
+                        let mut best = classes.into_iter().flat_map(|class| [mask & class, (mask | standbys) & class]);
+                        let best = best.find(|mask| *mask != 0);
                         prop_assert!(best.is_some_and(is_in), "{:?} of {:?}", device, best.map(of));
                     }
                 }

@@ -8,7 +8,7 @@ use std::{
 
 use libp2p::PeerId;
 
-use super::MEASURED_MIN;
+use super::patience::Patience;
 use crate::data::{
     balance::{Avoid, Balancer, Detour, Here},
     latency::{Rate, Recent},
@@ -17,20 +17,12 @@ use crate::data::{
     route::Route,
 };
 
-/// Before there are measured latencies, an attempt is given so many times the predicted one: there may be a queue.
-const UNMEASURED_TIMES: u32 = 20;
-/// Of so many of the last answers the slowest tells what an attempt takes, and it is given so many times that. Not the
-/// slowest of all: one that a fault has held up would hold up everything behind the next fault.
-const USUAL: f64 = 0.9;
-const USUAL_TIMES: u32 = 4;
 /// The window is halved no more often than this: refusals come in flocks.
 const NARROWED_MIN: Duration = Duration::from_millis(500);
 /// After a refusal by a full queue a request waits for this part of the usual time of an answer.
 const BUSY_PART: u32 = 4;
 /// Answers of which the latencies are told.
 const LATENCIES: usize = 512;
-/// Answers that say how long an attempt takes: what went wrong a while ago is forgotten.
-const ATTEMPTS: usize = 64;
 /// Fewest requests in the pipeline at a time, however short the pipeline is.
 const WINDOW_MIN: usize = 4;
 
@@ -62,10 +54,8 @@ pub(super) struct Deployment {
     pub(super) retries: u64,
     answers: Rate,
     latency: Recent,
-    /// From a send to its answer.
-    pub(super) attempt_latency: Recent,
-    /// The time of an attempt by what the plan before has shown, until this one has shown enough.
-    carried: Option<Duration>,
+    /// How long answers are waited for.
+    pub(super) patience: Patience,
 }
 
 impl Deployment {
@@ -85,8 +75,7 @@ impl Deployment {
             retries: 0,
             answers: Rate::new(now),
             latency: Recent::last(LATENCIES),
-            attempt_latency: Recent::last(ATTEMPTS),
-            carried: None,
+            patience: Patience::default(),
         }
     }
 
@@ -109,9 +98,7 @@ impl Deployment {
             (self.window, self.answered) = (self.window_full, 0);
         }
         self.balancer = route.as_deref().map(Balancer::new);
-        self.carried = self.carry(route.as_deref(), limits);
-        // Another plan has other latencies.
-        self.attempt_latency = Recent::last(ATTEMPTS);
+        self.patience.set_plan(self.route.as_deref(), route.as_deref(), limits);
         self.route = route;
     }
 
@@ -163,34 +150,6 @@ impl Deployment {
         }
     }
 
-    /// Time of an attempt by what was measured on this plan or the one before: well over what answers took lately, but
-    /// for the few that a fault has held up.
-    fn measured_timeout(&self, limits: &DataLimits) -> Option<Duration> {
-        match self.attempt_latency.quantile(USUAL) {
-            Some(usual) if self.attempt_latency.len() >= MEASURED_MIN => {
-                Some((usual * USUAL_TIMES).max(limits.attempt_min))
-            }
-            Some(_) | None => self.carried,
-        }
-    }
-
-    /// What is known of the time of an attempt, for a plan that comes now: as many times longer as its predicted latency.
-    fn carry(&self, new: Option<&Route>, limits: &DataLimits) -> Option<Duration> {
-        let times = new?.latency.div_duration_f64(self.route.as_ref()?.latency);
-        let measured = self.measured_timeout(limits)?;
-        times
-            .is_finite()
-            .then(|| Duration::try_from_secs_f64(measured.as_secs_f64() * times.max(1.0)).ok())?
-    }
-
-    /// Time that an attempt is given, twice as much after every timeout.
-    pub(super) fn attempt_timeout(&self, timeouts: u32, limits: &DataLimits) -> Duration {
-        let predicted = self.route.as_ref().map_or(Duration::ZERO, |route| route.latency);
-        let unmeasured = || limits.attempt_unmeasured.max(predicted.saturating_mul(UNMEASURED_TIMES));
-        let base = self.measured_timeout(limits).unwrap_or_else(unmeasured);
-        base.saturating_mul(2u32.saturating_pow(timeouts.min(16))).min(limits.timeout_max)
-    }
-
     /// Whether a stage has a device that is up and that a request has no reason to avoid.
     pub(super) fn has_other(&self, stage: usize, up: &BTreeSet<PeerId>, avoid: &[PeerId]) -> bool {
         self.balancer.as_ref().is_some_and(|balancer| balancer.has_other(stage, up, avoid))
@@ -205,7 +164,7 @@ impl Deployment {
             self.narrowed = Some(now);
         }
         let predicted = self.route.as_ref().map_or(Duration::ZERO, |route| route.latency);
-        self.attempt_latency.quantile(0.5).unwrap_or(predicted) / BUSY_PART
+        self.patience.median().unwrap_or(predicted) / BUSY_PART
     }
 
     pub(super) fn record_answer(&mut self, now: Instant, latency: Duration) {
@@ -217,6 +176,11 @@ impl Deployment {
         }
         self.answers.record(now);
         self.latency.record(latency);
+    }
+
+    /// Whether requests wait, or were answered in the last seconds.
+    pub(super) fn is_asked(&self, now: Instant) -> bool {
+        self.in_flight > 0 || !self.line.is_empty() || self.answers.per_second(now) > 0.0
     }
 
     pub(super) fn metrics(&self, now: Instant) -> DeploymentMetrics {

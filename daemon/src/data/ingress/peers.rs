@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeSet, time::Instant};
 
 use libp2p::PeerId;
 
-use super::{Ingress, State, request::Sent};
+use super::{Ingress, State};
 use crate::data::{
     balance::{Detour, Here},
     frame::Address,
@@ -50,23 +50,6 @@ impl Ingress {
         other
     }
 
-    /// An attempt was answered. Earlier ones that have waited for at least twice as long are on a bad way: where it
-    /// differs from this one, others are asked first for a while.
-    pub(super) fn suspect(&mut self, now: Instant, id: u64, attempt: u32) {
-        let Some(request) = self.requests.get(&id).filter(|request| request.timeouts > 0) else { return };
-        let is_it = |sent: &&Sent| sent.address.attempt == attempt;
-        let Some(answered) = request.attempts.iter().find(is_it) else { return };
-        let took = now.saturating_duration_since(answered.at);
-        let earlier = request.attempts.iter().filter(|sent| {
-            sent.address.attempt < attempt && now.saturating_duration_since(sent.at) >= took * 2
-        });
-        for device in earlier.flat_map(|sent| sent.address.devices.iter()) {
-            if *device != self.me && !answered.address.devices.contains(device) {
-                self.doubts.suspected(now, *device);
-            }
-        }
-    }
-
     /// A peer is gone: what is on a route through it goes out again.
     pub fn peer_down(&mut self, now: Instant, peer: PeerId) {
         if peer == self.me || !self.up.remove(&peer) {
@@ -97,21 +80,11 @@ impl Ingress {
         self.late.push(peer);
         self.doubts.lost(now, peer);
         let name = self.name(&peer);
-        for id in self.through(peer) {
-            let Some((_, picked)) = self.would_pick(now, id) else { continue };
-            let late_of = |devices: &[PeerId]| devices.iter().filter(|peer| self.late.contains(peer)).count();
-            let Some(request) = self.requests.get_mut(&id) else { continue };
-            if let State::Sent(sent) = &request.state
-                && late_of(&picked) < late_of(&sent.address.devices)
-            {
-                request.last_error = Some(format!("{name} is not heard of"));
-                self.resend(now, id);
-            }
-        }
+        self.leave(now, self.through(peer), &format!("{name} is not heard of"));
     }
 
     /// The requests that are on a route through a device.
-    fn through(&self, peer: PeerId) -> Vec<u64> {
+    pub(super) fn through(&self, peer: PeerId) -> Vec<u64> {
         self.ids(|r| matches!(&r.state, State::Sent(sent) if sent.address.devices.contains(&peer)))
     }
 }

@@ -9,6 +9,7 @@ use libp2p::PeerId;
 
 use super::{PAUSE_MAX, PAUSE_MIN};
 use crate::data::{
+    balance::Avoid,
     frame::{Address, Named},
     route::Route,
 };
@@ -58,8 +59,10 @@ pub(super) enum State {
 pub(super) struct Sent {
     pub(super) address: Address,
     pub(super) at: Instant,
-    /// When the request goes out again.
+    /// When it is looked at next: it may go to others as well, or is given up.
     pub(super) until: Instant,
+    /// When the request goes out again in any case.
+    pub(super) gives_up: Instant,
     /// The route that says what the outputs are.
     pub(super) outputs: Arc<Route>,
 }
@@ -113,6 +116,12 @@ impl Request {
         }
         self.attempts.push(sent.clone());
         self.state = State::Sent(sent);
+    }
+
+    /// What it keeps away from, beside what all do.
+    pub(super) fn avoid_also<'a>(&'a self, late: &'a [PeerId], doubted: &'a [PeerId]) -> Avoid<'a> {
+        let left = self.attempts.last().map_or(&[][..], |sent| &sent.address.devices[..]);
+        Avoid { hurt: &self.avoided, left, late, doubted }
     }
 
     /// The current attempt has gone to another device of a stage: the one that it had been meant for, if it is another.

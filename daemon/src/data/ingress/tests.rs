@@ -102,6 +102,7 @@ fn limits() -> DataLimits {
         held_bytes_max: 40,
         attempt_unmeasured: Duration::from_millis(700),
         attempt_min: Duration::from_millis(50),
+        copy_min: Duration::from_millis(20),
         ..DataLimits::default()
     }
 }
@@ -566,46 +567,59 @@ fn the_window_follows_what_is_on_its_way() {
     assert_eq!(deployment.window, narrowed, "full queues count for more");
 }
 
+/// A device that answered lets nothing through any more. One copy shows that another does; then all that is on its way
+/// through the first goes there, and so does what comes.
 #[test]
-fn the_time_of_an_attempt_follows_the_measured_latencies() {
-    let mut deployment = Deployment::new(Instant::now(), &limits());
-    assert_eq!(deployment.attempt_timeout(0, &limits()), limits().attempt_unmeasured);
-    let latency = limits().attempt_unmeasured;
-    deployment.set_route(Some(Arc::new(Route { latency, ..Route::default() })), &limits());
-    assert_eq!(deployment.attempt_timeout(0, &limits()), latency * 20, "a slow model is given its time");
-    for _ in 0..MEASURED_MIN {
-        deployment.attempt_latency.record(Duration::from_millis(40));
+fn what_waits_for_longer_than_usual_is_sent_to_others_too() {
+    let mut world = World::with_peers();
+    world.plan(0, &[0b0110]);
+    for _ in 0..32 {
+        world.begin(0, 60_000);
+        world.check();
+        world.now += Duration::from_millis(100);
+        world.apply(Event::Answer { send: 0 });
+        world.check();
     }
-    assert_eq!(deployment.attempt_timeout(0, &limits()), Duration::from_millis(160));
-    assert_eq!(deployment.attempt_timeout(2, &limits()), Duration::from_millis(640));
-    let mut next = |epoch, latency| {
-        deployment.set_route(Some(Arc::new(Route { epoch, latency, ..Route::default() })), &limits());
-        let carried = deployment.attempt_timeout(0, &limits());
-        for _ in 0..8 * MEASURED_MIN {
-            deployment.attempt_latency.record(Duration::from_millis(60));
-        }
-        (carried, deployment.attempt_timeout(0, &limits()))
+    for _ in 0..3 {
+        world.begin(0, 60_000);
+    }
+    world.check();
+    let sent: Vec<Address> = world.sends[world.sends.len() - 3..].to_vec();
+    let of = |device: PeerId| sent.iter().filter(move |address| address.devices[0] == device).count();
+    let stuck = *world.peers[1..=2].iter().max_by_key(|device| of(**device)).expect("there are two");
+    let well = if stuck == world.peers[1] { world.peers[2] } else { world.peers[1] };
+    assert_eq!((of(stuck), of(well)), (2, 1), "by share");
+    let answer = |world: &mut World, address: &Address| {
+        let outputs = vec![("y".into(), tensor())];
+        world.ingress.on_result(world.now, address.devices[0], address, outputs);
+        world.check();
     };
-    let millis = Duration::from_millis;
-    assert_eq!(
-        next(2, latency * 2),
-        (millis(320), millis(240)),
-        "a plan that is slower by what is predicted"
+    world.now += Duration::from_millis(100);
+    let answered = sent.iter().find(|address| address.devices[0] == well).expect("one went there");
+    answer(&mut world, answered);
+    // Three times the median.
+    world.now += Duration::from_millis(200);
+    let before = world.sends.len();
+    world.ingress.tick(world.now);
+    world.check();
+    let copies = world.sends[before..].to_vec();
+    assert_eq!(copies.iter().map(|copy| copy.devices[0]).collect::<Vec<_>>(), [well, well]);
+    world.begin(0, 60_000);
+    world.begin(0, 60_000);
+    world.check();
+    assert!(
+        world.sends[before + 2..].iter().any(|address| address.devices[0] == stuck),
+        "nothing is known yet"
     );
-    assert_eq!(next(3, latency), (millis(240), millis(240)), "a faster one may come short of it");
-    assert_eq!(next(4, Duration::ZERO), (millis(240), millis(240)));
-    assert_eq!(next(5, latency), (latency * 20, millis(240)), "there is nothing to compare with");
-}
-
-#[test]
-fn an_attempt_that_took_long_is_forgotten() {
-    let mut deployment = Deployment::new(Instant::now(), &limits());
-    let mut record = |count: usize, millis| {
-        (0..count).for_each(|_| deployment.attempt_latency.record(Duration::from_millis(millis)));
-        deployment.attempt_timeout(0, &limits())
-    };
-    assert_eq!(record(100, 50), Duration::from_millis(200));
-    assert_eq!(record(6, 6000), Duration::from_millis(200), "a fault has held some up");
-    assert_eq!(record(1, 6000), Duration::from_secs(24), "it takes so long now");
-    assert_eq!(record(100, 50), Duration::from_millis(200));
+    let before = world.sends.len();
+    world.now += Duration::from_millis(100);
+    answer(&mut world, &copies[0]);
+    let left: Vec<PeerId> = world.sends[before..].iter().map(|address| address.devices[0]).collect();
+    assert!(
+        !left.is_empty() && left.iter().all(|device| *device == well),
+        "what was on its way is sent again"
+    );
+    world.begin(0, 60_000);
+    world.check();
+    assert_eq!(world.sends.last().expect("was sent").devices[0], well);
 }

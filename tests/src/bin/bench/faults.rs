@@ -20,6 +20,10 @@ use serde::{Deserialize, Serialize};
 use super::origin::{self, Origin};
 
 const SCENARIO: &str = "lab/scenarios/faults.toml";
+/// The same with cards that can lose frames.
+const SCENARIO_LOSSY: &str = "lab/scenarios/faults-far.toml";
+/// Part of the frames that a bad cable loses.
+const LOSS: f64 = 0.3;
 /// Load before a fault.
 const BEFORE: Duration = Duration::from_secs(3);
 /// How long a fault lasts, and clients are watched.
@@ -42,10 +46,11 @@ pub(super) enum Fault {
     PartitionLeader,
     KillTwo,
     KillThree,
+    Lossy,
 }
 
 impl Fault {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Nothing,
         Self::KillStage,
         Self::KillLeader,
@@ -55,7 +60,13 @@ impl Fault {
         Self::PartitionLeader,
         Self::KillTwo,
         Self::KillThree,
+        Self::Lossy,
     ];
+
+    /// The lab that it happens in.
+    fn scenario(self) -> &'static str {
+        if self == Self::Lossy { SCENARIO_LOSSY } else { SCENARIO }
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -68,13 +79,14 @@ impl Fault {
             Self::PartitionLeader => "the leader is parted from the others",
             Self::KillTwo => "two devices with stages are killed at once",
             Self::KillThree => "three devices are killed in a row",
+            Self::Lossy => "a device with a stage loses 30 % of the frames that it sends",
         }
     }
 
     /// Longest time for an answer by the new route, as promised.
     fn promised_s(self) -> f64 {
         match self {
-            Self::Freeze | Self::Cut | Self::PartitionLeader => 4.0,
+            Self::Freeze | Self::Cut | Self::PartitionLeader | Self::Lossy => 4.0,
             Self::Nothing
             | Self::KillStage
             | Self::KillLeader
@@ -127,17 +139,34 @@ pub(super) fn section(
     origin: &Origin,
     text: &mut String,
 ) -> Result<(), Box<dyn Error>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(SCENARIO);
-    let scenario = Scenario::load(&path)?;
-    let about = scenario.about.clone();
-    let mut player = Player::new(scenario, models.to_path_buf(), |line| eprintln!("{line}"))?;
-    player.play()?;
+    let faults = if faults.is_empty() { &Fault::ALL[..] } else { faults };
+    for path in [SCENARIO, SCENARIO_LOSSY] {
+        let here: Vec<Fault> = faults.iter().copied().filter(|fault| fault.scenario() == path).collect();
+        if !here.is_empty() {
+            let mut player = Player::new(scenario(path)?, models.to_path_buf(), |line| eprintln!("{line}"))?;
+            player.play()?;
+            all_tries(&mut player, tries, &here, origin)?;
+        }
+    }
+    write_section(&scenario(SCENARIO)?.about, text)
+}
+
+fn scenario(path: &str) -> Result<Scenario, Box<dyn Error>> {
+    Ok(Scenario::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path))?)
+}
+
+/// Plays faults in one lab until each has happened so many times.
+fn all_tries(
+    player: &mut Player,
+    tries: usize,
+    faults: &[Fault],
+    origin: &Origin,
+) -> Result<(), Box<dyn Error>> {
     let resnet_rate = player.predicted("resnet50").unwrap_or(2.0) / 2.0;
-    for fault in if faults.is_empty() { &Fault::ALL[..] } else { faults } {
-        let fault = *fault;
+    for &fault in faults {
         let mut measured = Measured::so_far(fault, origin)?;
         for number in measured.seen.len()..tries {
-            let one = attempt(&mut player, fault, number, resnet_rate)?;
+            let one = attempt(player, fault, number, resnet_rate)?;
             eprintln!(
                 "{} {}: without an answer of digits {:.2} s, of resnet50 {:.2} s, a client waited {:.2} s, {} lost",
                 fault.name(),
@@ -152,7 +181,7 @@ pub(super) fn section(
             super::write(&file(fault), &serde_json::to_string_pretty(&measured)?)?;
         }
     }
-    write_section(&about, text)
+    Ok(())
 }
 
 fn file(fault: Fault) -> PathBuf {
@@ -241,7 +270,7 @@ fn attempt(
     for name in DEPLOYMENTS {
         play(player, Step::StopLoad { name: Some(name.to_owned()) })?;
     }
-    heal(player, &victims)?;
+    heal(player, fault, &victims)?;
     let mut loads = player.report.loads.iter().rev();
     let (Some((_, resnet)), Some((_, digits))) = (loads.next(), loads.next()) else {
         return Err("the loads left no report".into());
@@ -278,7 +307,7 @@ fn victims(player: &Player, fault: Fault, number: usize) -> Option<Vec<String>> 
     match fault {
         Fault::Nothing => Some(Vec::new()),
         Fault::KillLeader | Fault::PartitionLeader => Some(vec![leader]),
-        Fault::KillStage | Fault::Freeze | Fault::Cut => turned(&route, 1),
+        Fault::KillStage | Fault::Freeze | Fault::Cut | Fault::Lossy => turned(&route, 1),
         Fault::KillTwo => turned(&route, 2),
         Fault::KillThree => turned(&others, 3),
         Fault::KillIngress => {
@@ -330,6 +359,10 @@ fn happen(player: &mut Player, fault: Fault, victims: &[String]) -> Result<(), B
         }
         Fault::Freeze => play(player, Step::Freeze { devices })?,
         Fault::Cut => play(player, Step::Cut { devices })?,
+        Fault::Lossy => {
+            let (rate, delay, jitter, loss) = (None, None, None, Some(LOSS));
+            play(player, Step::Link { devices, rate, delay, jitter, loss, restore: false })?;
+        }
         Fault::PartitionLeader => {
             let names = player.hall.devices.iter().map(|device| device.name().to_owned());
             let others = names.filter(|name| !victims.contains(name)).collect();
@@ -348,11 +381,15 @@ fn happen(player: &mut Player, fault: Fault, victims: &[String]) -> Result<(), B
     wait(player, DURING)
 }
 
-fn heal(player: &mut Player, victims: &[String]) -> Result<(), Box<dyn Error>> {
+fn heal(player: &mut Player, fault: Fault, victims: &[String]) -> Result<(), Box<dyn Error>> {
     let all = || vec!["*".to_owned()];
     if !victims.is_empty() {
         play(player, Step::Thaw { devices: victims.to_vec() })?;
         play(player, Step::Heal { devices: all() })?;
+        if fault == Fault::Lossy {
+            let (rate, delay, jitter, loss) = (None, None, None, None);
+            play(player, Step::Link { devices: all(), rate, delay, jitter, loss, restore: true })?;
+        }
         play(player, Step::Start { devices: all() })?;
     }
     let within = Some(Span(WHOLE));
