@@ -156,5 +156,5 @@ fn nothing_that_is_called_optimal_is_beaten() {
         tally.compare(&problem);
     }
     println!("{tally:?}");
-    assert!(tally.beaten * 100 <= tally.solved && tally.worst < 1.3, "{tally:?}");
+    assert!(tally.beaten * 1000 <= tally.solved.max(1000) && tally.worst < 1.01, "{tally:?}");
 }
