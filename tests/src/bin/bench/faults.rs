@@ -211,7 +211,9 @@ fn write_section(about: &str, text: &mut String) -> Result<(), Box<dyn Error>> {
          ResNet-50, half of what its plan is predicted to answer. Every answer is compared with the whole model's. In \
          seconds; with so few tries the 99th percentile is the longest. What others publish: a device that is killed is \
          noticed after up to 40 s (exo), about 41 s (mesh-llm) or 30 s (Parallax), and requests that were on it end with \
-         an error.\n\n\
+         an error. Losses come from a relay in user space (`tests/lab/scenarios/faults-far.toml`), which also delays what a \
+         card sends by 1 ms; a longest wait of a client counts those, too, that come after the 8 s watched, while the link \
+         still loses.\n\n\
          | what happens | tries | digits: longest time without an answer, median | longest | ResNet-50: the same, median \
          | longest | promised | longest time that a client of ResNet-50 waited, median | longest | answers wrong | lost | \
          refused (503) |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
