@@ -3,11 +3,13 @@
 use super::chain::Steps;
 use super::climb::cost;
 use super::rates::{Group, Rates};
-use super::shares::{by_speed, polish};
-use crate::evaluate::{Draft, DraftStage, Evaluation, fits};
+use super::restart::stage_of;
+use super::shares::polish;
+use crate::evaluate::{Draft, Evaluation, fits};
 use crate::instance::Instance;
 
-/// Up to so many devices and blocks; there are 9,366 ways to deal six devices out to stages in a row.
+/// Up to so many devices and blocks: there are 9,365 ways to deal some or all of six devices out to stages in a row, and
+/// for each the cuts.
 const DEVICES_MAX: usize = 6;
 const BLOCKS_MAX: usize = 12;
 
@@ -52,8 +54,8 @@ impl Search<'_> {
         }
         let all = (1 << self.devices.len()) - 1;
         for group in (1..=all).filter(|group| group & used == 0) {
-            let members = || (0..self.devices.len()).filter(move |at| group >> at & 1 == 1);
-            let members: Vec<usize> = members().map(|at| self.devices[at]).collect();
+            let members = (0..self.devices.len()).filter(|at| group >> at & 1 == 1);
+            let members: Vec<usize> = members.map(|at| self.devices[at]).collect();
             for end in first + 1..=blocks {
                 if self.best.1.bottleneck_s <= self.enough || !steps.pay(members.len() as u64) {
                     return;
@@ -79,14 +81,10 @@ impl Search<'_> {
     /// Looks at the stages as they are.
     fn look(&mut self, steps: &mut Steps) {
         let instance = self.rates.instance;
-        let stage = |(first, end, members): &(usize, usize, Vec<usize>)| {
-            let bytes = instance.stage_bytes(*first, *end);
-            let holds = |device: &usize| bytes <= instance.memory(*device);
-            let members: Vec<usize> = members.iter().copied().filter(holds).collect();
-            DraftStage { first: *first, end: *end, replicas: by_speed(instance, &members, *first, *end) }
-        };
-        let draft = Draft { stages: self.stages.iter().map(stage).collect() };
-        if draft.stages.iter().any(|stage| stage.replicas.is_empty()) || !steps.pay(cost(&draft)) {
+        let stages =
+            self.stages.iter().map(|(first, end, members)| stage_of(instance, members, *first, *end));
+        let Some(draft) = stages.collect::<Option<_>>().map(|stages| Draft { stages }) else { return };
+        if !steps.pay(cost(&draft)) {
             return;
         }
         let (draft, evaluation) = polish(instance, draft, false);

@@ -73,7 +73,13 @@ fn members(stage: &DraftStage) -> Vec<usize> {
     stage.replicas.iter().map(|&(device, _)| device).collect()
 }
 
-fn stage_of(instance: &Instance<'_>, devices: &[usize], first: usize, end: usize) -> Option<DraftStage> {
+/// Blocks `first..end` on those of the devices that hold them; nothing when none does.
+pub(super) fn stage_of(
+    instance: &Instance<'_>,
+    devices: &[usize],
+    first: usize,
+    end: usize,
+) -> Option<DraftStage> {
     let bytes = instance.stage_bytes(first, end);
     let devices: Vec<usize> = devices.iter().copied().filter(|&d| bytes <= instance.memory(d)).collect();
     let replicas = by_speed(instance, &devices, first, end);
