@@ -266,8 +266,7 @@ impl Balancer {
     }
 }
 
-/// The standby that takes a stage: when no replica is up, or all that are have failed this request and a standby has
-/// not.
+/// The standby that takes a stage: when no replica is up, or a standby is better by `rank` than all that are.
 fn stand_in(
     loads: &[Load],
     standbys: &[PeerId],

@@ -35,13 +35,20 @@ impl Recent {
 
     /// The `q`-quantile (0 to 1) by the nearest rank; `None` while nothing was recorded.
     pub(super) fn quantile(&self, q: f64) -> Option<Duration> {
+        self.quantiles([q]).map(|[value]| value)
+    }
+
+    /// Several quantiles of the same moment.
+    pub(super) fn quantiles<const N: usize>(&self, of: [f64; N]) -> Option<[Duration; N]> {
         if self.micros.is_empty() {
             return None;
         }
         let mut sorted = self.micros.clone();
-        let rank = ((sorted.len() as f64 * q).ceil() as usize).clamp(1, sorted.len()) - 1;
-        let (_, value, _) = sorted.select_nth_unstable(rank);
-        Some(Duration::from_micros(u64::from(*value)))
+        Some(of.map(|q| {
+            let rank = ((sorted.len() as f64 * q).ceil() as usize).clamp(1, sorted.len()) - 1;
+            let (_, value, _) = sorted.select_nth_unstable(rank);
+            Duration::from_micros(u64::from(*value))
+        }))
     }
 }
 

@@ -71,14 +71,16 @@ impl Ingress {
         let Some(answered) = request.attempts.iter().find(is_it) else { return };
         let took = now.saturating_duration_since(answered.at);
         let mut suspects = Vec::new();
+        // In this list the time at which others were first to be asked stays as it was.
         let is_earlier = |sent: &&Sent| sent.address.attempt < attempt && sent.until <= now;
         for sent in request.attempts.iter().filter(is_earlier) {
             let is_slow = now.saturating_duration_since(sent.at) >= took * 2;
             let is_bad = |device: &&PeerId| {
                 let patience = &deployment.patience;
-                let is_stuck = is_slow && patience.is_stuck(now, **device, sent.at);
-                let lets_nothing_through = is_stuck || patience.is_silent(**device, sent.at);
-                **device != self.me && !answered.address.devices.contains(device) && lets_nothing_through
+                **device != self.me
+                    && !answered.address.devices.contains(device)
+                    && (is_slow || patience.is_silent(**device, sent.at))
+                    && patience.is_stuck(now, **device, sent.at)
             };
             suspects.extend(sent.address.devices.iter().filter(is_bad).copied());
         }
@@ -88,7 +90,7 @@ impl Ingress {
             let stuck = self.through(device).into_iter();
             let stuck =
                 stuck.filter(|other| *other != id && self.requests[other].deployment == name).collect();
-            let why = format!("{} lets nothing through", self.name(&device));
+            let why = format!("no answer came through {}", self.name(&device));
             self.leave(now, stuck, &why);
         }
     }
@@ -98,10 +100,11 @@ impl Ingress {
         for id in ids {
             let Some((_, picked)) = self.would_pick(now, id) else { continue };
             let (late, doubted) = (&self.late, self.doubts.list(now));
-            // One that is back is better than one that nothing comes from.
-            let bad =
-                |peer: &PeerId| 2 * usize::from(late.contains(peer)) + usize::from(doubted.contains(peer));
-            let bad_of = |devices: &[PeerId]| devices.iter().map(bad).sum::<usize>();
+            // Any that are back are better than one that nothing comes from.
+            let bad_of = |devices: &[PeerId]| {
+                let among = |bad: &[PeerId]| devices.iter().filter(|device| bad.contains(device)).count();
+                (among(late), among(doubted))
+            };
             let Some(request) = self.requests.get_mut(&id) else { continue };
             if let State::Sent(sent) = &request.state
                 && bad_of(&picked) < bad_of(&sent.address.devices)

@@ -11,7 +11,11 @@ use std::{
 use libp2p::PeerId;
 
 use super::request::Sent;
-use crate::data::{latency::Recent, limits::DataLimits, route::Route};
+use crate::data::{
+    latency::Recent,
+    limits::DataLimits,
+    route::{Route, RouteStage},
+};
 
 /// Latencies needed before they say what is usual.
 const MEASURED_MIN: usize = 16;
@@ -47,6 +51,8 @@ struct Usual {
 pub(super) struct Patience {
     /// From a send to its answer.
     attempts: Recent,
+    /// Their median and [`USUAL`] quantile, found once for each answer: every send asks for them.
+    measured: Option<[Duration; 2]>,
     /// By what the plan before has shown, until this one has shown enough.
     carried: Option<Usual>,
     /// When the last answer came through a device, since this plan is there.
@@ -61,6 +67,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             attempts: Recent::last(ATTEMPTS),
+            measured: None,
             carried: None,
             answered: BTreeMap::new(),
             copies: COPIES_MAX,
@@ -73,7 +80,7 @@ impl Patience {
     /// Another plan has other latencies: as many times longer as it is predicted to be slower.
     pub(super) fn set_plan(&mut self, old: Option<&Route>, new: Option<&Route>, limits: &DataLimits) {
         self.carried = self.carry(old, new, limits);
-        self.attempts = Recent::last(ATTEMPTS);
+        (self.attempts, self.measured) = (Recent::last(ATTEMPTS), None);
         self.answered.clear();
     }
 
@@ -89,13 +96,14 @@ impl Patience {
         if self.attempts.len() < MEASURED_MIN {
             return self.carried;
         }
-        let (median, usual) = (self.attempts.quantile(0.5)?, self.attempts.quantile(USUAL)?);
+        let [median, usual] = self.measured?;
         Some(Usual { median, timeout: (usual * USUAL_TIMES).max(limits.attempt_min) })
     }
 
     /// An attempt that was sent to these devices then was answered.
     pub(super) fn answered(&mut self, now: Instant, sent: Instant, devices: &[PeerId]) {
         self.attempts.record(now.saturating_duration_since(sent));
+        self.measured = self.attempts.quantiles([0.5, USUAL]);
         self.copies = (self.copies + COPIES_PER_ANSWER).min(COPIES_MAX);
         for device in devices {
             self.answered.insert(*device, now);
@@ -104,7 +112,7 @@ impl Patience {
 
     /// What half of the last attempts took at most.
     pub(super) fn median(&self) -> Option<Duration> {
-        self.attempts.quantile(0.5)
+        self.measured.map(|[median, _]| median)
     }
 
     /// Time that an attempt is given, twice as much after every one that was given up or copied.
@@ -164,7 +172,7 @@ fn doubled(times: u32) -> u32 {
 
 /// How many times slower than the fastest of their stages these devices are at most: shares follow speeds.
 fn slowness(route: &Route, devices: &[PeerId]) -> f64 {
-    let of_stage = |(stage, device): (&crate::data::route::RouteStage, &PeerId)| {
+    let of_stage = |(stage, device): (&RouteStage, &PeerId)| {
         let most = stage.replicas.iter().map(|(_, share)| *share).fold(0.0, f64::max);
         let own =
             stage.replicas.iter().find(|(replica, _)| replica == device).map_or(most, |(_, share)| *share);
@@ -179,7 +187,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::data::{frame::Address, route::RouteStage};
+    use crate::data::frame::Address;
 
     fn limits() -> DataLimits {
         DataLimits {
