@@ -16,7 +16,6 @@ use super::{
     frame::{Address, Failure, FailureKind, Named},
     limits::DataLimits,
     metrics::DeploymentMetrics,
-    route::Route,
 };
 use crate::app::{AppError, InferResponse};
 use deployment::Deployment;
@@ -30,6 +29,7 @@ mod elsewhere;
 mod patience;
 mod peers;
 mod request;
+mod routes;
 mod words;
 
 /// Runs on different devices that may fail before the request is given up.
@@ -39,6 +39,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Pause when a device has another epoch than this one: long enough for the news to arrive.
 const PAUSE_EPOCH: Duration = Duration::from_millis(25);
+/// While the only device of a stage loads it, a request is sent again after this part of the time that it has waited: the
+/// stages before would run it in vain, and the device may load over the same link.
+const UNREADY_PART: u32 = 8;
+const UNREADY_MAX: Duration = Duration::from_secs(2);
 
 /// What the caller is to do.
 #[derive(Debug)]
@@ -144,34 +148,6 @@ impl Ingress {
         self.deployments.get(deployment).and_then(|d| d.route.as_ref()).map(|route| route.epoch)
     }
 
-    /// Replaces all routes. Requests on the way finish on the route that they are on; those that wait for a route
-    /// look again.
-    pub fn set_routes(&mut self, now: Instant, routes: BTreeMap<String, Arc<Route>>) {
-        for (name, deployment) in &mut self.deployments {
-            if !routes.contains_key(&**name) {
-                deployment.set_route(None, &self.limits);
-            }
-        }
-        for (name, route) in routes {
-            let deployment =
-                self.deployments.entry(name.into()).or_insert_with(|| Deployment::new(now, &self.limits));
-            deployment.set_route(Some(route), &self.limits);
-        }
-        let gone: Vec<Arc<str>> = self
-            .deployments
-            .iter()
-            .filter(|(_, d)| d.route.is_none())
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            for id in self.ids(|r| r.deployment == name && !matches!(r.state, State::Sent(_))) {
-                self.finish(now, id, Err(words::undeployed(&name)));
-            }
-            self.forget_when_idle(&name);
-        }
-        self.look_again(now);
-    }
-
     /// Outputs have come in from `from`. Those of an older attempt are as good: stages are pure.
     pub fn on_result(&mut self, now: Instant, from: PeerId, address: &Address, tensors: Vec<Named>) {
         let Some(request) = self.requests.get(&address.request) else { return };
@@ -237,10 +213,18 @@ impl Ingress {
                 self.hold(now, address.request, Some(now + pause));
             }
             FailureKind::StaleEpoch | FailureKind::UnknownStage => {
-                let newest = self.deployments.get(&request.deployment).and_then(|d| d.route.as_ref());
-                let moved_on = newest.is_some_and(|route| route.epoch != address.epoch);
-                let pause = if moved_on { request.next_pause() } else { PAUSE_EPOCH };
                 request.avoid(failure.blame);
+                let mut pause = request.next_pause();
+                let deployment = self.deployments.get(&request.deployment);
+                let newest = deployment.and_then(|d| d.route.as_ref());
+                if newest.is_none_or(|route| route.epoch == address.epoch) {
+                    pause = pause.max(PAUSE_EPOCH);
+                    let others = deployment.map(|d| d.has_other(failure.stage, &self.up, &request.avoided));
+                    if others == Some(false) {
+                        let waited = now.saturating_duration_since(request.accepted);
+                        pause = pause.max((waited / UNREADY_PART).min(UNREADY_MAX));
+                    }
+                }
                 self.hold(now, address.request, Some(now + pause));
             }
         }
@@ -334,17 +318,6 @@ impl Ingress {
         ids
     }
 
-    /// Requests that wait for a route or a pause try again, and the window may have grown.
-    fn look_again(&mut self, now: Instant) {
-        for id in self.ids(|r| matches!(r.state, State::Held { .. })) {
-            self.resend(now, id);
-        }
-        let names: Vec<Arc<str>> = self.deployments.keys().cloned().collect();
-        for name in names {
-            self.admit_waiting(now, &name);
-        }
-    }
-
     /// A run failed: on another device it may not. The same words twice mean that the request is at fault.
     fn run_failed(&mut self, now: Instant, id: u64, failure: Failure) {
         let Some(request) = self.requests.get_mut(&id) else { return };
@@ -386,6 +359,11 @@ impl Ingress {
             self.finish(now, id, Err(error));
             return;
         };
+        if !request.fits(&route) {
+            let error = words::replaced(&request.deployment);
+            self.finish(now, id, Err(error));
+            return;
+        }
         let here = Here { device: self.me, jobs: self.own_jobs };
         let (late, doubted) = (&self.late[..], self.doubts.list(now));
         match deployment.pick(now, here, &self.up, request.avoid_also(late, doubted)) {

@@ -21,6 +21,7 @@ use super::{
     metrics::LinkMetrics,
     pack::Packer,
     sent::Sent,
+    taken::Taken,
     transport::{DataStream, Transport},
     wire::{Outgoing, now},
 };
@@ -33,8 +34,13 @@ const SMOOTHING: f64 = 0.2;
 const REOPEN_MIN: Duration = Duration::from_millis(50);
 const REOPEN_MAX: Duration = Duration::from_secs(2);
 
+/// A frame that no other device can make up for is tried so many times.
+const TRIES: u32 = 4;
+
 /// Why frames in the queue of a peer that is gone are lost.
 const DOWN: &str = "the peer went down";
+/// Why frames that a stream has taken may be lost.
+const BROKE: &str = "the stream to it broke";
 
 /// Told of every frame that could not be delivered, with the reason.
 pub(super) type OnLost = Box<dyn Fn(Frame, &str) + Send + Sync>;
@@ -101,6 +107,8 @@ impl Link {
             transport,
             stall: limits.stall_max,
             stream: None,
+            taken: Taken::default(),
+            lost: Vec::new(),
             closed_until: None,
             reopen_pause: REOPEN_MIN,
         };
@@ -229,13 +237,22 @@ impl Writer {
             let (delivered, next) = tokio::join!(sending, packing);
             ready = next;
             let frame = packed.frame;
-            shared.queued_bytes.fetch_sub(frame.bytes(), Ordering::Relaxed);
-            if let Err(why) = delivered {
-                tracing::debug!(peer = %shared.peer, why, "a frame was not delivered");
-                (self.on_lost)(frame, &why);
+            self.shared.queued_bytes.fetch_sub(frame.bytes(), Ordering::Relaxed);
+            for before in std::mem::take(&mut self.sender.lost) {
+                (self.on_lost)(before, BROKE);
+            }
+            match delivered {
+                Ok(()) => self.sender.taken.add(now(), frame),
+                Err(why) => {
+                    tracing::debug!(peer = %self.shared.peer, why, "a frame was not delivered");
+                    (self.on_lost)(frame, &why);
+                }
             }
         }
         frames.close();
+        for frame in self.sender.taken.lose(now()) {
+            (self.on_lost)(frame, DOWN);
+        }
         if let Some(packed) = ready {
             (self.on_lost)(packed.frame, DOWN);
         }
@@ -260,6 +277,10 @@ struct Sender {
     transport: Arc<dyn Transport>,
     stall: Duration,
     stream: Option<Box<dyn DataStream>>,
+    /// What it has taken.
+    taken: Taken,
+    /// What may have been lost with the one before.
+    lost: Vec<Frame>,
     /// No new stream is tried before this time.
     closed_until: Option<Instant>,
     reopen_pause: Duration,
@@ -276,12 +297,30 @@ impl Sender {
         if let Some(stream) = self.stream.take() {
             match self.write(shared, stream, &packed.frame, &outgoing).await {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
-                Err(_) => {}
+                Err(error) => {
+                    self.lost = self.taken.lose(now());
+                    if error.kind() == io::ErrorKind::TimedOut {
+                        return Err(error);
+                    }
+                }
             }
         }
-        let stream = self.open().await?;
+        let stream = self.open_for(&packed.frame).await?;
         self.write(shared, stream, &packed.frame, &outgoing).await
+    }
+
+    /// An activation is better sent another way at once; what an ingress waits for has no other way.
+    async fn open_for(&mut self, frame: &Frame) -> io::Result<Box<dyn DataStream>> {
+        let tries = if matches!(frame.body, Body::Activation { .. }) { 1 } else { TRIES };
+        for _ in 1..tries {
+            if let Ok(stream) = self.open().await {
+                return Ok(stream);
+            }
+            if let Some(until) = self.closed_until {
+                tokio::time::sleep_until(until.into()).await;
+            }
+        }
+        self.open().await
     }
 
     async fn open(&mut self) -> io::Result<Box<dyn DataStream>> {

@@ -5,7 +5,8 @@
 //! - [`balance`] picks a replica per stage. Pure.
 //! - [`reachable`] says which stages frames reach and how others are refused. Pure.
 //! - [`frame`] is the wire format, checked before anything is allocated; [`wire`] moves frames over a byte stream.
-//! - [`link`] owns the one outbound stream to a peer, [`sent`] how large its frames were; [`hosting`] the queue in front of a stage that runs here.
+//! - [`link`] owns the one outbound stream to a peer, [`sent`] how large its frames were, [`taken`] which of them may be
+//!   lost with it; [`hosting`] the queue in front of a stage that runs here.
 //! - [`plane`] ties them together behind [`DataPlane`], the only thing that the rest of the daemon sees.
 //!
 //! Nothing here blocks on something that another device may hold up: readers only ever *try* to queue work, and what
@@ -25,6 +26,7 @@ mod plane;
 mod reachable;
 mod route;
 mod sent;
+mod taken;
 mod transport;
 mod wire;
 

@@ -361,7 +361,8 @@ impl Shared {
         link
     }
 
-    /// A frame did not get to `peer`: its ingress is told, unless that is whom it did not get to.
+    /// A frame did not get to `peer`: its ingress is told. Where that is whom outputs did not get to, there may be room for
+    /// a few words all the same.
     fn lost(self: &Arc<Self>, peer: PeerId, frame: Frame, kind: FailureKind, why: &str) {
         let Frame { address, body } = frame;
         match body {
@@ -369,7 +370,12 @@ impl Shared {
                 let message = format!("the device cannot be reached: {why}");
                 self.fail(address, Failure { kind, stage, blame: peer, message });
             }
-            Body::Result { .. } | Body::Moved { .. } | Body::Failed(_) => {
+            Body::Result { .. } => {
+                let stage = address.devices.len().saturating_sub(1);
+                let message = format!("the outputs did not get to the device that asked: {why}");
+                self.fail(address, Failure { kind, stage, blame: self.me, message });
+            }
+            Body::Moved { .. } | Body::Failed(_) => {
                 tracing::debug!(%peer, request = address.request, why, "an ingress cannot be reached");
             }
         }

@@ -104,8 +104,24 @@ async fn write_chunks(
     bytes: &[u8],
     stall: Duration,
 ) -> io::Result<()> {
-    for chunk in bytes.chunks(CHUNK) {
-        timeout(stall, stream.write_all(chunk)).await.map_err(|_| stalled())??;
+    let mut written = 0;
+    while written < bytes.len() {
+        let (before, end) = (written, bytes.len().min(written + CHUNK));
+        let chunk = async {
+            while written < end {
+                match stream.write(&bytes[written..end]).await? {
+                    0 => return Err(io::Error::from(io::ErrorKind::WriteZero)),
+                    more => written += more,
+                }
+            }
+            Ok(())
+        };
+        match timeout(stall, chunk).await {
+            Ok(done) => done?,
+            // It is slow, and it takes what it can.
+            Err(_) if written > before => {}
+            Err(_) => return Err(stalled()),
+        }
     }
     Ok(())
 }
@@ -230,4 +246,56 @@ async fn fill(
 /// The time as the runtime has it, so that tests can stop the clock.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use super::*;
+
+    /// Takes so many bytes, then nothing until it is asked anew.
+    struct Slow {
+        takes: usize,
+        has_taken: bool,
+        taken: usize,
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.has_taken = !self.has_taken && self.takes > 0;
+            if !self.has_taken {
+                return Poll::Pending;
+            }
+            let takes = self.takes.min(bytes.len());
+            self.taken += takes;
+            Poll::Ready(Ok(takes))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A link that carries little is no link that carries nothing.
+    #[tokio::test]
+    async fn a_slow_stream_is_given_its_time() {
+        let bytes = vec![7; 300];
+        for (takes, is_enough) in [(30, true), (0, false)] {
+            let mut stream = Slow { takes, has_taken: false, taken: 0 };
+            let result = write_chunks(&mut stream, &bytes, Duration::from_millis(10)).await;
+            assert_eq!((result.is_ok(), stream.taken), (is_enough, if is_enough { 300 } else { 0 }));
+        }
+    }
 }

@@ -56,7 +56,8 @@ pub(super) fn parse(
         request: InferRequest {
             model: model.name.clone(),
             inputs,
-            outputs: header.outputs.iter().map(|o| o.name.clone()).collect(),
+            // By name even where all are wanted: the answer has those of the model that the request was made for.
+            outputs: outputs.iter().map(|output| output.name.clone()).collect(),
             timeout: timeout(&header.parameters)?,
             from_elsewhere: false,
         },

@@ -25,7 +25,7 @@ impl Ingress {
             return Err(words::not_active(name));
         }
         check_names(route, &request)?;
-        let name = name.clone();
+        let (name, epoch) = (name.clone(), route.epoch);
         let deadline = now + request.timeout.min(self.limits.timeout_max);
         let free = deployment.in_flight < deployment.window && deployment.line.is_empty();
         if !free && deployment.line.len() >= self.limits.line_max {
@@ -47,7 +47,7 @@ impl Ingress {
             deployment.line.push_back(id);
         }
         let InferRequest { model: _, inputs, outputs, timeout: _, from_elsewhere: _ } = request;
-        self.requests.insert(id, Request::new(name, inputs, outputs, now, deadline));
+        self.requests.insert(id, Request::new(name, inputs, outputs, epoch, now, deadline));
         if free {
             self.resend_admitted(now, id)
         } else {

@@ -27,6 +27,8 @@ pub(super) struct Request {
     inputs: Vec<Named>,
     /// Outputs wanted; empty for all.
     wanted: Vec<String>,
+    /// The plan that it has been found to fit: names are compared once for each.
+    fits: u64,
     pub(super) accepted: Instant,
     pub(super) deadline: Instant,
     pub(super) state: State,
@@ -79,6 +81,7 @@ impl Request {
         deployment: Arc<str>,
         inputs: Vec<Named>,
         wanted: Vec<String>,
+        epoch: u64,
         accepted: Instant,
         deadline: Instant,
     ) -> Self {
@@ -86,6 +89,7 @@ impl Request {
             deployment,
             inputs,
             wanted,
+            fits: epoch,
             accepted,
             deadline,
             state: State::InLine,
@@ -152,6 +156,21 @@ impl Request {
         let pause = PAUSE_MIN * 2u32.saturating_pow(self.pauses.min(10));
         self.pauses += 1;
         pause.min(PAUSE_MAX)
+    }
+
+    /// Whether the model still has the inputs and outputs that it had when the request came.
+    pub(super) fn fits(&mut self, route: &Route) -> bool {
+        // A plan that is not there yet says so by itself.
+        if self.fits != route.epoch && !route.stages.is_empty() {
+            let has_all = self.inputs.iter().all(|(name, _)| route.inputs.contains(name))
+                && self.inputs.len() == route.inputs.len()
+                && self.wanted.iter().all(|name| route.outputs.contains(name));
+            if !has_all {
+                return false;
+            }
+            self.fits = route.epoch;
+        }
+        true
     }
 
     /// What the first stage takes, and what later stages take of the model's inputs.

@@ -19,6 +19,15 @@ pub(super) fn undeployed(name: &str) -> AppError {
     AppError::NotFound(format!("{name} was undeployed; deploy it again to use it"))
 }
 
+pub(super) fn replaced(name: &str) -> AppError {
+    AppError::Unavailable {
+        message: format!(
+            "{name} has become another model, with other inputs or outputs, since this request came; ask again as `mesh status {name}` shows it"
+        ),
+        retry_after_s: 1,
+    }
+}
+
 pub(super) fn not_active(name: &str) -> AppError {
     AppError::Unavailable {
         message: format!(
@@ -74,7 +83,8 @@ impl Ingress {
             None => String::new(),
         };
         match &request.state {
-            State::InLine => format!(
+            // A slot that was free a moment ago came too late for it.
+            State::InLine | State::Held { until: _, missing: None } if request.attempts_made == 0 => format!(
                 "no answer from {name} within {waited:.1} s: the request still waited in line; send fewer at a time or give more time"
             ),
             State::Held { until: _, missing: Some(stage) } => {
@@ -83,7 +93,7 @@ impl Ingress {
                     "no answer from {name} within {waited:.1} s: stage {stage} of {name} has no live device ({down}); a new plan is being prepared, try again{last}"
                 )
             }
-            State::Held { until: _, missing: None } => {
+            State::InLine | State::Held { until: _, missing: None } => {
                 let attempts = request.attempts_made;
                 format!(
                     "no answer from {name} within {waited:.1} s: refused {attempts} times{last}; try again"

@@ -32,34 +32,42 @@ impl Shared {
             return;
         }
         let address = job.address.clone();
-        if let Err((blame, kind, message)) = self.try_activation(stage, job) {
-            self.fail(address, Failure { kind, stage, blame, message });
+        if let Err(failure) = self.try_activation(stage, job) {
+            self.fail(address, failure);
         }
     }
 
-    fn try_activation(self: &Arc<Self>, stage: usize, job: Job) -> Result<(), (PeerId, FailureKind, String)> {
+    fn try_activation(self: &Arc<Self>, stage: usize, job: Job) -> Result<(), Failure> {
         let Address { deployment, epoch, devices, ingress, .. } = &job.address;
+        let refused = |(kind, message)| Failure { kind, stage, blame: self.me, message };
         if devices.get(stage) != Some(&self.me) {
-            return Err((self.me, FailureKind::UnknownStage, "the route names another device".into()));
+            return Err(refused((FailureKind::UnknownStage, "the route names another device".into())));
         }
         let key = StageKey { deployment: deployment.to_string(), epoch: *epoch, stage };
-        let hosted = self.hosted(&key).map_err(|(kind, message)| (self.me, kind, message))?;
+        let hosted = self.hosted(&key).map_err(refused)?;
         // Work whose result would have nowhere to go is not begun.
-        let next = devices.get(stage + 1).copied().unwrap_or(*ingress);
-        if next != self.me {
-            let Some(link) = self.link(next) else {
+        let next = devices.get(stage + 1).copied();
+        let to = next.unwrap_or(*ingress);
+        // It is the next stage that may have other devices. The ingress has none; another device may have a better way to
+        // it than this one.
+        let no_way = |kind, message| match next {
+            Some(next) => Failure { kind, stage: stage + 1, blame: next, message },
+            None => refused((kind, message)),
+        };
+        if to != self.me {
+            let Some(link) = self.link(to) else {
                 if self.detour(&job.address, stage + 1, Duration::ZERO, 0).is_some() {
-                    return hosted.offer(job).map_err(|(kind, message)| (self.me, kind, message));
+                    return hosted.offer(job).map_err(refused);
                 }
-                let message = format!("the next device, {next}, is not connected here");
-                return Err((next, FailureKind::Unreachable, message));
+                let message = format!("the next device, {to}, is not connected here");
+                return Err(no_way(FailureKind::Unreachable, message));
             };
             if !link.has_room() {
-                let message = format!("too much waits to be sent to the next device, {next}");
-                return Err((next, FailureKind::Busy, message));
+                let message = format!("too much waits to be sent to the next device, {to}");
+                return Err(no_way(FailureKind::Busy, message));
             }
         }
-        hosted.offer(job).map_err(|(kind, message)| (self.me, kind, message))
+        hosted.offer(job).map_err(refused)
     }
 
     fn hosted(&self, key: &StageKey) -> Result<Arc<Hosted>, (FailureKind, String)> {

@@ -227,3 +227,129 @@ async fn an_answer_by_a_device_that_the_ingress_has_lost_is_taken() {
     assert!(planes[2].metrics().stages[0].runs == 0 && planes[3].metrics().stages[0].runs > 0);
     assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
 }
+
+/// How the way between two devices breaks.
+#[derive(Debug, Clone, Copy)]
+enum Break {
+    /// They lose each other for a moment; nobody else does.
+    Connection,
+    /// Only the stream ends, which shows when the next frame is sent.
+    Stream,
+}
+
+/// The device at `from` has written `frames` frames to the one at `to`, which has read none of them; then all of them are
+/// lost.
+async fn lose_what_was_taken(
+    (rack, peers, planes): (&Rack, &[PeerId], &[DataPlane]),
+    (from, to): (usize, usize),
+    frames: u64,
+    how: Break,
+) {
+    let sent = || {
+        let metrics = planes[from].metrics();
+        metrics.links.iter().filter(|link| link.peer == peers[to]).map(|link| link.frames).sum::<u64>()
+    };
+    while sent() < frames {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rack.0.lock().unwrap().deaf.remove(&peers[to]);
+    if matches!(how, Break::Connection) {
+        planes[from].peer_down(peers[to]);
+        planes[from].peer_up(peers[to]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_lost_between_two_others_is_sent_again() {
+    for how in [Break::Connection, Break::Stream] {
+        let (rack, peers, planes) = Rack::new(3);
+        let placement = vec![vec![peers[1]], vec![peers[2]]];
+        host_all(1, &placement, &peers, &planes);
+        planes[0].set_routes(route(1, &placement));
+        rack.0.lock().unwrap().deaf.insert(peers[2], Vec::new());
+        let mut clients = tokio::task::JoinSet::new();
+        let ask = |clients: &mut tokio::task::JoinSet<_>, value: u16| {
+            let plane = planes[0].clone();
+            clients.spawn(async move {
+                let response = plane.infer(request(f32::from(value), 10, LONG)).await.unwrap();
+                check(&response, f32::from(value) + 11.0, 10);
+                response.retries
+            });
+        };
+        (0..3).for_each(|value| ask(&mut clients, value));
+        lose_what_was_taken((&rack, &peers, &planes), (1, 2), 3, how).await;
+        ask(&mut clients, 3);
+        let mut retries = clients.join_all().await;
+        retries.sort_unstable();
+        assert_eq!(retries, [0, 1, 1, 1], "{how:?}");
+        assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_that_are_lost_on_their_way_back_are_made_again() {
+    for how in [Break::Connection, Break::Stream] {
+        let (rack, peers, planes) = Rack::new(2);
+        let placement = vec![vec![peers[1]]];
+        host_all(1, &placement, &peers, &planes);
+        planes[0].set_routes(route(1, &placement));
+        rack.0.lock().unwrap().deaf.insert(peers[0], Vec::new());
+        let mut clients = tokio::task::JoinSet::new();
+        let ask = |clients: &mut tokio::task::JoinSet<_>, value: u16| {
+            let plane = planes[0].clone();
+            clients.spawn(async move {
+                let response = plane.infer(request(f32::from(value), 10, LONG)).await.unwrap();
+                check(&response, f32::from(value) + 1.0, 10);
+            });
+        };
+        (0..3).for_each(|value| ask(&mut clients, value));
+        lose_what_was_taken((&rack, &peers, &planes), (1, 0), 3, how).await;
+        ask(&mut clients, 3);
+        clients.join_all().await;
+        assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+    }
+}
+
+/// Outputs come faster than the way back takes them; its queue holds one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_that_find_no_room_are_made_again() {
+    let limits = DataLimits { link_queue_bytes: 1, ..DataLimits::default() };
+    let (_rack, peers, planes) = Rack::with_limits(2, limits);
+    let placement = vec![vec![peers[1]]];
+    let grow: Arc<Run> = Arc::new(|tensor| {
+        let value = tensor.as_slice::<f32>().unwrap()[0] + 1.0;
+        Ok(Tensor::from_slice(&[1, 100_000], &vec![value; 100_000]).unwrap())
+    });
+    let runner = FakeStage::new("t0", "t1", grow);
+    planes[1].host(key(1, 0), HostedStage { runner, passthrough: Vec::new() });
+    planes[0].set_routes(route(1, &placement));
+    let mut clients = tokio::task::JoinSet::new();
+    for value in 0..40u16 {
+        let plane = planes[0].clone();
+        clients.spawn(async move {
+            let response = plane.infer(request(f32::from(value), 1, LONG)).await.unwrap();
+            check(&response, f32::from(value) + 1.0, 100_000);
+        });
+    }
+    clients.join_all().await;
+    assert!(planes[0].metrics().deployments["m"].retries > 0, "there was room for all");
+}
+
+/// A device says which stage it cannot get a request to: that stage may have other devices, its own may not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_way_is_told_of_the_stage_that_it_leads_to() {
+    let limits = DataLimits { link_queue_frames: 1, ..DataLimits::default() };
+    let (rack, peers, planes) = Rack::with_limits(3, limits);
+    let placement = vec![vec![peers[1]], vec![peers[2]]];
+    host_all(1, &placement, &peers, &planes);
+    planes[1].set_routes(route(1, &placement));
+    planes[1].set_names(BTreeMap::from([(peers[2], "camera-3".to_owned())]));
+    // It takes a stream's buffer full and no more.
+    rack.0.lock().unwrap().deaf.insert(peers[2], Vec::new());
+    let asked = (0..8).map(|_| planes[1].infer(request(0.0, 20_000, Duration::from_millis(500))));
+    let results = futures::future::join_all(asked).await;
+    let words = "stage 1 on camera-3: too much waits to be sent to the next device";
+    let says_so =
+        |result: &Result<_, AppError>| matches!(result, Err(error) if error.to_string().contains(words));
+    assert!(results.iter().any(says_so), "{results:?}");
+}
