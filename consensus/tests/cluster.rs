@@ -205,6 +205,27 @@ fn a_restarted_replica_knows_after_a_while_what_is_committed_even_alone() {
     assert_eq!(fleet.nodes[&2].state().members[&1].name, "known");
 }
 
+/// What comes after it and is never committed must not keep it off the disk.
+#[test]
+fn a_leader_that_lost_its_quorum_at_once_knows_what_was_committed_after_a_restart() {
+    let mut fleet = Fleet::found(3, 3);
+    fleet.until_leader();
+    let leader = fleet.leader().unwrap();
+    rename(&mut fleet, 1, "known");
+    for id in (1..=3).filter(|id| *id != leader) {
+        fleet.kill(id);
+    }
+    let command =
+        Command::UpdateMember { device: device(1), name: "never".into(), address: "10.0.0.9:7400".into() };
+    let request = fleet.request(command);
+    fleet.leader_node().propose(&request).unwrap();
+    fleet.settle();
+    fleet.kill(leader);
+    fleet.restart(leader);
+    fleet.settle();
+    assert_eq!(fleet.nodes[&leader].state().members[&1].name, "known");
+}
+
 #[test]
 fn a_removed_leader_hands_over_and_is_out() {
     for (members, voters) in [(3, 3), (2, 1), (4, 3)] {

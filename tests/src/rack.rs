@@ -68,6 +68,12 @@ impl Rack {
         }
     }
 
+    /// Puts a device's cable into the switch, or takes it out.
+    pub fn plug(&self, device: usize, is_in: bool) {
+        let port = format!("p{}", device + 1);
+        self.switch.ip(&["link", "set", &port, if is_in { "up" } else { "down" }]);
+    }
+
     /// Adds and starts devices.
     pub fn start(&mut self, devices: usize) {
         let first = self.devices.len();

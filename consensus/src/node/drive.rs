@@ -42,14 +42,17 @@ impl<S: Store> Node<S> {
         let mut ready = self.raw.ready();
         let install = Some(ready.snapshot()).filter(|snapshot| !snapshot.is_empty()).map(from_snapshot);
         let installed = install.clone();
-        let write = Write {
+        let mut write = Write {
             install,
             entries: self.to_stored(ready.entries())?,
             hard_state: ready.hs().map(from_hard_state),
             records: Vec::new(),
         };
         if ready.must_sync() {
-            self.commit_unsaved = None;
+            // Raft tells of a commit index once, and that was before these entries: they take it along.
+            if self.commit_unsaved.take().is_some() {
+                write.hard_state.get_or_insert(self.hard_state());
+            }
             self.raw.mut_store().write(write)?;
         } else {
             // Only the commit index moved. What it covers is on the disks of a majority; forgetting how far it
@@ -207,11 +210,14 @@ impl<S: Store> Node<S> {
             return Ok(());
         }
         self.commit_unsaved = None;
-        let raft = &self.raw.raft;
-        let hard_state =
-            StoredHardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed };
-        self.raw.mut_store().write(Write { hard_state: Some(hard_state), ..Write::default() })?;
+        let write = Write { hard_state: Some(self.hard_state()), ..Write::default() };
+        self.raw.mut_store().write(write)?;
         Ok(())
+    }
+
+    fn hard_state(&self) -> StoredHardState {
+        let raft = &self.raw.raft;
+        StoredHardState { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed }
     }
 
     pub(super) fn forget_lost_snapshots(&mut self) {

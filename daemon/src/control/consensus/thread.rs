@@ -433,6 +433,8 @@ impl Thread {
             Some(Stage::Outside(mut store)) => {
                 write(&mut store)
                     .map_err(|source| ConsensusError::Found { path: self.path.clone(), source })?;
+                // Another cluster's replicas may have had the same numbers.
+                self.addresses.clear();
                 self.stage = Some(self.open_node(store)?);
                 self.refresh();
                 self.tell_founding()
@@ -455,6 +457,8 @@ impl Thread {
         let store = RedbStore::replace(&self.path, &records).map_err(at)?;
         self.waiters.clear();
         self.routes.clear();
+        // The protocol's time counts from its start: for a while it waits for the cluster that it gives way to.
+        self.started = Instant::now();
         self.begin(store)?;
         for peer in self.net.peers().borrow().iter() {
             self.found(Event::PeerUp(DeviceId(peer.to_string())))?;
