@@ -2,10 +2,11 @@
 //!
 //! Stage models are written into the same folder, because ONNX Runtime takes external data only
 //! from the folder of the model file. A blob appears by rename after its bytes are on disk, so
-//! whatever carries a hash for a name is whole.
+//! whatever carries a hash for a name was whole once. Disks forget, and people write to files: before
+//! anybody gets a blob that this process has not made itself, it is read through ([`BlobStore::check`]).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -18,6 +19,7 @@ use std::{
 mod error;
 mod hash;
 mod partial;
+mod sound;
 mod stage_file;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ pub use partial::PartialBlob;
 pub use stage_file::StageFile;
 
 use error::{io_error, missing_or, write_error};
+use sound::Stamp;
 
 const CHUNK: usize = 256 * 1024;
 const TEMPORARY: &str = ".new-";
@@ -57,12 +60,16 @@ struct State {
     used: u64,
     limit: u64,
     writing: BTreeSet<Hash>,
+    /// Blobs that are known to fit their names, with the files that they are in. None that is not in the store.
+    sound: BTreeMap<Hash, Stamp>,
 }
 
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
     state: Mutex<State>,
+    /// Held while a blob's name is given to a file or taken away.
+    places: Mutex<()>,
     next: AtomicU64,
 }
 
@@ -87,8 +94,13 @@ impl BlobStore {
                 Entry::Other => tracing::warn!(path = %path.display(), "unknown file in the blob store"),
             }
         }
-        let state = State { used, limit: u64::MAX, writing: BTreeSet::new() };
-        let inner = Inner { dir: dir.to_owned(), state: Mutex::new(state), next: AtomicU64::new(0) };
+        let state = State { used, limit: u64::MAX, writing: BTreeSet::new(), sound: BTreeMap::new() };
+        let inner = Inner {
+            dir: dir.to_owned(),
+            state: Mutex::new(state),
+            places: Mutex::new(()),
+            next: AtomicU64::new(0),
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -113,7 +125,7 @@ impl BlobStore {
         state.limit.saturating_sub(state.used)
     }
 
-    /// Whether the whole blob is here.
+    /// Whether there is such a blob here. Nothing is read: [`Self::check`] tells whether it is sound.
     pub fn has(&self, hash: &Hash) -> bool {
         self.path(hash).is_file()
     }
@@ -147,8 +159,9 @@ impl BlobStore {
         }
     }
 
-    /// Opens the blob for reading.
+    /// Opens the blob for reading, once it is known to be sound.
     pub fn read(&self, hash: &Hash) -> Result<File, BlobError> {
+        self.check(hash)?;
         let path = self.path(hash);
         File::open(&path).map_err(|e| missing_or("open", *hash, &path, e))
     }
@@ -196,20 +209,9 @@ impl BlobStore {
         PartialBlob::open(self, hash, bytes)
     }
 
-    /// Reads the blob again; a blob that does not fit its name is deleted and reported.
-    pub fn verify(&self, hash: &Hash) -> Result<(), BlobError> {
-        let path = self.path(hash);
-        let found = hash_file(self.read(hash)?).map_err(|e| io_error("read", &path, e))?;
-        if found == *hash {
-            return Ok(());
-        }
-        self.remove(hash)?;
-        Err(BlobError::Mismatch { expected: *hash, found })
-    }
-
     /// Deletes the blob and any unfinished fetch of it. A blob that is not here is no error.
     pub fn remove(&self, hash: &Hash) -> Result<(), BlobError> {
-        self.delete(&self.path(hash))?;
+        self.discard(&self.places(), hash)?;
         if self.state().writing.contains(hash) { Ok(()) } else { self.delete(&self.partial_path(hash)) }
     }
 
@@ -236,6 +238,34 @@ impl BlobStore {
     fn state(&self) -> MutexGuard<'_, State> {
         // The state is consistent after every statement, so a panic elsewhere does not spoil it.
         self.0.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The right to give and take names of blobs.
+    fn places(&self) -> MutexGuard<'_, ()> {
+        self.0.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Takes a blob out.
+    fn discard(&self, _places: &MutexGuard<'_, ()>, hash: &Hash) -> Result<(), BlobError> {
+        self.state().sound.remove(hash);
+        self.delete(&self.path(hash))
+    }
+
+    /// Gives a file that fits `hash`, and is on disk, its name, durable once the folder is. It takes the place of one that
+    /// is not known to be sound. False when a sound one is there: the file stays where it is.
+    fn place(&self, file: &Path, hash: Hash) -> Result<bool, BlobError> {
+        let target = self.path(&hash);
+        let _places = self.places();
+        if self.is_sound(&hash) {
+            return Ok(false);
+        }
+        let before = fs::metadata(&target).map_or(0, |found| found.len());
+        fs::rename(file, &target).map_err(|e| io_error("rename", file, e))?;
+        let stamp = Stamp::at(&target);
+        let mut state = self.state();
+        state.used = state.used.saturating_sub(before);
+        state.sound.extend(stamp.map(|stamp| (hash, stamp)));
+        Ok(true)
     }
 
     fn reserve(&self, needed: u64) -> Result<(), BlobError> {
@@ -299,14 +329,12 @@ impl<'a> Fresh<'a> {
     }
 
     fn keep_as(mut self, hash: Hash) -> Result<(), BlobError> {
-        let target = self.store.path(&hash);
-        if target.is_file() {
+        if self.store.is_sound(&hash) {
             return Ok(());
         }
         self.file.sync_all().map_err(|e| write_error(&self.path, self.written, e))?;
-        fs::rename(&self.path, &target).map_err(|e| io_error("rename", &self.path, e))?;
-        self.kept = true;
-        self.store.sync_dir()
+        self.kept = self.store.place(&self.path, hash)?;
+        if self.kept { self.store.sync_dir() } else { Ok(()) }
     }
 }
 
@@ -320,7 +348,7 @@ impl Drop for Fresh<'_> {
     }
 }
 
-fn hash_file(file: File) -> io::Result<Hash> {
+fn hash_file(file: &File) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file)?;
     Ok(Hash::from_bytes(*hasher.finalize().as_bytes()))

@@ -92,6 +92,8 @@ impl Models {
         Ok(profile)
     }
 
+    /// The bytes of a manifest or a profile. A copy that is damaged here is fetched again before; what cannot be read all
+    /// the same was made so, and no other device has it otherwise.
     async fn read(&self, hash: &str) -> Result<(Hash, Vec<u8>), ModelsError> {
         let id: Hash = hash.parse().map_err(|_| ModelsError::BadHash(hash.to_owned()))?;
         self.transfer.fetch(&[Wanted { hash: id, bytes: None }], &AtomicU64::new(0)).await?;

@@ -106,6 +106,8 @@ impl Preparer {
             stage.blobs.iter().map(|b| Wanted { hash: b.hash, bytes: Some(b.bytes) }).collect();
         let all: u64 = stage.blobs.iter().map(|b| b.bytes).sum();
         total.store(all, Ordering::Relaxed);
+        // Before they are counted: what is damaged goes, and is fetched below.
+        self.transfer.check_held(&wanted).await?;
         let held: u64 =
             stage.blobs.iter().filter(|b| self.transfer.store().has(&b.hash)).map(|b| b.bytes).sum();
         done.store(held, Ordering::Relaxed);

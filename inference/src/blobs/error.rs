@@ -30,13 +30,22 @@ pub enum BlobError {
         /// The file.
         path: PathBuf,
     },
-    /// A fetched blob is not what its name says. The bytes have been deleted.
-    #[error("blob {expected} arrived with other content (hash {found}); it was deleted, fetch it again")]
+    /// A blob is not what its name says, fetched so or spoilt since. The bytes have been deleted.
+    #[error("blob {expected} has other content (hash {found}); it was deleted, fetch it again")]
     Mismatch {
-        /// The hash that was asked for.
+        /// What its name says.
         expected: Hash,
-        /// The hash of what came.
+        /// The hash of what is there.
         found: Hash,
+    },
+    /// The disk has lost bytes of a blob. What was left has been deleted.
+    #[error("blob {hash} cannot be read from the disk; it was deleted, fetch it again")]
+    Unreadable {
+        /// The blob.
+        hash: Hash,
+        /// What the disk said.
+        #[source]
+        source: io::Error,
     },
     /// More or fewer bytes than the blob has.
     #[error("blob {hash} has {expected} bytes, {found} were given")]

@@ -1,8 +1,8 @@
 //! A blob that is fetched from other devices, in order, over any number of tries.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs::{File, OpenOptions},
+    io::Write,
     path::PathBuf,
 };
 
@@ -80,26 +80,25 @@ impl PartialBlob {
         Ok(())
     }
 
-    /// Checks the hash and makes it a blob. Wrong content is deleted.
+    /// Checks the hash and makes it a blob. Wrong content is deleted: the next try starts at 0.
     pub fn finish(mut self) -> Result<(), BlobError> {
         if !self.is_complete() {
             return Err(self.wrong_length(self.have));
         }
-        let Some(file) = self.file.take() else { return Ok(()) };
+        let Some(file) = self.file.take() else { return self.store.check(&self.hash) };
         file.sync_all().map_err(|e| write_error(&self.path, self.bytes, e))?;
-        let found =
-            File::open(&self.path).and_then(hash_file).map_err(|e| io_error("read", &self.path, e))?;
+        let found = File::open(&self.path)
+            .and_then(|f| hash_file(&f))
+            .map_err(|e| io_error("read", &self.path, e))?;
         if found != self.hash {
             self.store.delete(&self.path)?;
             return Err(BlobError::Mismatch { expected: self.hash, found });
         }
-        let target = self.store.path(&self.hash);
-        if target.is_file() {
-            // Imported meanwhile by another way.
-            return self.store.delete(&self.path);
+        if self.store.place(&self.path, self.hash)? {
+            return self.store.sync_dir();
         }
-        fs::rename(&self.path, &target).map_err(|e: io::Error| io_error("rename", &self.path, e))?;
-        self.store.sync_dir()
+        // Imported meanwhile by another way.
+        self.store.delete(&self.path)
     }
 
     fn wrong_length(&self, found: u64) -> BlobError {

@@ -111,7 +111,133 @@ fn a_damaged_blob_is_found_and_deleted() {
     store.verify(&hash).unwrap();
     fs::write(store.path(&hash), b"hellO").unwrap();
     assert!(matches!(store.verify(&hash), Err(BlobError::Mismatch { .. })));
-    assert!(!store.has(&hash));
+    assert_eq!((store.has(&hash), store.used_bytes()), (false, 0));
+    assert!(matches!(store.check(&hash), Err(BlobError::Missing(_))));
+}
+
+/// What a disk does: other bytes, and nothing that shows it.
+fn spoil(path: &Path, bytes: &[u8]) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    fs::write(path, bytes).unwrap();
+    File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+}
+
+#[test]
+fn a_blob_is_read_through_once_and_again_when_it_is_doubted() {
+    let (dir, store) = store();
+    let (hash, _) = store.put(&b"hello"[..]).unwrap();
+    assert!(store.is_sound(&hash), "its bytes were hashed on the way in");
+    let store = BlobStore::open(dir.path()).unwrap();
+    assert!(!store.is_sound(&hash), "an earlier process knew");
+    store.check(&hash).unwrap();
+    assert!(store.is_sound(&hash));
+
+    spoil(&store.path(&hash), b"hellO");
+    store.check(&hash).unwrap();
+    store.doubt(&hash);
+    assert!(matches!(store.check(&hash), Err(BlobError::Mismatch { .. })));
+    assert_eq!((store.has(&hash), store.is_sound(&hash), store.used_bytes()), (false, false, 0));
+}
+
+#[test]
+fn a_blob_that_somebody_wrote_to_is_read_again() {
+    let (_dir, store) = store();
+    for other in [&b"hell"[..], b"hello and more", b""] {
+        let (hash, _) = store.put(&b"hello"[..]).unwrap();
+        fs::write(store.path(&hash), other).unwrap();
+        assert!(!store.is_sound(&hash));
+        assert!(matches!(store.read_all(&hash, 100), Err(BlobError::Mismatch { .. })));
+        assert!(!store.has(&hash));
+    }
+    let (hash, _) = store.put(&b"hello"[..]).unwrap();
+    File::options().write(true).open(store.path(&hash)).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert!(!store.is_sound(&hash));
+    assert_eq!(store.read_all(&hash, 5).unwrap(), b"hello");
+    assert!(store.is_sound(&hash), "only touched");
+}
+
+#[test]
+fn what_comes_again_takes_the_place_of_a_damaged_blob() {
+    let (dir, store) = store();
+    let (hash, _) = store.put(&b"hello"[..]).unwrap();
+    fs::write(store.path(&hash), b"hellO there").unwrap();
+
+    let store = BlobStore::open(dir.path()).unwrap();
+    assert_eq!(store.put(&b"hello"[..]).unwrap(), (hash, 5));
+    assert_eq!((store.is_sound(&hash), store.used_bytes()), (true, 5));
+    assert_eq!(store.read_all(&hash, 5).unwrap(), b"hello");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+
+    store.remove(&hash).unwrap();
+    let mut fetch = store.put_expected(hash, 5).unwrap();
+    fetch.append(b"hello").unwrap();
+    fs::write(store.path(&hash), b"other").unwrap();
+    fetch.finish().unwrap();
+    assert!(store.is_sound(&hash));
+    assert_eq!(store.read_all(&hash, 5).unwrap(), b"hello");
+}
+
+#[test]
+fn what_the_disk_cannot_read_is_deleted() {
+    let (dir, store) = store();
+    let hash = Hash::of(b"hello");
+    // Nothing is at this process's address 0: the system answers as a broken disk does.
+    std::os::unix::fs::symlink("/proc/self/mem", store.path(&hash)).unwrap();
+    assert!(matches!(store.check(&hash), Err(BlobError::Unreadable { .. })));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// A check reads `given` from a pipe in the place of a blob; `meanwhile` happens before it has read to the end.
+fn checked_while(
+    store: &BlobStore,
+    hash: Hash,
+    given: &[u8],
+    meanwhile: impl FnOnce(),
+) -> Result<(), BlobError> {
+    let path = store.path(&hash);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    std::thread::scope(|scope| {
+        let check = scope.spawn(|| store.check(&hash));
+        let mut pipe = File::options().write(true).open(&path).unwrap();
+        pipe.write_all(given).unwrap();
+        meanwhile();
+        drop(pipe);
+        check.join().unwrap()
+    })
+}
+
+#[test]
+fn a_check_deletes_nothing_that_came_while_it_read() {
+    let (_dir, store) = store();
+    let hash = Hash::of(b"hello");
+    let put = || assert_eq!(store.put(&b"hello"[..]).unwrap().0, hash);
+    checked_while(&store, hash, b"hellO", put).unwrap();
+    assert_eq!((store.is_sound(&hash), store.used_bytes()), (true, 5));
+    assert_eq!(store.read_all(&hash, 5).unwrap(), b"hello");
+}
+
+#[test]
+fn a_check_remembers_nothing_of_what_went_while_it_read() {
+    let (_dir, store) = store();
+    let hash = Hash::of(b"hello");
+    let found = checked_while(&store, hash, b"hello", || store.remove(&hash).unwrap());
+    assert!(matches!(found, Err(BlobError::Missing(_))), "{found:?}");
+    assert!(store.state().sound.is_empty());
+}
+
+#[test]
+fn nothing_is_remembered_of_blobs_that_are_gone() {
+    let (_dir, store) = store();
+    for i in 0..10_u8 {
+        let (hash, _) = store.put(&[i][..]).unwrap();
+        if i % 2 == 0 {
+            store.remove(&hash).unwrap();
+        } else {
+            spoil(&store.path(&hash), b"x");
+            store.verify(&hash).unwrap_err();
+        }
+    }
+    assert!(store.state().sound.is_empty());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Who in this process is fetching which blob: two that want the same one share one fetch.
+//! Who in this process is fetching which blob, or reading it through: two that want the same one share the work.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 use mesh_inference::blobs::Hash;
 use tokio::sync::Notify;
 
-/// The blobs that are being fetched.
+/// The blobs that are being worked on.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Claims(Arc<Inner>);
 
@@ -18,7 +18,7 @@ struct Inner {
     freed: Notify,
 }
 
-/// The right to fetch one blob, until dropped.
+/// The right to work on one blob, until dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
     claims: Claims,
@@ -26,7 +26,7 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Waits until nobody else fetches the blob. That is bounded by the other's own limits, because whoever holds a
+    /// Waits until nobody else works on the blob. That is bounded by the other's own limits, because whoever holds a
     /// claim waits for no other one. The blob may be in the store by then.
     pub(super) async fn claim(&self, hash: Hash) -> Claim {
         loop {
