@@ -163,6 +163,9 @@ impl Door {
 
     fn put(&self, key: EndpointKey, admitted: Admitted) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // One of the same key is of a connection that is gone: that of a dial, of which there is one per address at a
+        // time, may have led to another peer than the one expected, and is never reported as established.
+        waiting.retain(|(other, _)| *other != key);
         if waiting.len() >= MAX_WAITING {
             waiting.pop_front();
         }
@@ -380,5 +383,29 @@ where
             let sever = self.admit(&mut socket, true).await?;
             self.yamux.upgrade_outbound(Severable::new(socket, sever), "").await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admission_that_was_never_taken_does_not_outlive_the_next_one() {
+        let door = Door::new(PeerId::random(), "test", &[7; 32], mpsc::channel(1).0);
+        let admitted = |boot| Admitted { boot, listen_port: 1, sever: Sever::default() };
+        let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        let key: EndpointKey = (PeerId::random(), address(1), true);
+        let others = [(PeerId::random(), key.1, true), (key.0, address(2), true), (key.0, key.1, false)];
+        door.put(key, admitted(1));
+        for other in others {
+            door.put(other, admitted(9));
+        }
+        door.put(key, admitted(2));
+        assert_eq!(door.take(&key).map(|admitted| admitted.boot), Some(2));
+        assert!(door.take(&key).is_none());
+        for other in others {
+            assert_eq!(door.take(&other).map(|admitted| admitted.boot), Some(9));
+        }
     }
 }

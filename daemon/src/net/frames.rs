@@ -5,6 +5,8 @@ use std::{io, time::Duration};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{AsyncRead, AsyncReadExt};
 
+use super::link::Pulse;
+
 /// The control link has one stream per direction for each of these, so that neither a large message nor a slow
 /// owner of events holds back heartbeats or answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -210,17 +212,25 @@ pub(super) async fn read_length<R: AsyncRead + Unpin>(reader: &mut R, lane: Lane
     Ok(length)
 }
 
-/// Reads the rest of a frame.
+/// Reads the rest of a frame. Each read is a sign of life to `pulse`: heartbeats wait behind a large frame.
 pub(super) async fn read_body<R: AsyncRead + Unpin>(
     reader: &mut R,
     lane: Lane,
     length: usize,
+    pulse: &Pulse,
 ) -> io::Result<Frame> {
     let mut bytes = BytesMut::new();
-    while bytes.len() < length {
-        let start = bytes.len();
-        bytes.resize(length.min(start + ALLOCATE), 0);
-        reader.read_exact(&mut bytes[start..]).await?;
+    let mut filled = 0;
+    while filled < length {
+        if filled == bytes.len() {
+            bytes.resize(length.min(filled + ALLOCATE), 0);
+        }
+        let read = reader.read(&mut bytes[filled..]).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        pulse.alive();
+        filled += read;
     }
     Frame::decode(lane, bytes.freeze()).ok_or_else(|| invalid("a frame that makes no sense"))
 }
@@ -239,7 +249,7 @@ mod tests {
         let mut reader = Cursor::new(bytes);
         block_on(async {
             let length = read_length(&mut reader, lane).await?;
-            read_body(&mut reader, lane, length).await
+            read_body(&mut reader, lane, length, &Pulse::new()).await
         })
     }
 

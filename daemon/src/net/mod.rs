@@ -308,8 +308,9 @@ impl Net {
         Some(LinkInfo { rtt: link.pulse.rtt(), least_rtt: link.pulse.least_rtt(), address: link.address })
     }
 
-    /// Measures the way to a peer by sending up to 1 MiB for up to 200 ms, one peer after another. A link that was
-    /// probed a moment ago gives [`NetError::Full`].
+    /// Measures the way to a peer by sending up to 1 MiB for up to 200 ms, one peer after another; a link that is slow to
+    /// carry the first 64 KiB gets no more than so much at a time. A link that was probed a moment ago gives
+    /// [`NetError::Full`].
     pub async fn probe(&self, peer: PeerId) -> Result<Probe, NetError> {
         self.begin_probe(&[peer])?;
         let _turn = self.inner.probing.lock().await;

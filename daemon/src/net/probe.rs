@@ -10,12 +10,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{AsyncReadExt, AsyncWriteExt};
-use libp2p::Stream;
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::shared::Shared;
+use super::{link::Pulse, shared::Shared};
 
+/// What a probe sends begins with one of these: what comes is answered at its end...
+const ALL: u8 = 1;
+/// ...or one chunk is answered before anything else is sent. A stream takes a quarter of a mebibyte at once, which a
+/// slow link would be full of for seconds, with heartbeats behind it: it gets one chunk at a time.
+const TRIAL: u8 = 2;
+/// A link that carries a chunk in this time, and some round trips, may be filled: what a stream takes at once is through
+/// within a second, before anybody misses a heartbeat.
+const FAST: Duration = Duration::from_millis(200);
+/// Round trips of a chunk that say nothing of the rate: TCP's slow start, and the answer.
+const TRIAL_ROUND_TRIPS: u32 = 4;
+/// Else it is tried so often, for either end may have come late, and the best counts...
+const TRIALS: u32 = 3;
+/// ...while this has not passed.
+const TRYING: Duration = Duration::from_secs(1);
 /// Sends at most this much...
 const MAX_BYTES: usize = 1024 * 1024;
 /// ...and at most for this long.
@@ -171,43 +184,99 @@ fn at_most(sent: usize, took: Duration, rtt: Duration) -> Option<f64> {
 }
 
 /// Measures the way to the peer behind `stream`, to whom a message and its answer take `rtt` at least.
-pub(super) async fn measure(mut stream: Stream, rtt: Duration, shared: &Arc<Shared>) -> io::Result<Probe> {
+pub(super) async fn measure<S>(mut stream: S, rtt: Duration, shared: &Arc<Shared>) -> io::Result<Probe>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let _chore = Chore::begin(shared);
-    tokio::time::timeout(MAX_SENDING + SETTLE, async {
+    tokio::time::timeout(TRYING + MAX_SENDING + SETTLE, async {
         // As large as what it stands for: a tensor does not lie in the processor's cache.
-        let data = vec![1; MAX_BYTES];
-        let using = shared.costs.begin();
-        let start = using.start;
-        let mut sent = 0;
-        while sent < MAX_BYTES && start.elapsed() < MAX_SENDING {
-            let end = MAX_BYTES.min(sent + CHUNK);
-            stream.write_all(&data[sent..end]).await?;
-            sent = end;
+        let mut data = vec![ALL; MAX_BYTES];
+        data[0] = TRIAL;
+        let (tried, slow) = try_out(&mut stream, &data[..CHUNK], rtt, shared).await?;
+        if let Some(probe) = slow {
+            stream.close().await?;
+            return Ok(probe);
         }
-        stream.close().await?;
-        let mut answer = [0; 24];
-        stream.read_exact(&mut answer).await?;
-        let [bytes, micros, busy] = [0, 8, 16].map(|at| {
-            let mut number = [0; 8];
-            number.copy_from_slice(&answer[at..at + 8]);
-            u64::from_le_bytes(number)
-        });
-        // Bytes that make no rate, more than were sent, or a time of nothing: the peer does not measure.
-        if bytes == 0 || bytes > sent as u64 || micros == 0 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
-        let seconds = micros as f64 / 1e6;
-        let (spent, took) = (processor_s() - using.processor_s, start.elapsed());
-        shared.costs.note(shared, &shared.costs.sent, sent as u64, &using);
-        let here = spent / shared.cores > BOUND * took.as_secs_f64();
-        let there = busy as f64 / 1e6 > BOUND * seconds;
-        let arrived = bytes as f64 / seconds;
-        let bytes_per_s = at_most(sent, took, rtt).map_or(arrived, |most| most.min(arrived));
-        Ok(Probe { bytes_per_s, processor_bound: here || there, sent: sent as u64 })
+        data[0] = ALL;
+        let probe = fill(&mut stream, &data, rtt, shared).await?;
+        Ok(Probe { sent: tried + probe.sent, ..probe })
     })
     .await
     .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Sends a chunk, which fills no link for long: the bytes sent, and what a link has shown that must not be filled.
+async fn try_out<S>(
+    stream: &mut S,
+    chunk: &[u8],
+    rtt: Duration,
+    shared: &Shared,
+) -> io::Result<(u64, Option<Probe>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let start = Instant::now();
+    let (mut sent, mut best) = (0, None::<Probe>);
+    for _ in 0..TRIALS {
+        let using = shared.costs.begin();
+        stream.write_all(chunk).await?;
+        stream.flush().await?;
+        let mut answer = [0; 8];
+        stream.read_exact(&mut answer).await?;
+        let took = using.start.elapsed();
+        sent += chunk.len() as u64;
+        if took < FAST + rtt * TRIAL_ROUND_TRIPS {
+            return Ok((sent, None));
+        }
+        let spent = (processor_s() - using.processor_s) / shared.cores;
+        let busy = u64::from_le_bytes(answer) as f64 / 1e6;
+        let bytes_per_s = chunk.len() as f64 / took.saturating_sub(rtt).as_secs_f64();
+        if best.is_none_or(|best| best.bytes_per_s < bytes_per_s) {
+            let processor_bound = spent.max(busy) > BOUND * took.as_secs_f64();
+            best = Some(Probe { bytes_per_s, processor_bound, sent });
+        }
+        if start.elapsed() > TRYING {
+            break;
+        }
+    }
+    Ok((sent, best.map(|probe| Probe { sent, ..probe })))
+}
+
+/// Sends what a link can take in a short while.
+async fn fill<S>(stream: &mut S, data: &[u8], rtt: Duration, shared: &Shared) -> io::Result<Probe>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let using = shared.costs.begin();
+    let start = using.start;
+    let mut sent = 0;
+    while sent < data.len() && start.elapsed() < MAX_SENDING {
+        let end = data.len().min(sent + CHUNK);
+        stream.write_all(&data[sent..end]).await?;
+        sent = end;
+    }
+    stream.close().await?;
+    let mut answer = [0; 24];
+    stream.read_exact(&mut answer).await?;
+    let [bytes, micros, busy] = [0, 8, 16].map(|at| {
+        let mut number = [0; 8];
+        number.copy_from_slice(&answer[at..at + 8]);
+        u64::from_le_bytes(number)
+    });
+    // Bytes that make no rate, more than were sent, or a time of nothing: the peer does not measure.
+    if bytes == 0 || bytes > sent as u64 || micros == 0 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
+    let seconds = micros as f64 / 1e6;
+    let (spent, took) = (processor_s() - using.processor_s, start.elapsed());
+    shared.costs.note(shared, &shared.costs.sent, sent as u64, &using);
+    let here = spent / shared.cores > BOUND * took.as_secs_f64();
+    let there = busy as f64 / 1e6 > BOUND * seconds;
+    let arrived = bytes as f64 / seconds;
+    let bytes_per_s = at_most(sent, took, rtt).map_or(arrived, |most| most.min(arrived));
+    Ok(Probe { bytes_per_s, processor_bound: here || there, sent: sent as u64 })
 }
 
 /// What arrived, and when: bytes so far. Points lie at least `POINT_BYTES` apart, so that a peer that sends byte by byte
@@ -242,21 +311,67 @@ impl Arrivals {
     }
 }
 
-/// The receiving side. Counts from the end of the first read, which starts the clock.
-pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
+/// What a peer sends, each read of which is a sign of life: its heartbeats wait behind it.
+struct Heard<S> {
+    stream: S,
+    /// None: the peer is not up.
+    pulse: Option<Arc<Pulse>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Heard<S> {
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(buffer).await?;
+        if let Some(pulse) = self.pulse.as_ref().filter(|_| read > 0) {
+            pulse.alive();
+        }
+        Ok(read)
+    }
+
+    /// Answers chunks that come alone; returns the first read of what comes then, 0 at the end, and the use since it
+    /// was waited for.
+    async fn answer_trials(&mut self, buffer: &mut [u8], shared: &Shared) -> io::Result<(usize, Use)> {
+        loop {
+            let using = shared.costs.begin();
+            let mut read = self.read(&mut buffer[..CHUNK]).await?;
+            if read == 0 || buffer[0] != TRIAL {
+                return Ok((read, using));
+            }
+            while read < CHUNK {
+                let more = self.read(&mut buffer[read..CHUNK]).await?;
+                if more == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                read += more;
+            }
+            let busy = (processor_s() - using.processor_s) / shared.cores * 1e6;
+            self.stream.write_all(&(busy as u64).to_le_bytes()).await?;
+            self.stream.flush().await?;
+        }
+    }
+}
+
+/// The receiving side. Counts from the end of the first read, which starts the clock. What comes is a sign of life to
+/// `pulse`.
+pub(super) async fn serve<S>(stream: S, pulse: Option<Arc<Pulse>>, shared: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let _chore = Chore::begin(&shared);
+    let mut heard = Heard { stream, pulse };
     let serving = async {
         // Fresh memory for what comes, as a tensor would have it: that is part of the price.
         let mut buffer = vec![0; CHUNK];
-        let using = shared.costs.begin();
-        let first = stream.read(&mut buffer).await?;
+        let (first, using) = heard.answer_trials(&mut buffer, &shared).await?;
+        if first == 0 {
+            return Ok(());
+        }
         let mut arrivals = Arrivals::new(Instant::now());
         let mut counted = 0;
         while first + counted < 2 * MAX_BYTES {
             if buffer.len() < counted + CHUNK {
                 buffer.resize(counted + CHUNK, 0);
             }
-            let read = stream.read(&mut buffer[counted..counted + CHUNK]).await?;
+            let read = heard.read(&mut buffer[counted..counted + CHUNK]).await?;
             if read == 0 {
                 break;
             }
@@ -270,10 +385,11 @@ pub(super) async fn serve(mut stream: Stream, shared: Arc<Shared>) {
         let part = bytes as f64 / (counted as f64).max(1.0);
         let busy = (part * spent / shared.cores * 1e6) as u64;
         let answer = [bytes, micros, busy].map(u64::to_le_bytes);
-        stream.write_all(answer.as_flattened()).await?;
-        stream.close().await
+        heard.stream.write_all(answer.as_flattened()).await?;
+        heard.stream.close().await
     };
-    let outcome: Result<io::Result<()>, _> = tokio::time::timeout(MAX_SENDING + SETTLE, serving).await;
+    let limit = TRYING + MAX_SENDING + SETTLE;
+    let outcome: Result<io::Result<()>, _> = tokio::time::timeout(limit, serving).await;
     if !matches!(outcome, Ok(Ok(()))) {
         tracing::debug!("a bandwidth probe of a peer broke off");
     }

@@ -276,7 +276,8 @@ impl Live {
         let mut told = Told::default();
         loop {
             let length = frames::read_length(&mut lane, Lane::Beat).await?;
-            let Frame::Beat { beat, report } = frames::read_body(&mut lane, Lane::Beat, length).await? else {
+            let frame = frames::read_body(&mut lane, Lane::Beat, length, &self.link.pulse).await?;
+            let Frame::Beat { beat, report } = frame else {
                 return Err(closed());
             };
             let answered = self.link.pulse.heard(beat);
@@ -328,7 +329,7 @@ impl Live {
         let length = frames::read_length(lane, kind).await?;
         let kib = u32::try_from(length / 1024 + 1).unwrap_or(INBOX_KIB).min(INBOX_KIB);
         let permit = self.budget.clone().acquire_many_owned(kib).await.map_err(|_| closed())?;
-        Ok((frames::read_body(lane, kind, length).await?, permit))
+        Ok((frames::read_body(lane, kind, length, &self.link.pulse).await?, permit))
     }
 
     async fn deliver(&self, event: NetEvent, budget: OwnedSemaphorePermit) -> io::Result<()> {
@@ -384,7 +385,7 @@ impl Live {
     async fn read_replies(&self, mut lane: Stream) -> io::Result<()> {
         loop {
             let length = frames::read_length(&mut lane, Lane::Reply).await?;
-            let frame = frames::read_body(&mut lane, Lane::Reply, length).await?;
+            let frame = frames::read_body(&mut lane, Lane::Reply, length, &self.link.pulse).await?;
             self.link.pulse.alive();
             let Frame::Reply { id, answer, body } = frame else {
                 return Err(closed());

@@ -3,13 +3,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures::StreamExt;
-use libp2p::{Swarm, swarm::SwarmEvent};
+use libp2p::{Swarm, core::transport::ListenerId, swarm::SwarmEvent};
 use tokio::sync::mpsc;
 
 use super::{
@@ -17,9 +17,9 @@ use super::{
     address::socket_address,
     admission::Door,
     identity::Identity,
-    reach::Reach,
+    reach::{Reach, free_port},
     shared::Shared,
-    swarm::{Channels, NetworkTask},
+    swarm::{Channels, Listening, NetworkTask},
     transport::{self, Mesh},
 };
 
@@ -83,7 +83,7 @@ pub enum NetStartError {
         #[source]
         source: io::Error,
     },
-    /// No such interface, or it has no address.
+    /// No such interface, or it does not have the one address that is wanted.
     #[error(
         "the network interface {name} of network.interfaces has no address that network.listen covers: check its name with `ip addr`"
     )]
@@ -112,11 +112,12 @@ pub(super) async fn start(config: NetConfig) -> Result<(Net, NetEvents), NetStar
     let mut swarm =
         transport::build(keypair, door.clone(), arrivals, config.mdns).map_err(NetStartError::Key)?;
     let reach = Reach::new(&config.interfaces)?;
-    let listen = listen_all(&mut swarm, config.listen, &reach).await?;
+    let (listen, listeners) = listen_all(&mut swarm, config.listen, &reach).await?;
+    let listening = Listening::new(reach, listen, listeners);
     door.set_listen_port(listen.port());
     let shared = Arc::new(Shared::new());
     let channels = Channels { commands: command_reader, arrived, refused, events };
-    let task = NetworkTask::new(swarm, shared.clone(), door, reach, &config.peers, channels);
+    let task = NetworkTask::new(swarm, shared.clone(), door, listening, &config.peers, channels);
     tokio::spawn(task.run());
     tracing::info!(peer = %local, address = %listen, "listening");
     let inner = Inner {
@@ -135,17 +136,31 @@ async fn listen_all(
     swarm: &mut Swarm<Mesh>,
     mut address: SocketAddr,
     reach: &Reach,
-) -> Result<SocketAddr, NetStartError> {
-    for ip in reach.listen_ips(address.ip())? {
-        // The first decides about the port when any will do.
-        let bound = listen(swarm, SocketAddr::new(ip, address.port())).await?;
-        address.set_port(bound.port());
+) -> Result<(SocketAddr, BTreeMap<IpAddr, ListenerId>), NetStartError> {
+    let ips = reach.listen_ips(address.ip())?;
+    let unused = if address.ip().is_unspecified() { reach.without_address(address.ip()) } else { Vec::new() };
+    for interface in unused {
+        tracing::warn!(
+            interface,
+            "this interface of network.interfaces has no address that network.listen covers: it is used once it has one"
+        );
     }
-    Ok(address)
+    let mut listeners = BTreeMap::new();
+    for ip in ips {
+        // The first decides about the port when any will do.
+        let (port, listener) = listen(swarm, SocketAddr::new(ip, address.port())).await?;
+        address.set_port(port);
+        listeners.insert(ip, listener);
+    }
+    if address.port() == 0 {
+        let free = free_port(address.ip()).map_err(|source| NetStartError::Listen { address, source })?;
+        address.set_port(free);
+    }
+    Ok((address, listeners))
 }
 
-/// Binds the address; returns it with the port that was bound.
-async fn listen(swarm: &mut Swarm<Mesh>, address: SocketAddr) -> Result<SocketAddr, NetStartError> {
+/// Binds the address; returns the port that was bound.
+async fn listen(swarm: &mut Swarm<Mesh>, address: SocketAddr) -> Result<(u16, ListenerId), NetStartError> {
     let failed = |source: io::Error| {
         if source.kind() == io::ErrorKind::AddrInUse {
             NetStartError::PortTaken { address }
@@ -154,9 +169,9 @@ async fn listen(swarm: &mut Swarm<Mesh>, address: SocketAddr) -> Result<SocketAd
         }
     };
     transport::check_free(address).map_err(failed)?;
-    transport::listen(swarm, address).map_err(failed)?;
+    let listener = transport::listen(swarm, address).map_err(failed)?;
     if address.port() != 0 {
-        return Ok(address);
+        return Ok((address.port(), listener));
     }
     let bound = async {
         loop {
@@ -170,5 +185,5 @@ async fn listen(swarm: &mut Swarm<Mesh>, address: SocketAddr) -> Result<SocketAd
     let port = tokio::time::timeout(LISTEN_TIMEOUT, bound)
         .await
         .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
-    Ok(SocketAddr::new(address.ip(), port))
+    Ok((port, listener))
 }

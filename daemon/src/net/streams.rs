@@ -28,7 +28,7 @@ pub(super) const DATA: StreamProtocol = StreamProtocol::new("/mesh/data/1");
 /// Weights.
 pub(super) const BLOB: StreamProtocol = StreamProtocol::new("/mesh/blob/1");
 /// Bandwidth probes.
-pub(super) const PROBE: StreamProtocol = StreamProtocol::new("/mesh/probe/1");
+pub(super) const PROBE: StreamProtocol = StreamProtocol::new("/mesh/probe/2");
 
 /// Streams that wait in one connection to be opened; openers wait for theirs, so that this bounds tasks, not bytes.
 const MAX_OPENING: usize = 256;

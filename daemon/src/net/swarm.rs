@@ -2,6 +2,7 @@
 
 mod connections;
 mod dials;
+mod listening;
 mod peer;
 
 use std::{
@@ -18,6 +19,7 @@ use libp2p::{
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+pub(super) use self::listening::Listening;
 use self::{
     dials::Dial,
     peer::{LaneArrival, Peer, cancel},
@@ -28,7 +30,6 @@ use super::{
     admission::{Door, Refusal, Refused},
     dialing::{Dialing, Source, Target},
     probe,
-    reach::Reach,
     session::Ended,
     shared::Shared,
     streams::{Inbound, OpenStream},
@@ -72,7 +73,7 @@ pub(super) struct NetworkTask {
     swarm: Swarm<Mesh>,
     shared: Arc<Shared>,
     door: Arc<Door>,
-    reach: Reach,
+    listening: Listening,
     dialing: Dialing,
     peers: HashMap<PeerId, Peer>,
     dials: HashMap<ConnectionId, Dial>,
@@ -92,7 +93,7 @@ impl NetworkTask {
         swarm: Swarm<Mesh>,
         shared: Arc<Shared>,
         door: Arc<Door>,
-        reach: Reach,
+        listening: Listening,
         named: &[String],
         channels: Channels,
     ) -> Self {
@@ -102,7 +103,7 @@ impl NetworkTask {
             swarm,
             shared,
             door,
-            reach,
+            listening,
             peers: HashMap::new(),
             dials: HashMap::new(),
             named: BTreeMap::new(),
@@ -120,6 +121,7 @@ impl NetworkTask {
     /// Runs until the handles are gone or one of them says so.
     pub(super) async fn run(mut self) {
         let done = loop {
+            self.look_at_interfaces();
             self.dial_due();
             let wake = self.next_wake();
             tokio::select! {
@@ -213,6 +215,7 @@ impl NetworkTask {
                 self.on_dial_failed(connection_id, &error)
             }
             SwarmEvent::Behaviour(MeshEvent::Mdns(event)) => self.on_mdns(event),
+            SwarmEvent::ListenerClosed { listener_id, .. } => self.listening.closed(listener_id),
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(%error, "a connection could not be accepted");
             }
@@ -227,7 +230,7 @@ impl NetworkTask {
             mdns::Event::Discovered(found) => {
                 for (peer, address) in found {
                     if let Some(address) = socket_address(&address)
-                        && self.reach.allows(address.ip())
+                        && self.listening.discovered(peer, address)
                     {
                         self.dialing.announced(peer, address, Source::Mdns, now);
                     }
@@ -236,6 +239,7 @@ impl NetworkTask {
             mdns::Event::Expired(gone) => {
                 for (peer, address) in gone {
                     if let Some(address) = socket_address(&address) {
+                        self.listening.expired(peer, address);
                         self.dialing.withdrawn(peer, address, Source::Mdns);
                     }
                 }

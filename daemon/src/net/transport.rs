@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use libp2p::{
     PeerId, Swarm, Transport,
     connection_limits::{self, ConnectionLimits},
-    core::upgrade::Version,
+    core::{transport::ListenerId, upgrade::Version},
     identity::Keypair,
     mdns, noise,
     swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
@@ -112,8 +112,8 @@ pub(super) fn check_free(address: SocketAddr) -> io::Result<()> {
 }
 
 /// Starts to listen.
-pub(super) fn listen(swarm: &mut Swarm<Mesh>, address: SocketAddr) -> io::Result<()> {
-    swarm.listen_on(multiaddr(address)).map(drop).map_err(|error| match error {
+pub(super) fn listen(swarm: &mut Swarm<Mesh>, address: SocketAddr) -> io::Result<ListenerId> {
+    swarm.listen_on(multiaddr(address)).map_err(|error| match error {
         libp2p::TransportError::Other(error) => error,
         libp2p::TransportError::MultiaddrNotSupported(_) => io::ErrorKind::Unsupported.into(),
     })

@@ -161,8 +161,9 @@ impl NetworkTask {
         } else if protocol == PROBE {
             if let Ok(permit) = self.probes.clone().try_acquire_owned() {
                 let shared = self.shared.clone();
+                let pulse = shared.link(&peer).map(|link| link.pulse);
                 tokio::spawn(async move {
-                    probe::serve(stream, shared).await;
+                    probe::serve(stream, pulse, shared).await;
                     drop(permit);
                 });
             }

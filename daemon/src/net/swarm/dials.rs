@@ -58,7 +58,8 @@ impl NetworkTask {
     pub(super) fn next_wake(&self) -> Instant {
         let settled = |peer: &PeerId| is_settled(&self.peers, &self.door, peer);
         let idle = Instant::now() + Duration::from_secs(60);
-        self.dialing.next_due(settled).unwrap_or(idle).min(idle)
+        let due = [self.dialing.next_due(settled), self.listening.next_look()];
+        due.into_iter().flatten().fold(idle, Instant::min)
     }
 
     pub(super) fn dial_named(&mut self, target: Target, addresses: &[SocketAddr]) {
