@@ -225,7 +225,8 @@ pub trait App: Send + Sync + 'static {
     /// The folder that an upload's files are written to; made when new. `id` has been checked to be a plain name.
     fn upload_dir(&self, id: &str) -> Result<std::path::PathBuf, AppError>;
     /// Imports, plans and serves; progress goes to `events` (bounded), the last event tells the end.
-    /// The future runs to its end also when the client has left. The API removes the upload's files after it.
+    /// Goes on when the client has left, until the model is imported and the deployment replicated. Then the API removes the
+    /// upload's files.
     fn deploy(
         &self,
         request: DeployRequest,

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Read},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -11,19 +12,76 @@ use axum::{
     body::Body,
     http::{HeaderMap, StatusCode, header},
 };
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{Api, error::ApiError};
 
 /// A client that sends nothing for this long has gone.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 
+/// A smaller piece is copied behind others: as it came it would hold its HTTP chunk's frame and its place in the queue,
+/// together up to a hundred times its bytes.
+const SMALL: usize = 4 << 10;
+/// Small pieces are gathered in runs of this length.
+const RUN: usize = 64 << 10;
+
+/// How fast a body has to come. Who is slower holds room that others need.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Between two pieces.
+    silence_max: Duration,
+    /// Only then does `bytes_per_second` count.
+    grace: Duration,
+    bytes_per_second: u32,
+}
+
+const PACE: Pace =
+    Pace { silence_max: SILENCE_MAX, grace: Duration::from_secs(30), bytes_per_second: 16 << 10 };
+
+impl Pace {
+    /// When the next piece must have come, and what is wrong if it has not.
+    fn deadline(&self, begun: Instant, now: Instant, received: usize) -> (Instant, Late) {
+        let silent = now + self.silence_max;
+        let earned = Duration::from_secs_f64(received as f64 / f64::from(self.bytes_per_second));
+        let slow = begun + self.grace + earned;
+        if slow < silent { (slow, Late::Slow) } else { (silent, Late::Silent) }
+    }
+}
+
+/// Why a body is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Late {
+    Silent,
+    Slow,
+}
+
+impl Late {
+    fn error(self, pace: Pace) -> ApiError {
+        let text = match self {
+            Self::Silent => "the request's body stopped coming; send it again".to_owned(),
+            Self::Slow => format!(
+                "the request's body comes too slowly: after {} s it must come at {} KiB/s on average; send it \
+                 compressed or in smaller batches, or use a faster link",
+                pace.grace.as_secs(),
+                pace.bytes_per_second >> 10
+            ),
+        };
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, text)
+    }
+}
+
 /// A body as the pieces it came in, so that a tensor is copied once: from the pieces into its own memory.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     pieces: VecDeque<Bytes>,
+    /// Small pieces that came after those.
+    tail: BytesMut,
+    /// Bytes of both.
     len: usize,
     /// Room in the budget of all bodies, given back on drop.
     _room: Option<OwnedSemaphorePermit>,
@@ -38,11 +96,12 @@ impl Pieces {
     /// Takes the first `count` bytes as one run; copies only when they lie in several pieces.
     pub(super) fn take_front(&mut self, count: usize) -> Bytes {
         assert!(count <= self.len, "the caller has checked the length");
-        if let Some(first) = self.pieces.front_mut()
+        if let Some(first) = self.first()
             && first.len() >= count
         {
+            let run = first.split_to(count);
             self.len -= count;
-            return first.split_to(count);
+            return run;
         }
         let mut run = vec![0; count];
         self.fill(&mut run);
@@ -55,7 +114,7 @@ impl Pieces {
         self.len -= target.len();
         let mut done = 0;
         while done < target.len() {
-            let piece = self.pieces.front_mut().expect("len counts the bytes of all pieces");
+            let piece = self.first().expect("len counts the bytes of all pieces");
             let count = piece.len().min(target.len() - done);
             piece.copy_to_slice(&mut target[done..done + count]);
             done += count;
@@ -67,8 +126,27 @@ impl Pieces {
 
     fn push(&mut self, piece: Bytes) {
         self.len += piece.len();
-        if !piece.is_empty() {
+        if piece.len() < SMALL {
+            self.tail.extend_from_slice(&piece);
+            if self.tail.len() >= RUN {
+                self.close_tail();
+            }
+        } else {
+            self.close_tail();
             self.pieces.push_back(piece);
+        }
+    }
+
+    fn first(&mut self) -> Option<&mut Bytes> {
+        if self.pieces.is_empty() {
+            self.close_tail();
+        }
+        self.pieces.front_mut()
+    }
+
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.pieces.push_back(mem::take(&mut self.tail).freeze());
         }
     }
 }
@@ -83,7 +161,7 @@ impl Read for Pieces {
 
 /// Reads a whole body of at most `api.body_max` bytes, decompressed if the client compressed it.
 pub(super) async fn read(api: &Api, headers: &HeaderMap, body: Body) -> Result<Pieces, ApiError> {
-    let pieces = collect(body, headers, api.body_max, Some(&api.body_budget)).await?;
+    let pieces = collect(body, headers, api.body_max, Some(&api.body_budget), PACE).await?;
     let encoding =
         headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_ascii_lowercase());
     let max = api.body_max;
@@ -100,7 +178,7 @@ pub(super) async fn read(api: &Api, headers: &HeaderMap, body: Body) -> Result<P
 
 /// Reads a small JSON body.
 pub(super) async fn read_small(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, ApiError> {
-    let mut pieces = collect(body, headers, max, None).await?;
+    let mut pieces = collect(body, headers, max, None, PACE).await?;
     let len = pieces.len();
     Ok(pieces.take_front(len))
 }
@@ -110,6 +188,7 @@ async fn collect(
     headers: &HeaderMap,
     max: usize,
     budget: Option<&Arc<Semaphore>>,
+    pace: Pace,
 ) -> Result<Pieces, ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|len| len > max) {
@@ -119,10 +198,10 @@ async fn collect(
     let mut room = Room { budget: budget.cloned(), kib: 0, permit: None };
     room.grow_to(announced.unwrap_or(0))?;
     let mut stream = body.into_data_stream();
+    let begun = Instant::now();
     loop {
-        let next = tokio::time::timeout(SILENCE_MAX, stream.next()).await.map_err(|_| {
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request's body stopped coming; send it again")
-        })?;
+        let (deadline, late) = pace.deadline(begun, Instant::now(), pieces.len);
+        let next = tokio::time::timeout_at(deadline, stream.next()).await.map_err(|_| late.error(pace))?;
         let Some(piece) = next else { break };
         let piece = piece.map_err(|error| ApiError::bad(format!("the request's body broke off: {error}")))?;
         if piece.len() > max - pieces.len {
@@ -194,5 +273,117 @@ async fn unpack<R: Read>(
     match crate::background::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    /// Bytes that tell where they belong.
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i % 251) as u8).collect()
+    }
+
+    fn pieces(sizes: &[usize]) -> (Pieces, Vec<u8>) {
+        let all = bytes(sizes.iter().sum());
+        let (mut pieces, mut at) = (Pieces::default(), 0);
+        for size in sizes {
+            pieces.push(Bytes::copy_from_slice(&all[at..at + size]));
+            at += size;
+        }
+        (pieces, all)
+    }
+
+    #[test]
+    fn a_body_is_the_same_in_whatever_pieces_it_comes() {
+        let ones = vec![1; 200_000];
+        let mixed: Vec<_> = (0..60).map(|i| [1, SMALL - 1, 0, SMALL, 70_000, 17][i % 6]).collect();
+        let (huge, one): (&[usize], &[usize]) = (&[300_000], &[1]);
+        for sizes in [&ones[..], &mixed, huge, one, &[], &[SMALL, 1], &[1, SMALL], &[0, 0]] {
+            for step in [1, 7, SMALL, 65_536, 1 << 20] {
+                let (mut whole, all) = pieces(sizes);
+                let mut got = Vec::new();
+                while whole.len() > 0 {
+                    got.extend_from_slice(&whole.take_front(step.min(whole.len())));
+                    let mut some = vec![0; step.min(whole.len())];
+                    whole.fill(&mut some);
+                    got.append(&mut some);
+                }
+                assert!(got == all, "{} pieces by {step}", sizes.len());
+                let (mut whole, all) = pieces(sizes);
+                got.clear();
+                whole.read_to_end(&mut got).unwrap();
+                assert!(got == all, "{} pieces read", sizes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn small_pieces_cost_little_more_than_their_bytes() {
+        for (size, count, runs) in [
+            (1, 1 << 20, (1 << 20) / RUN),
+            (SMALL - 1, 256, (256 * (SMALL - 1)).div_ceil(RUN)),
+            (SMALL, 256, 256),
+            (1, 10, 1),
+        ] {
+            let (mut pieces, _) = pieces(&vec![size; count]);
+            assert!(pieces.tail.capacity() <= 2 * RUN);
+            pieces.close_tail();
+            assert_eq!(pieces.pieces.len(), runs, "{count} pieces of {size}");
+        }
+        let large = Bytes::from(bytes(SMALL));
+        let mut pieces = Pieces::default();
+        pieces.push(large.clone());
+        assert_eq!(pieces.take_front(SMALL).as_ptr(), large.as_ptr(), "a large piece is not copied");
+    }
+
+    #[test]
+    fn a_body_has_to_come_at_a_pace() {
+        const KIB: usize = 1 << 10;
+        // Seconds since the start, what has come, seconds from the start to the deadline, and why.
+        for (now, received, deadline, why) in [
+            (0, 0, 30, Late::Silent),
+            (1, 1, 30, Late::Slow),
+            (1, 16 * KIB, 31, Late::Silent),
+            (1, 64 << 20, 31, Late::Silent),
+            (29, 16 * KIB, 31, Late::Slow),
+            (60, 480 * KIB, 60, Late::Slow),
+            (60, 960 * KIB, 90, Late::Silent),
+            (60, 944 * KIB, 89, Late::Slow),
+            (3600, 64 << 20, 3630, Late::Silent),
+        ] {
+            let begun = Instant::now();
+            let (at, late) = PACE.deadline(begun, begun + Duration::from_secs(now), received);
+            assert_eq!(((at - begun).as_secs(), late), (deadline, why), "{received} B after {now} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_trickles_is_given_up() {
+        let ms = Duration::from_millis;
+        let pace = Pace { silence_max: Duration::from_secs(20), grace: ms(200), bytes_per_second: 16 << 10 };
+        // What each piece has, how many there are, and the answer; each comes after 2 ms.
+        for (size, count, slow) in [(1, usize::MAX, true), (1, 2, false), (4096, 40, false)] {
+            let parts = futures::stream::unfold(0, move |part| async move {
+                tokio::time::sleep(ms(2)).await;
+                (part < count).then(|| (Ok::<_, Infallible>(Bytes::from(bytes(size))), part + 1))
+            });
+            let headers = HeaderMap::new();
+            let got = collect(Body::from_stream(parts), &headers, 1 << 20, None, pace);
+            let got = tokio::time::timeout(Duration::from_secs(20), got).await.unwrap();
+            match got {
+                Ok(pieces) => assert!(!slow && pieces.len() == size * count, "{size} {count}"),
+                Err(error) => {
+                    assert!(slow, "{size} {count}: {error:?}");
+                    assert!(format!("{error:?}").contains("must come at 16 KiB/s on average"), "{error:?}");
+                    assert_eq!(error.into_response().status(), StatusCode::REQUEST_TIMEOUT);
+                }
+            }
+        }
     }
 }

@@ -1,55 +1,116 @@
-//! A listener that holds a bounded number of connections.
+//! Accepts a bounded number of connections and serves HTTP on them. Whoever vanishes or is idle loses its place.
 
 use std::{
-    io,
+    future::Future,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll},
+    time::Duration,
 };
 
-use axum::{
-    extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
+use axum::{Router, extract::ConnectInfo, http::Request, serve::Listener};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
 };
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::{GracefulConnection, GracefulShutdown},
+    service::TowerToHyperService,
+};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 /// Clients that may be connected at once; more wait in the system's queue.
 const CONNECTIONS_MAX: usize = 1024;
+/// A connection is closed when its next request's head is not complete this long after the last answer. A request may
+/// take any time, and so may its answer.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+/// How long open requests may go on after shutdown was asked for.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// A silent client's system is asked for a sign of life after this long, and given up after [`PROBES`] unanswered ones.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+/// Between two of these questions.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBES: u32 = 3;
 
 /// Accepts as long as there is room.
 #[derive(Debug)]
 pub(super) struct Limited {
     listener: TcpListener,
     room: Arc<Semaphore>,
+    idle_max: Duration,
 }
 
 impl Limited {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+        Self { listener, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)), idle_max: IDLE_MAX }
     }
-}
 
-impl Listener for Limited {
-    type Io = Connection;
-    type Addr = SocketAddr;
+    /// Serves until `shutdown` ends; then open requests have a few seconds to finish.
+    pub(super) async fn serve(mut self, router: Router, shutdown: impl Future<Output = ()>) {
+        let open = GracefulShutdown::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let (stream, client, place) = tokio::select! {
+                accepted = self.accept() => accepted,
+                () = &mut shutdown => break,
+            };
+            let connection = open.watch(connection(stream, client, router.clone(), self.idle_max));
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::trace!(%error, "a connection to the API ended");
+                }
+                drop(place);
+            });
+        }
+        drop(self.listener);
+        tokio::select! {
+            () = open.shutdown() => {}
+            () = tokio::time::sleep(DRAIN_LIMIT) => {
+                tracing::info!("closing API connections that are still open");
+            }
+        }
+    }
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let permit = self.room.clone().acquire_owned().await.expect("nobody closes this semaphore");
+    async fn accept(&mut self) -> (TcpStream, Client, OwnedSemaphorePermit) {
+        let place = self.room.clone().acquire_owned().await.expect("nobody closes this semaphore");
         // The trait's own `accept` of a `TcpListener` waits and tries again when the process is out of descriptors.
         let (stream, address) = Listener::accept(&mut self.listener).await;
         // An answer is often one small write, which Nagle's algorithm would hold back. Failing costs only latency.
         let _ = stream.set_nodelay(true);
-        (Connection { stream, _permit: permit }, address)
+        let probes =
+            TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(PROBES);
+        if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&probes) {
+            tracing::debug!(%error, "a client that vanishes will not be noticed");
+        }
+        let client = Client::of(&stream, address);
+        (stream, client, place)
     }
+}
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
+/// HTTP on one connection. hyper starts its timer when it waits for a request's head, and stops it when it has one.
+fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: Client,
+    router: Router,
+    idle_max: Duration,
+) -> impl GracefulConnection<Error = hyper::Error> + Send {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(client));
+        router.call(request)
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle_max)
+        .serve_connection(TokioIo::new(stream), service)
 }
 
 /// Where a client is.
@@ -59,10 +120,10 @@ pub(super) struct Client {
     pub(super) is_elsewhere: bool,
 }
 
-impl Connected<IncomingStream<'_, Limited>> for Client {
-    fn connect_info(stream: IncomingStream<'_, Limited>) -> Self {
-        let own = stream.io().stream.local_addr().map(|address| address.ip()).ok();
-        Self { is_elsewhere: is_elsewhere(stream.remote_addr().ip(), own) }
+impl Client {
+    fn of(stream: &TcpStream, from: SocketAddr) -> Self {
+        let own = stream.local_addr().map(|address| address.ip()).ok();
+        Self { is_elsewhere: is_elsewhere(from.ip(), own) }
     }
 }
 
@@ -73,52 +134,100 @@ fn is_elsewhere(from: IpAddr, own: Option<IpAddr>) -> bool {
     !from.is_loopback() && own.is_none_or(|own| own.to_canonical() != from)
 }
 
-/// A connection that gives its place back when it closes.
-#[derive(Debug)]
-pub(super) struct Connection {
-    stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use axum::{body::Body, routing::get};
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const IDLE: Duration = Duration::from_millis(20);
+
+    /// Answers at once, after much more than [`IDLE`], and with a pause in the middle.
+    fn router() -> Router {
+        let late = || async {
+            tokio::time::sleep(5 * IDLE).await;
+            "late"
+        };
+        let paused = || async {
+            let parts = futures::stream::unfold(0, |part| async move {
+                let text = *["begin", "end"].get(part)?;
+                tokio::time::sleep(5 * IDLE).await;
+                Some((Ok::<_, Infallible>(Bytes::from(text)), part + 1))
+            });
+            Body::from_stream(parts)
+        };
+        Router::new()
+            .route("/soon", get(|| async { "soon" }))
+            .route("/late", get(late))
+            .route("/paused", get(paused))
+    }
+
+    async fn read_all(mut stream: impl AsyncRead + Unpin) -> String {
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it is closed");
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_who_waits_for_a_head_is_cut() {
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+        for (sent, answers) in [
+            (String::new(), vec![]),
+            ("GET /soon HTTP/1.1\r\nho".to_owned(), vec![]),
+            (get("/soon"), vec!["soon"]),
+            (get("/soon") + "GET", vec!["soon"]),
+            (get("/late"), vec!["late"]),
+            (get("/late") + &get("/soon"), vec!["late", "soon"]),
+            (get("/paused"), vec!["begin", "end"]),
+            (get("/paused") + &get("/late"), vec!["begin", "end", "late"]),
+        ] {
+            let (mut mine, theirs) = tokio::io::duplex(1 << 16);
+            mine.write_all(sent.as_bytes()).await.unwrap();
+            tokio::spawn(connection(theirs, Client { is_elsewhere: false }, router(), IDLE));
+            let mut got = &*read_all(mine).await;
+            for answer in &answers {
+                let at = got.find(answer).unwrap_or_else(|| panic!("{sent:?}: no {answer} in {got:?}"));
+                got = &got[at..];
+            }
+            assert_eq!(answers.is_empty(), got.is_empty(), "{sent:?}: {got:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_client_makes_room_for_others_and_shutdown_waits_for_answers() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let limited = Limited { listener, room: Arc::new(Semaphore::new(1)), idle_max: IDLE };
+        let serving = tokio::spawn(limited.serve(router(), async { drop(stopped.await) }));
+        let silent = TcpStream::connect(address).await.unwrap();
+        let mut other = TcpStream::connect(address).await.unwrap();
+        other.write_all(b"GET /paused HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut first = [0; 1];
+        tokio::time::timeout(PATIENCE, other.read_exact(&mut first)).await.unwrap().unwrap();
+        assert_eq!(read_all(silent).await, "");
+        drop(stop);
+        assert!(read_all(other).await.ends_with("end\r\n0\r\n\r\n"));
+        tokio::time::timeout(PATIENCE, serving).await.unwrap().unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_vanished_client_is_looked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, client, _place) = Limited::new(listener).accept().await;
+        let socket = SockRef::from(&stream);
+        assert!(!client.is_elsewhere && socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBE_EVERY);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
+    }
 
     #[test]
     fn a_client_is_elsewhere_unless_it_has_an_address_of_ours() {

@@ -16,7 +16,7 @@ mod uploads;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -79,6 +79,8 @@ struct Api {
     body_budget: Arc<Semaphore>,
     /// Uploads that may be written at once.
     uploads: Arc<Semaphore>,
+    /// Uploads that have files here.
+    uploads_known: uploads::Known,
     /// Deployments that may be imported at once.
     deploys: Arc<Semaphore>,
 }
@@ -87,8 +89,22 @@ struct Api {
 const UPLOADS_MAX: usize = 8;
 /// Import and profiling use the whole device, so that a second one only waits for the first.
 const DEPLOYS_MAX: usize = 2;
-/// How long open requests may go on after shutdown was asked for.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+impl Api {
+    /// `local_only` refuses host names other than `localhost`.
+    fn new(app: AppHandle, options: &ApiOptions, local_only: bool) -> Self {
+        Self {
+            app,
+            token: options.token.as_ref().map(|t| blake3::hash(t.as_bytes())),
+            local_only: local_only && options.token.is_none(),
+            body_max: options.body_max,
+            body_budget: Arc::new(Semaphore::new((options.body_max >> 10).max(1) * 2)),
+            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+            uploads_known: uploads::Known::default(),
+            deploys: Arc::new(Semaphore::new(DEPLOYS_MAX)),
+        }
+    }
+}
 
 /// A bound API that does not answer yet.
 #[derive(Debug)]
@@ -120,36 +136,16 @@ impl Server {
 
     /// Answers requests until `shutdown` ends; then open requests have a few seconds to finish.
     pub async fn serve(self, app: AppHandle, shutdown: impl Future<Output = ()> + Send + 'static) {
-        let router = router(app, &self.options, self.address.ip().is_loopback())
-            .into_make_service_with_connect_info::<listener::Client>();
-        let (ended, drained) = tokio::sync::oneshot::channel::<()>();
-        let serving =
-            axum::serve(listener::Limited::new(self.listener), router).with_graceful_shutdown(async move {
-                shutdown.await;
-                drop(ended);
-            });
+        let api = Api::new(app, &self.options, self.address.ip().is_loopback());
+        let router = router(api.clone());
         tokio::select! {
-            result = serving => if let Err(error) = result {
-                tracing::error!(%error, "the API stopped");
-            },
-            () = async { let _ = drained.await; tokio::time::sleep(DRAIN_LIMIT).await } => {
-                tracing::info!("closing API connections that are still open");
-            }
+            () = listener::Limited::new(self.listener).serve(router, shutdown) => {}
+            () = uploads::sweep(&api) => {}
         }
     }
 }
 
-/// All routes. `local_only` refuses host names other than `localhost`.
-fn router(app: AppHandle, options: &ApiOptions, local_only: bool) -> Router {
-    let api = Api {
-        app,
-        token: options.token.as_ref().map(|t| blake3::hash(t.as_bytes())),
-        local_only: local_only && options.token.is_none(),
-        body_max: options.body_max,
-        body_budget: Arc::new(Semaphore::new((options.body_max >> 10).max(1) * 2)),
-        uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
-        deploys: Arc::new(Semaphore::new(DEPLOYS_MAX)),
-    };
+fn router(api: Api) -> Router {
     Router::new()
         .route("/", get(dashboard))
         .route("/metrics", get(manage::metrics))

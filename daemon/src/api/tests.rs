@@ -16,7 +16,7 @@ use std::{
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use self::adder::Adder;
+pub(crate) use self::adder::Adder;
 use super::{ApiOptions, ServeError, Server};
 
 /// A served API; it ends with the value.

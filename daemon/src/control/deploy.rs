@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_consensus::{Command, DeploySpec, DeviceId, ModelRecord};
+use mesh_consensus::{Command, DeploySpec, DeviceId, ModelRecord, Request, RequestId};
 use mesh_inference::{
     blobs::Hash,
     import::{self, ImportError, Imported},
@@ -19,6 +19,10 @@ use mesh_inference::{
 };
 use mesh_planner::{Lift, Plan};
 use tokio::sync::mpsc;
+
+mod watch;
+
+use watch::{Step, Watch};
 
 use super::{
     chain,
@@ -39,8 +43,6 @@ use crate::app::{DeployEvent, DeployRequest};
 
 /// Time for a command of a deployment to be applied.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// A plan that was given up (a device could not prepare its stage) is followed by the next one within this time.
-const NEXT_PLAN: Duration = Duration::from_secs(3);
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -157,10 +159,10 @@ fn of_upload(error: &str, folder: &std::path::Path, file: &str) -> String {
 }
 
 impl Deployer {
-    /// Imports the model in `folder`, plans and serves it. The last event tells the end.
+    /// Imports the model in `folder`, plans and serves it. The last event tells the end; the first that tells of more
+    /// than importing and profiling, that the folder is not needed any more.
     pub async fn deploy(self, folder: PathBuf, request: DeployRequest, events: mpsc::Sender<DeployEvent>) {
         let result = self.run(&folder, &request, &events).await;
-        let _ = tokio::fs::remove_dir_all(&folder).await;
         if let Err(Failure { status, error }) = result {
             let _ = events.send(DeployEvent::Failed { status, error }).await;
         }
@@ -186,9 +188,12 @@ impl Deployer {
             return Ok(());
         }
         self.models.put(&ready.hash.to_string(), Arc::clone(&ready.model));
-        let before = self.commit(&ready, request).await?;
+        let watch = self.commit(&ready, request).await?;
         drop(importing);
-        self.watch(request, &ready.hash.to_string(), before, events).await
+        // From here on nothing of the upload is needed.
+        let step = "planning".to_owned();
+        let _ = events.send(DeployEvent::Progress { step, done: 0, total: 0 }).await;
+        self.follow(watch, events).await
     }
 
     /// Waits for a leader, so that nobody imports for minutes what cannot be deployed then.
@@ -316,20 +321,19 @@ impl Deployer {
         Ok((solved.plan, lifts))
     }
 
-    /// Has the model and the deployment replicated. Returns the first epoch that this deployment can get.
-    async fn commit(&self, ready: &Ready, request: &DeployRequest) -> Result<u64, Failure> {
+    /// Has the model and the deployment replicated. Gives what is to be watched then.
+    async fn commit(&self, ready: &Ready, request: &DeployRequest) -> Result<Watch, Failure> {
+        let me = DeviceId(self.facts.me().to_string());
         let record = ModelRecord {
             hash: ready.hash.to_string(),
             source: request.file.clone(),
             weight_bytes: ready.model.blobs().iter().map(|b| b.bytes).sum(),
             nodes: ready.model.node_count() as u64,
             blocks: ready.model.blocks().len() as u64,
-            added_by: DeviceId(self.facts.me().to_string()),
+            added_by: me.clone(),
             profile_blob: Some(ready.profile_blob.to_string()),
         };
         self.proposer.propose(Command::AddModel(record), PATIENCE).await?;
-        let view = self.consensus.view();
-        let before = view.borrow().state.deployments.get(&request.name).map_or(0, |d| d.next_epoch);
         let spec = DeploySpec {
             name: request.name.clone(),
             model: ready.hash.to_string(),
@@ -338,60 +342,45 @@ impl Deployer {
             pin: request.pin.clone(),
             shapes: request.shapes.clone(),
         };
-        self.proposer.propose(Command::Deploy(spec), PATIENCE).await?;
-        Ok(before)
+        let id = RequestId { proposer: me, sequence: rand::random() };
+        let cluster = self.consensus.view().borrow().state.cluster_id;
+        let command = Request { id: id.clone(), command: Command::Deploy(spec.clone()) };
+        self.proposer.submit(command, PATIENCE).await?;
+        Ok(Watch::new(Instant::now(), cluster, id, spec))
     }
 
-    /// Reports progress until the deployment serves or cannot.
-    async fn watch(
-        &self,
-        request: &DeployRequest,
-        model: &str,
-        before: u64,
-        events: &mpsc::Sender<DeployEvent>,
-    ) -> Result<(), Failure> {
+    /// Reports progress until the deployment serves or cannot, or nobody listens any more.
+    async fn follow(&self, mut watch: Watch, events: &mpsc::Sender<DeployEvent>) -> Result<(), Failure> {
         let mut changes = self.consensus.view();
-        let mut told_epoch = None;
-        let mut given_up: Option<Instant> = None;
-        loop {
+        while !events.is_closed() {
             let view = changes.borrow_and_update().clone();
-            let state = Arc::clone(&view.state);
-            if let Some(deployment) = state.deployments.get(&request.name).filter(|d| d.model == model) {
-                if let Some(active) =
-                    deployment.active.as_ref().filter(|a| a.epoch >= before && a.model == model)
-                {
-                    if told_epoch != Some(active.epoch) {
-                        let plan = Box::new(active.plan.clone());
-                        let _ = events.send(DeployEvent::Planned { plan, lifts: Vec::new() }).await;
-                    }
-                    let _ = events.send(DeployEvent::Serving { epoch: active.epoch }).await;
-                    return Ok(());
-                }
-                if let Some(preparing) = &deployment.preparing {
-                    given_up = None;
-                    if told_epoch != Some(preparing.epoch) {
-                        told_epoch = Some(preparing.epoch);
-                        let plan = Box::new(preparing.plan.clone());
-                        let _ = events.send(DeployEvent::Planned { plan, lifts: Vec::new() }).await;
-                    }
-                    let (done, total) = self.preparing(&request.name, preparing);
+            let (step, name) = (watch.look(Instant::now(), &view.state), watch.name());
+            if let Step::Preparing { plan, is_new: true } | Step::Serving { plan, is_new: true } = step {
+                let plan = Box::new(plan.plan.clone());
+                let _ = events.send(DeployEvent::Planned { plan, lifts: Vec::new() }).await;
+            }
+            match step {
+                Step::Wait => {}
+                Step::Preparing { plan, .. } => {
+                    let (done, total) = self.preparing(name, plan);
                     let step = "preparing".to_owned();
                     let _ = events.try_send(DeployEvent::Progress { step, done, total });
-                } else if let Some(fault) = &deployment.fault
-                    && (told_epoch.is_none()
-                        || given_up.get_or_insert_with(Instant::now).elapsed() > NEXT_PLAN)
-                {
-                    let (why, name) = (self.facts.named(&view, fault), &request.name);
+                }
+                Step::Serving { plan, .. } => {
+                    let _ = events.send(DeployEvent::Serving { epoch: plan.epoch }).await;
+                    return Ok(());
+                }
+                Step::Faulty(fault) => {
+                    let why = self.facts.named(&view, fault);
                     return Err(Failure::invalid(format!(
                         "{why}. {name} stays as failed and is planned again when the devices change; `mesh undeploy {name}` removes it"
                     )));
                 }
-            }
-            if events.is_closed() {
-                return Ok(());
+                Step::Over { status, error } => return Err(Failure { status, error }),
             }
             let _ = tokio::time::timeout(LOOK, changes.changed()).await;
         }
+        Ok(())
     }
 
     /// Bytes of weights that are where the plan wants them, and all.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_consensus::{ClusterState, Deployment, EpochPlan};
+use mesh_consensus::{ClusterState, Deployment, EpochPlan, state::MAX_TEXT};
 use mesh_planner::Plan;
 
 use super::{memory::gives_way, report::StageState};
@@ -19,6 +19,14 @@ const EXCLUSION: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(5);
 /// A first plan whose weights cannot be spread (a full disk) is activated all the same after this long.
 const SPREAD_PATIENCE: Duration = Duration::from_secs(120);
+/// A device that is there and tells nothing of its stage of a prepared plan is waited for this long. It tells as soon as
+/// it knows of the plan, which takes a second; it may never know, when its copy of the replicated state does not grow.
+const SILENCE: Duration = Duration::from_secs(20);
+/// A stage of the active plan that its device cannot load counts as lost after this long. Loading is tried every five
+/// seconds (`holdings`), and what is missing at first may come.
+const FAILING: Duration = Duration::from_secs(10);
+/// Bytes of a device's words on a failure that are remembered.
+const REASON_MAX: usize = 400;
 /// Live devices that have not measured themselves are waited for this long before a plan is made without them.
 const UNMEASURED_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -77,6 +85,36 @@ pub struct Duties {
     excluded: BTreeMap<(String, String), Instant>,
     /// When a deployment was last planned, and for which devices.
     planned: BTreeMap<String, Planned>,
+    /// The plan that a deployment prepares, and when it was first seen. When it was planned is no measure: making a plan
+    /// and having it committed takes its time.
+    preparing: BTreeMap<String, (u64, Instant)>,
+    /// What active plans want of devices that cannot do it.
+    failures: BTreeMap<Held, Failure>,
+}
+
+/// A stage of an active plan on one of its devices.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Held {
+    deployment: String,
+    epoch: u64,
+    stage: usize,
+    device: String,
+}
+
+/// A stage that its device could not load, and has not had since.
+#[derive(Debug)]
+struct Failure {
+    since: Instant,
+    /// Why, for people: as told at first, so that it is the same at every look.
+    reason: String,
+    /// For so long that the deployment has to do without it.
+    is_lost: bool,
+}
+
+impl Failure {
+    fn new(since: Instant, reason: String) -> Self {
+        Self { since, reason: short(reason, REASON_MAX), is_lost: false }
+    }
 }
 
 #[derive(Debug)]
@@ -88,10 +126,52 @@ struct Planned {
 
 impl Duties {
     /// Begins a look at all deployments, as the leader.
-    pub fn look(&mut self, now: Instant, state: &ClusterState) {
+    pub fn look(&mut self, now: Instant, state: &ClusterState, sight: &impl Sight) {
         self.leading_since.get_or_insert(now);
         self.planned.retain(|name, _| state.deployments.contains_key(name));
         self.excluded.retain(|_, until| *until > now);
+        let before = std::mem::take(&mut self.preparing);
+        let preparing = state.deployments.values().filter_map(|deployment| {
+            let epoch = deployment.preparing.as_ref()?.epoch;
+            let known = before.get(&deployment.name).filter(|(known, _)| *known == epoch);
+            Some((deployment.name.clone(), (epoch, known.map_or(now, |(_, since)| *since))))
+        });
+        self.preparing = preparing.collect();
+        self.note_failures(now, state, sight);
+    }
+
+    /// Keeps account of the stages of active plans that their devices cannot load, and leaves out those that are lost.
+    fn note_failures(&mut self, now: Instant, state: &ClusterState, sight: &impl Sight) {
+        let mut before = std::mem::take(&mut self.failures);
+        for deployment in state.deployments.values() {
+            let Some(active) = &deployment.active else { continue };
+            for (stage, device) in seats(&active.plan) {
+                let (name, device) = (deployment.name.clone(), device.to_owned());
+                let told = sight.stage(&device, &name, active.epoch, stage);
+                let told = told.filter(|_| sight.is_live(&device));
+                let held = Held { deployment: name, epoch: active.epoch, stage, device };
+                let failure = match (told, before.remove(&held)) {
+                    (Some(StageState::Failed { reason }), known) => {
+                        let known = known.unwrap_or_else(|| Failure::new(now, reason));
+                        let is_lost = known.is_lost || now.saturating_duration_since(known.since) >= FAILING;
+                        Failure { is_lost, ..known }
+                    }
+                    // It tries once more: that alone is no recovery.
+                    (Some(StageState::Preparing { .. }), Some(known)) => known,
+                    (Some(StageState::Ready), Some(Failure { is_lost: true, .. })) => {
+                        self.excluded.remove(&(held.deployment, held.device));
+                        continue;
+                    }
+                    (Some(StageState::Preparing { .. }), None) | (Some(StageState::Ready) | None, _) => {
+                        continue;
+                    }
+                };
+                self.failures.insert(held, failure);
+            }
+        }
+        let lost = self.failures.iter().filter(|(_, failure)| failure.is_lost);
+        let lost = lost.map(|(held, _)| ((held.deployment.clone(), held.device.clone()), now + EXCLUSION));
+        self.excluded.extend(lost);
     }
 
     /// This device does not lead any more.
@@ -111,8 +191,9 @@ impl Duties {
             return self.preparing(now, state, deployment, preparing, sight);
         }
         let Some(active) = &deployment.active else { return self.first_plan(now, deployment, sight) };
-        let lost = plan_devices(&active.plan).any(|device| !can_serve(state, device, sight));
-        if lost || active.epoch < deployment.asked_epoch {
+        let is_away = seats(&active.plan).any(|(_, device)| !can_serve(state, device, sight));
+        let has_failed = self.lost(&deployment.name).any(|(held, _)| held.epoch == active.epoch);
+        if is_away || has_failed || active.epoch < deployment.asked_epoch {
             return self.unless_tried(now, deployment, sight);
         }
         if deployment.fault.is_some() {
@@ -135,24 +216,52 @@ impl Duties {
     ) -> Need {
         let mut ready = true;
         let epoch = preparing.epoch;
-        for (index, stage) in preparing.plan.stages.iter().enumerate() {
-            for replica in &stage.replicas {
-                let device = &replica.device;
-                if !can_serve(state, device, sight) {
-                    let reason = format!("{} went away while it prepared stage {index}", sight.name(device));
-                    return Need::Abandon { epoch, reason, culprit: None };
-                }
-                match sight.stage(device, &deployment.name, epoch, index) {
-                    Some(StageState::Ready) => {}
-                    Some(StageState::Failed { reason }) => {
-                        let reason = format!("{} cannot prepare stage {index}: {reason}", sight.name(device));
-                        return Need::Abandon { epoch, reason, culprit: Some(device.clone()) };
-                    }
-                    Some(StageState::Preparing { .. }) | None => ready = false,
-                }
+        for (index, device) in seats(&preparing.plan) {
+            let name = || sight.name(device);
+            if !can_serve(state, device, sight) {
+                let reason = format!("{} went away while it prepared stage {index}", name());
+                return Need::Abandon { epoch, reason, culprit: None };
             }
+            let reason = match sight.stage(device, &deployment.name, epoch, index) {
+                Some(StageState::Ready) => continue,
+                Some(StageState::Failed { reason }) => {
+                    format!("{} cannot prepare stage {index}: {reason}", name())
+                }
+                None if self.is_waited_for_in_vain(now, deployment, epoch) => {
+                    format!("{} says nothing about stage {index}", name())
+                }
+                Some(StageState::Preparing { .. }) | None => {
+                    ready = false;
+                    continue;
+                }
+            };
+            let reason = short(reason, MAX_TEXT);
+            return Need::Abandon { epoch, reason, culprit: Some(device.to_owned()) };
         }
         if ready && self.is_safe(now, state, deployment, sight) { Need::Activate(epoch) } else { Need::None }
+    }
+
+    /// Whether devices have had time enough to tell of a prepared plan.
+    fn is_waited_for_in_vain(&self, now: Instant, deployment: &Deployment, epoch: u64) -> bool {
+        let seen = self.preparing.get(&deployment.name).filter(|(seen, _)| *seen == epoch);
+        seen.is_some_and(|(_, since)| now.saturating_duration_since(*since) > SILENCE)
+    }
+
+    /// Stages of a deployment's active plan that their devices have been unable to load for too long.
+    fn lost(&self, deployment: &str) -> impl Iterator<Item = (&Held, &Failure)> {
+        self.failures.iter().filter(move |(held, failure)| failure.is_lost && held.deployment == deployment)
+    }
+
+    /// Why a deployment cannot be planned, for people: with the failure that it has to be planned for, if there is one,
+    /// as its device seems to be well.
+    pub fn explained(&self, deployment: &str, reason: &str, sight: &impl Sight) -> String {
+        let text = match self.lost(deployment).next() {
+            None => reason.to_owned(),
+            Some((Held { stage, device, .. }, Failure { reason: why, .. })) => {
+                format!("{} cannot load stage {stage}: {why}; without it: {reason}", sight.name(device))
+            }
+        };
+        short(text, MAX_TEXT)
     }
 
     /// Whether the loss of one device would lose no weights: a deployment's first plan waits for that, so that a
@@ -220,7 +329,22 @@ fn can_serve(state: &ClusterState, device: &str, sight: &impl Sight) -> bool {
         && state.members.values().any(|member| member.device.0 == device && !member.draining)
 }
 
-/// All devices of a plan, some more than once.
-fn plan_devices(plan: &Plan) -> impl Iterator<Item = &str> {
-    plan.stages.iter().flat_map(|s| s.replicas.iter().map(|r| r.device.as_str()))
+/// Every stage of a plan on each of its devices.
+fn seats(plan: &Plan) -> impl Iterator<Item = (usize, &str)> {
+    let stages = plan.stages.iter().enumerate();
+    stages.flat_map(|(index, stage)| stage.replicas.iter().map(move |r| (index, r.device.as_str())))
 }
+
+/// The beginning of a text: what libraries say of a failure may be longer than replicated state takes.
+fn short(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let room = bytes_max.saturating_sub('…'.len_utf8());
+        let end = (0..=room).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

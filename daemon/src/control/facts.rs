@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
+use mesh_consensus::ClusterId;
 use mesh_planner::TransferCost;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
     memory::{Others, taken_by_others},
     peers::Peers,
     planning::DeviceFacts,
-    report::{NodeReport, StageReport},
+    report::{NO_CLUSTER, NodeReport, StageReport},
 };
 use crate::net::{Net, PeerId};
 
@@ -33,6 +34,9 @@ fn checked(cost: TransferCost) -> TransferCost {
 }
 
 /// Facts about this device and all others. Cheap to clone.
+///
+/// Devices of other clusters are in touch, too, while clusters meet, and may even be listed here. What they say of links
+/// and costs is true for everybody; what they say of plans is about other plans, and is not heard.
 #[derive(Debug, Clone)]
 pub struct Facts {
     me: PeerId,
@@ -71,6 +75,35 @@ impl Facts {
         net.set_report(encoded.into());
     }
 
+    /// The cluster that this device is in, or [`NO_CLUSTER`].
+    fn cluster(&self) -> ClusterId {
+        let own = self.own.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        own.cluster.unwrap_or(NO_CLUSTER)
+    }
+
+    /// Keeps this device's report true about the cluster that it is in.
+    pub fn set_cluster(&self, net: &Net, cluster: ClusterId) {
+        if self.own().cluster != Some(cluster) {
+            self.update_own(net, |own| own.cluster = Some(cluster));
+        }
+    }
+
+    /// Whether a report is of a device in this device's cluster. Builds from before do not say, and are believed.
+    fn is_of_ours(&self, report: &NodeReport) -> bool {
+        report.cluster.is_none_or(|cluster| cluster == self.cluster())
+    }
+
+    /// Whether a report is of a device in another cluster. Who is in none may be on its way here.
+    fn is_elsewhere(&self, report: &NodeReport) -> bool {
+        report.cluster != Some(NO_CLUSTER) && !self.is_of_ours(report)
+    }
+
+    /// The newest report of a peer that is up and in this cluster.
+    fn told_by(&self, peer: &PeerId) -> Option<Arc<NodeReport>> {
+        let report = self.peers.get(peer).filter(|p| p.up)?.report?;
+        self.is_of_ours(&report).then_some(report)
+    }
+
     /// What moving a byte to each live peer costs the processors of both ends together, in seconds of the whole device:
     /// this device's and the peer's word; as long as a peer has not measured itself, it is taken to be like this one.
     pub fn moving_costs(&self) -> Vec<(PeerId, f64)> {
@@ -84,9 +117,9 @@ impl Facts {
         self.peers.live().into_iter().filter_map(cost).collect()
     }
 
-    /// Numbers of the plans, by deployment, that live devices send requests on, as they have told.
+    /// Numbers of the plans, by deployment, that live devices of this cluster send requests on, as they have told.
     pub fn under_way(&self) -> BTreeSet<(String, u64)> {
-        let reports = self.peers.live().into_iter().filter_map(|peer| self.peers.get(&peer)?.report);
+        let reports = self.peers.live().into_iter().filter_map(|peer| self.told_by(&peer));
         let mut found = BTreeSet::new();
         for report in reports.chain([Arc::new(self.own())]) {
             for (name, epochs) in &report.under_way {
@@ -96,19 +129,21 @@ impl Facts {
         found
     }
 
-    /// Whether a device is this one, or connected and not silent.
+    /// Whether a device is this one, or connected, not silent, and in no other cluster: a place here that its device
+    /// has declined holds nobody.
     pub fn is_live(&self, device: &str) -> bool {
         let Ok(peer) = device.parse::<PeerId>() else { return false };
-        peer == self.me || self.peers.get(&peer).is_some_and(|p| p.up)
+        let is_here = |report: Option<Arc<NodeReport>>| report.is_none_or(|r| !self.is_elsewhere(&r));
+        peer == self.me || self.peers.get(&peer).is_some_and(|p| p.up && is_here(p.report))
     }
 
-    /// A device's newest report; of devices that are down there is none.
+    /// A device's newest report; of devices that are down, or not in this cluster, there is none.
     pub fn report(&self, device: &str) -> Option<Arc<NodeReport>> {
         let peer: PeerId = device.parse().ok()?;
         if peer == self.me {
             return Some(Arc::new(self.own()));
         }
-        self.peers.get(&peer).filter(|p| p.up).and_then(|p| p.report)
+        self.told_by(&peer)
     }
 
     /// How far a device is with a stage.
@@ -167,3 +202,6 @@ impl Facts {
         members.fold(text.to_owned(), |text, m| text.replace(&m.device.0, &m.name))
     }
 }
+
+#[cfg(test)]
+mod tests;

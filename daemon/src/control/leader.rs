@@ -125,7 +125,8 @@ impl Leader {
     }
 
     async fn look(&mut self, view: &ClusterView) {
-        self.duties.look(Instant::now(), &view.state);
+        let seen = Seen { facts: &self.facts, view };
+        self.duties.look(Instant::now(), &view.state, &seen);
         self.better.retain(|name| view.state.deployments.contains_key(name));
         self.problems.retain(|name| view.state.deployments.contains_key(name));
         for deployment in view.state.deployments.values() {
@@ -185,6 +186,7 @@ impl Leader {
                 self.prepare(deployment, solved).await;
             }
             Err(reason) => {
+                let reason = self.duties.explained(&deployment.name, &reason, &self.seen(view));
                 if deployment.fault.as_ref() != Some(&reason) {
                     tracing::warn!(deployment = %deployment.name, %reason, "cannot be served as asked");
                     self.set_fault(deployment, Some(reason)).await;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_consensus::ClusterId;
 use mesh_planner::TransferCost;
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,8 @@ use super::crossing::CrossingReport;
 
 /// Largest report that is decoded, in bytes.
 const REPORT_BYTES_MAX: usize = 256 * 1024;
+/// Stands for the cluster of a device that is in none yet, as in its own view.
+pub const NO_CLUSTER: ClusterId = ClusterId([0; 16]);
 
 /// A device's account of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,6 +21,10 @@ pub struct NodeReport {
     pub name: String,
     /// Version of the binary.
     pub version: String,
+    /// The cluster that it is in, or [`NO_CLUSTER`]: two clusters that meet may have deployments of one name, with plans of
+    /// one number. `None`: a build from before this was said.
+    #[serde(default)]
+    pub cluster: Option<ClusterId>,
     /// What stages may use on this device, in bytes.
     pub memory_budget_bytes: u64,
     /// What the loaded stages use by the planner's account, in bytes.
@@ -119,3 +126,6 @@ impl NodeReport {
         self.stages.iter().find(|s| s.deployment == deployment && s.epoch == epoch && s.stage == stage)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ use super::{
     problems::Problems,
     propose::Proposer,
     reconcile::{Parts, Reconciler},
-    report::NodeReport,
+    report::{NO_CLUSTER, NodeReport},
     rpc::JoinCall,
     spread::Spread,
     transfer::Transfer,
@@ -140,6 +140,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         parts.app.facts.clone(),
         parts.app.proposer.clone(),
     ));
+    tasks.spawn(tell_cluster(net.clone(), consensus.clone(), parts.app.facts.clone()));
     calibrate_in_background(&net, &parts.app.facts, engine, parts.threads);
     let listen = net.listen_address();
     Ok(Running { app: super::app::handle(parts.app), listen, net, consensus, failed, tasks })
@@ -218,7 +219,7 @@ fn build(
     let threads = session_threads(config.limits.threads);
     let budget = config.limits.memory.unwrap_or_else(budget::automatic);
     let facts = Facts::new(net.local_peer(), Peers::default(), first_report(config, budget, threads));
-    facts.update_own(&net, |_| {});
+    facts.update_own(&net, |own| own.cluster = Some(consensus.view().borrow().state.cluster_id));
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
     let models = Models::new(transfer.clone());
     let data = DataPlane::start(net.local_peer(), net.clone(), DataLimits::for_memory(budget));
@@ -308,6 +309,7 @@ fn first_report(config: &Config, memory_budget_bytes: u64, threads: usize) -> No
     NodeReport {
         name: config.node.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster: Some(NO_CLUSTER),
         memory_budget_bytes,
         memory_used_bytes: 0,
         calibration_s: None,
@@ -331,6 +333,18 @@ fn session_threads(configured: usize) -> usize {
     match configured {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
+    }
+}
+
+/// Tells the others which cluster this device is in, whenever that changes: founding, joining, giving way.
+async fn tell_cluster(net: Net, consensus: Consensus, facts: Facts) {
+    let mut views = consensus.view();
+    loop {
+        let cluster = views.borrow_and_update().state.cluster_id;
+        facts.set_cluster(&net, cluster);
+        if views.changed().await.is_err() {
+            return;
+        }
     }
 }
 

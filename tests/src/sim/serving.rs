@@ -11,14 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_consensus::{ClusterState, Request, RequestId};
+use mesh_consensus::{ClusterId, ClusterState, Request, RequestId};
 use mesh_daemon::{
     app::{AppError, InferRequest},
     control::{
         duties::Duties,
         holdings::{Act, Holdings, Session, wanted_here},
         prepare::SessionKey,
-        report::StageState,
+        report::{NO_CLUSTER, StageState},
         routing::{self, Names},
     },
     data::{DataLimits, Effect, Ingress, Reachable, Route, StageKey},
@@ -43,8 +43,9 @@ const SILENT_MS: u64 = 3_000;
 const LATE_MS: u64 = 500;
 
 /// What a device tells the others.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Report {
+    cluster: ClusterId,
     stages: Vec<(StageKey, StageState)>,
     kept: BTreeSet<String>,
     memory: u64,
@@ -90,6 +91,10 @@ pub(crate) struct Serving {
     zero: Instant,
     dice: Dice,
     memory: u64,
+    /// As of the last look.
+    cluster: ClusterId,
+    /// No session can be made any more.
+    pub(crate) is_spoilt: bool,
     /// Frames of any epoch are let in: a fault that the checks must find.
     pub(crate) is_lax: bool,
     ingress: Ingress,
@@ -136,6 +141,8 @@ impl Serving {
             zero,
             dice,
             memory,
+            cluster: NO_CLUSTER,
+            is_spoilt: false,
             is_lax: false,
             ingress: Ingress::new(me, boot, DataLimits::default()),
             stages: Reachable::default(),
@@ -164,7 +171,16 @@ impl Serving {
     }
 
     fn is_live(&self, device: &str) -> bool {
-        self.is_up(device_index(&mesh_consensus::DeviceId(device.to_owned())))
+        let index = device_index(&mesh_consensus::DeviceId(device.to_owned()));
+        // Devices tell nothing before they are members: who is in no cluster is not known to be in another one.
+        let is_here = self.reports.get(&index).is_none_or(|report| report.cluster == self.cluster);
+        self.is_up(index) && is_here
+    }
+
+    /// What a peer that is up and in this cluster has told.
+    fn told(&self, index: usize) -> Option<&Report> {
+        let report = self.reports.get(&index).filter(|_| self.up.contains(&index))?;
+        (report.cluster == self.cluster).then_some(report)
     }
 
     pub(crate) fn is_up(&self, index: usize) -> bool {
@@ -203,6 +219,7 @@ impl Serving {
 
     /// What is due, on a device that is a member; `leads`: it is the leader.
     pub(crate) fn tick(&mut self, now_ms: u64, state: &ClusterState, leads: bool) {
+        self.cluster = state.cluster_id;
         let silent = |(device, heard): (&usize, &u64)| (now_ms > heard + SILENT_MS).then_some(*device);
         let silent: Vec<usize> = self.connected.iter().filter_map(silent).collect();
         for device in silent {
@@ -237,7 +254,7 @@ impl Serving {
             self.making.iter().filter(|(_, at)| **at <= now_ms).map(|(key, _)| key.clone()).collect();
         for key in due {
             self.making.remove(&key);
-            let is_had = !self.dice.permille(30);
+            let is_had = !self.dice.permille(30) && !self.is_spoilt;
             let result = if is_had { Ok(()) } else { Err("its weights could not be fetched".to_owned()) };
             self.holdings.finished(self.at(now_ms), &key, result);
         }
@@ -249,9 +266,9 @@ impl Serving {
         let wanted =
             wanted_here(state, &me, budget, |device| self.is_live(device), |key| self.holdings.has(key));
         let own = self.under_way(now_ms);
-        let told = self.reports.iter().filter(|(device, _)| self.up.contains(device));
+        let told = self.up.iter().filter_map(|device| self.told(*device));
         let under_way: BTreeSet<(String, u64)> =
-            told.flat_map(|(_, report)| report.under_way.iter().cloned()).chain(own).collect();
+            told.flat_map(|report| report.under_way.iter().cloned()).chain(own).collect();
         let is_under_way = |key: &StageKey| under_way.contains(&(key.deployment.clone(), key.epoch));
         for act in self.holdings.look(self.at(now_ms), &wanted, is_under_way) {
             match act {
@@ -309,7 +326,7 @@ impl Serving {
         if index == self.index {
             return self.own_stages().into_iter().find(|(own, _)| own == key).map(|(_, state)| state);
         }
-        let report = self.reports.get(&index).filter(|_| self.up.contains(&index))?;
+        let report = self.told(index)?;
         report.stages.iter().find(|(told, _)| told == key).map(|(_, state)| state.clone())
     }
 
@@ -339,6 +356,7 @@ impl Serving {
 
     fn tell(&mut self, now_ms: u64, state: &ClusterState) {
         let report = Report {
+            cluster: self.cluster,
             stages: self.own_stages(),
             kept: state.models.keys().cloned().collect(),
             memory: self.memory,

@@ -101,6 +101,22 @@ impl World {
                 self.schedule(self.now_ms, Happening::Start(index));
             }
         }
+        if self.options.ask_every_ms > 0 && self.dice.permille(300) {
+            self.cut_power();
+        }
+    }
+
+    /// The power fails everywhere and comes back, and one device cannot load its stages any more: nobody went away by
+    /// whom the leader could see that it has to plan.
+    fn cut_power(&mut self) {
+        let spoilt = self.dice.index(self.devices.len());
+        self.note(|_| format!("all lose power; d{spoilt} can load nothing any more"));
+        self.devices[spoilt].is_spoilt = true;
+        for index in 0..self.devices.len() {
+            if self.devices[index].process.is_some() {
+                self.crash(index);
+            }
+        }
     }
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node<RedbStore>> {
@@ -322,10 +338,10 @@ impl World {
 
     /// Devices that plans may use, with their memory.
     fn usable(&self, state: &ClusterState) -> BTreeMap<String, u64> {
-        let usable = state.members.values().filter(|member| !member.draining);
-        let memory =
-            |member: &Member| (member.device.0.clone(), self.devices[device_index(&member.device)].memory);
-        usable.map(memory).collect()
+        let device = |member: &Member| &self.devices[device_index(&member.device)];
+        let is_usable = |member: &&Member| !member.draining && !device(member).is_spoilt;
+        let usable = state.members.values().filter(is_usable);
+        usable.map(|member| (member.device.0.clone(), device(member).memory)).collect()
     }
 
     fn behind(&self) -> Option<String> {

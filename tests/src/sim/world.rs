@@ -57,6 +57,8 @@ pub(crate) struct Device {
     pub(crate) retired: bool,
     /// What its stages may use, in the bytes of the simulated models.
     pub(crate) memory: u64,
+    /// It can load no stage any more.
+    pub(crate) is_spoilt: bool,
 }
 
 /// Something that happens at a moment of virtual time.
@@ -157,6 +159,7 @@ impl World {
             prepared: false,
             retired: false,
             memory,
+            is_spoilt: false,
         };
         Self {
             options,
@@ -390,7 +393,10 @@ impl World {
         let memory = serves.then_some(device.memory);
         let setup = Setup { index, devices, seed, snapshot_entries, kept_entries, memory, zero, is_lax };
         match Process::start(setup, &device.disk) {
-            Ok(process) => {
+            Ok(mut process) => {
+                if device.is_spoilt {
+                    process.spoil();
+                }
                 device.process = Some(process);
                 device.prepared = true;
             }

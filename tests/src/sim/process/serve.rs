@@ -28,6 +28,13 @@ impl Process {
         Ok(())
     }
 
+    /// The device cannot load any stage.
+    pub(crate) fn spoil(&mut self) {
+        if let Some(serving) = &mut self.serving {
+            serving.is_spoilt = true;
+        }
+    }
+
     /// It knows that the device is up, or does not care: it serves nothing.
     pub(crate) fn hears(&self, device: usize) -> bool {
         self.serving.as_ref().is_none_or(|serving| serving.is_up(device))

@@ -41,7 +41,7 @@ impl Sight for Seen<'_> {
     fn keeps(&self, device: &str, model: &str) -> bool {
         let index = device_index(&DeviceId(device.to_owned()));
         index == self.serving.index
-            || self.serving.reports.get(&index).is_some_and(|report| report.kept.contains(model))
+            || self.serving.told(index).is_some_and(|report| report.kept.contains(model))
     }
 
     fn ready(&self) -> (BTreeSet<String>, usize) {
@@ -73,7 +73,7 @@ impl Serving {
     /// Bytes for stages on a device, as it has told.
     pub(super) fn memory_of(&self, device: &str) -> Option<u64> {
         let index = device_index(&DeviceId(device.to_owned()));
-        if index == self.index { Some(self.memory) } else { self.reports.get(&index).map(|told| told.memory) }
+        if index == self.index { Some(self.memory) } else { self.told(index).map(|told| told.memory) }
     }
 
     /// One look at all deployments, unless an earlier command is still waited for.
@@ -86,7 +86,9 @@ impl Serving {
         }
         self.asked = None;
         let now = self.at(now_ms);
-        self.duties.look(now, state);
+        let mut duties = std::mem::take(&mut self.duties);
+        duties.look(now, state, &Seen { serving: self, state });
+        self.duties = duties;
         for deployment in state.deployments.values() {
             let need = self.duties.need(now, state, deployment, &Seen { serving: self, state });
             if let Some(command) = self.command(now_ms, state, deployment, need) {
@@ -125,7 +127,9 @@ impl Serving {
             }
             Need::Plan => {
                 let devices = self.duties.usable(&name, &Seen { serving: self, state });
-                let result = self.plan(state, deployment, &devices);
+                let result = self
+                    .plan(state, deployment, &devices)
+                    .map_err(|reason| self.duties.explained(&name, &reason, &Seen { serving: self, state }));
                 self.duties.planned(self.at(now_ms), deployment, devices);
                 match result {
                     Ok(plan) => {
