@@ -231,7 +231,7 @@ async fn an_answer_by_a_device_that_the_ingress_has_lost_is_taken() {
 /// How the way between two devices breaks.
 #[derive(Debug, Clone, Copy)]
 enum Break {
-    /// They lose each other for a moment; nobody else does.
+    /// They lose each other for a moment, as both see; nobody else does.
     Connection,
     /// Only the stream ends, which shows when the next frame is sent.
     Stream,
@@ -254,59 +254,49 @@ async fn lose_what_was_taken(
     }
     rack.0.lock().unwrap().deaf.remove(&peers[to]);
     if matches!(how, Break::Connection) {
-        planes[from].peer_down(peers[to]);
-        planes[from].peer_up(peers[to]);
+        for (this, other) in [(from, to), (to, from)] {
+            planes[this].peer_down(peers[other]);
+            planes[this].peer_up(peers[other]);
+        }
     }
+}
+
+/// Three requests are lost on the way from one device to another, and a fourth one comes: how often they were sent again, together. One may be sent before
+/// the devices have found each other again, and so once more.
+async fn retries_after(stages: usize, (from, to): (usize, usize), how: Break) -> u32 {
+    let (rack, peers, planes) = Rack::new(stages + 1);
+    let placement: Vec<Vec<PeerId>> = peers[1..].iter().map(|peer| vec![*peer]).collect();
+    host_all(1, &placement, &peers, &planes);
+    planes[0].set_routes(route(1, &placement));
+    rack.0.lock().unwrap().deaf.insert(peers[to], Vec::new());
+    let mut clients = tokio::task::JoinSet::new();
+    let ask = |clients: &mut tokio::task::JoinSet<u32>, value: u16| {
+        let (plane, sum) = (planes[0].clone(), [1.0, 11.0][stages - 1]);
+        clients.spawn(async move {
+            let response = plane.infer(request(f32::from(value), 10, LONG)).await.unwrap();
+            check(&response, f32::from(value) + sum, 10);
+            response.retries
+        });
+    };
+    (0..3).for_each(|value| ask(&mut clients, value));
+    lose_what_was_taken((&rack, &peers, &planes), (from, to), 3, how).await;
+    ask(&mut clients, 3);
+    let retries = clients.join_all().await;
+    assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+    retries.iter().sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_lost_between_two_others_is_sent_again() {
     for how in [Break::Connection, Break::Stream] {
-        let (rack, peers, planes) = Rack::new(3);
-        let placement = vec![vec![peers[1]], vec![peers[2]]];
-        host_all(1, &placement, &peers, &planes);
-        planes[0].set_routes(route(1, &placement));
-        rack.0.lock().unwrap().deaf.insert(peers[2], Vec::new());
-        let mut clients = tokio::task::JoinSet::new();
-        let ask = |clients: &mut tokio::task::JoinSet<_>, value: u16| {
-            let plane = planes[0].clone();
-            clients.spawn(async move {
-                let response = plane.infer(request(f32::from(value), 10, LONG)).await.unwrap();
-                check(&response, f32::from(value) + 11.0, 10);
-                response.retries
-            });
-        };
-        (0..3).for_each(|value| ask(&mut clients, value));
-        lose_what_was_taken((&rack, &peers, &planes), (1, 2), 3, how).await;
-        ask(&mut clients, 3);
-        let mut retries = clients.join_all().await;
-        retries.sort_unstable();
-        assert_eq!(retries, [0, 1, 1, 1], "{how:?}");
-        assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+        assert!(retries_after(2, (1, 2), how).await >= 3, "{how:?}: nothing was lost");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outputs_that_are_lost_on_their_way_back_are_made_again() {
     for how in [Break::Connection, Break::Stream] {
-        let (rack, peers, planes) = Rack::new(2);
-        let placement = vec![vec![peers[1]]];
-        host_all(1, &placement, &peers, &planes);
-        planes[0].set_routes(route(1, &placement));
-        rack.0.lock().unwrap().deaf.insert(peers[0], Vec::new());
-        let mut clients = tokio::task::JoinSet::new();
-        let ask = |clients: &mut tokio::task::JoinSet<_>, value: u16| {
-            let plane = planes[0].clone();
-            clients.spawn(async move {
-                let response = plane.infer(request(f32::from(value), 10, LONG)).await.unwrap();
-                check(&response, f32::from(value) + 1.0, 10);
-            });
-        };
-        (0..3).for_each(|value| ask(&mut clients, value));
-        lose_what_was_taken((&rack, &peers, &planes), (1, 0), 3, how).await;
-        ask(&mut clients, 3);
-        clients.join_all().await;
-        assert_eq!(planes[0].metrics().deployments["m"].in_flight, 0);
+        assert!(retries_after(1, (1, 0), how).await >= 3, "{how:?}: nothing was lost");
     }
 }
 
