@@ -34,8 +34,8 @@ const SMOOTHING: f64 = 0.2;
 const REOPEN_MIN: Duration = Duration::from_millis(50);
 const REOPEN_MAX: Duration = Duration::from_secs(2);
 
-/// A frame that no other device can make up for is tried so many times.
-const TRIES: u32 = 4;
+/// How long a new stream is tried for again, for a frame that no other device can make up for. What is behind it waits, too.
+const TRY_MAX: Duration = Duration::from_secs(1);
 
 /// Why frames in the queue of a peer that is gone are lost.
 const DOWN: &str = "the peer went down";
@@ -309,18 +309,16 @@ impl Sender {
         self.write(shared, stream, &packed.frame, &outgoing).await
     }
 
-    /// An activation is better sent another way at once; what an ingress waits for has no other way.
+    /// A stream for a frame. An activation is better sent another way at once; what an ingress waits for has no other way.
     async fn open_for(&mut self, frame: &Frame) -> io::Result<Box<dyn DataStream>> {
-        let tries = if matches!(frame.body, Body::Activation { .. }) { 1 } else { TRIES };
-        for _ in 1..tries {
-            if let Ok(stream) = self.open().await {
-                return Ok(stream);
-            }
-            if let Some(until) = self.closed_until {
-                tokio::time::sleep_until(until.into()).await;
+        let waits = !matches!(frame.body, Body::Activation { .. });
+        let last = now() + TRY_MAX;
+        loop {
+            match (self.open().await, self.closed_until) {
+                (Err(_), Some(next)) if waits && next < last => tokio::time::sleep_until(next.into()).await,
+                (result, _) => return result,
             }
         }
-        self.open().await
     }
 
     async fn open(&mut self) -> io::Result<Box<dyn DataStream>> {

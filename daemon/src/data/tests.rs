@@ -36,6 +36,8 @@ struct RackState {
     /// Bytes that a stream holds before the writer has to wait.
     pipe_bytes: usize,
     cut: BTreeSet<PeerId>,
+    /// Streams that could not be opened.
+    refused: usize,
     /// Devices that take streams and never read them.
     deaf: BTreeMap<PeerId, Vec<tokio::io::DuplexStream>>,
 }
@@ -64,7 +66,10 @@ impl Transport for RackPort {
                 plane.accept(self.me, theirs);
                 Ok(Box::new(ours) as Box<dyn DataStream>)
             }
-            None => Err(io::Error::from(io::ErrorKind::NotConnected)),
+            None => {
+                state.refused += 1;
+                Err(io::Error::from(io::ErrorKind::NotConnected))
+            }
         };
         Box::pin(async move { result })
     }

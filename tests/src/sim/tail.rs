@@ -106,8 +106,8 @@ impl World {
         }
     }
 
-    /// The power fails everywhere and comes back, and one device cannot load its stages any more: nobody went away by
-    /// whom the leader could see that it has to plan.
+    /// The power fails everywhere and comes back, and one device cannot load its stages any more. All are up again: only
+    /// what that device tells of its stages shows the leader that it has to plan.
     fn cut_power(&mut self) {
         let spoilt = self.dice.index(self.devices.len());
         self.note(|_| format!("all lose power; d{spoilt} can load nothing any more"));

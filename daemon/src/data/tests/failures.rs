@@ -300,6 +300,29 @@ async fn outputs_that_are_lost_on_their_way_back_are_made_again() {
     }
 }
 
+/// Nobody else can bring them, and computing them again takes longer than waiting for a moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_wait_a_moment_for_a_stream() {
+    let (rack, peers, planes) = Rack::new(2);
+    let gate = Arc::new(Gate::default());
+    planes[1].host(key(1, 0), HostedStage { runner: gate.stage(), passthrough: Vec::new() });
+    planes[0].set_routes(route(1, &[vec![peers[1]]]));
+    let mut infer = Box::pin(planes[0].infer(request(1.0, 10, LONG)));
+    assert!(futures::poll!(infer.as_mut()).is_pending());
+    while planes[1].metrics().stages[0].queue == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rack.0.lock().unwrap().cut.insert(peers[0]);
+    gate.open();
+    while rack.0.lock().unwrap().refused == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rack.0.lock().unwrap().cut.clear();
+    let response = infer.await.unwrap();
+    check(&response, 2.0, 10);
+    assert_eq!(response.retries, 0);
+}
+
 /// Outputs come faster than the way back takes them; its queue holds one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outputs_that_find_no_room_are_made_again() {
