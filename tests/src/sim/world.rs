@@ -130,6 +130,8 @@ pub(crate) struct World {
     /// Devices that are gone for good, and the clusters that have removed them or were told to.
     pub(crate) given_notice: BTreeSet<(ClusterId, usize)>,
     pub(crate) events: u64,
+    /// What was found to be wrong while connections broke; the run ends with it.
+    broken: Option<String>,
     /// A rule that is broken on purpose.
     pub(crate) sabotage: Option<Sabotage>,
     /// What all virtual clocks begin with.
@@ -173,6 +175,7 @@ impl World {
             crashes: 0,
             given_notice: BTreeSet::new(),
             events: 0,
+            broken: None,
             sabotage,
             zero: Instant::now(),
             queue: BinaryHeap::new(),
@@ -224,7 +227,8 @@ impl World {
             if self.events > EVENTS_MAX {
                 return Err((self.now_ms, format!("{EVENTS_MAX} events and no end")));
             }
-            self.happen(next.happening).map_err(|what| (self.now_ms, what))?;
+            let happened = self.happen(next.happening);
+            happened.and_then(|()| self.broken.take().map_or(Ok(()), Err)).map_err(|what| (self.now_ms, what))?;
         }
         self.now_ms = end_ms;
         Ok(())
@@ -449,8 +453,8 @@ impl World {
             return;
         }
         for (here, there) in [(a, b), (b, a)] {
-            // The world is not checked here: nothing is decided by a peer's going.
-            let _ = self.with(here, |process, now_ms| process.peer_gone(now_ms, there));
+            let broken = self.with(here, |process, now_ms| process.peer_gone(now_ms, there)).err();
+            self.broken = self.broken.take().or(broken);
         }
     }
 
