@@ -1,10 +1,11 @@
 //! The planning of published systems as pure functions, to compare Mesh's plans with.
 //!
-//! Every policy turns a [`Problem`] into stages with one device each. What they cost is then Mesh's own evaluation,
+//! Every policy turns a [`Problem`] into stages with one device each ([`Policy::Copies`]: one stage, many devices). What they cost is then Mesh's own evaluation,
 //! the same for all: the stages are pinned and [`mesh_planner::solve`] predicts the numbers ([`plan`]). Each policy
 //! decides by its own system's model; memory is counted as Mesh counts it, so that a policy that respects memory
 //! never gives stages that cannot run.
 
+mod copies;
 mod defer;
 mod edgepipe;
 mod greedy;
@@ -23,6 +24,7 @@ use std::str::FromStr;
 
 use mesh_planner::{DEFAULT_STEPS, PinnedStage, Plan, Problem, solve};
 
+pub use copies::copies;
 pub use defer::{defer, defer_cuts, residual_joins};
 pub use edgepipe::edgepipe;
 pub use greedy::greedy;
@@ -40,6 +42,8 @@ pub(crate) use {
 pub enum Policy {
     /// Mesh's own planner.
     Mesh,
+    /// The whole model on every device that holds it.
+    Copies,
     /// The whole model on the fastest device that holds it.
     Single,
     /// DEFER: cuts given by hand, a chain in list order.
@@ -58,8 +62,9 @@ pub enum Policy {
 
 impl Policy {
     /// All of them, Mesh first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Mesh,
+        Self::Copies,
         Self::Single,
         Self::Defer,
         Self::Seifer,
@@ -73,6 +78,7 @@ impl Policy {
     pub fn name(self) -> &'static str {
         match self {
             Self::Mesh => "mesh",
+            Self::Copies => "copies",
             Self::Single => "single",
             Self::Defer => "defer",
             Self::Seifer => "seifer",
@@ -123,6 +129,7 @@ pub fn stages(policy: Policy, problem: &Problem, choices: &Choices) -> Result<Ve
             let plan = solve(problem, DEFAULT_STEPS).map_err(|error| error.to_string())?;
             Ok(pinned(&plan))
         }
+        Policy::Copies => copies(problem),
         Policy::Single => single(problem),
         Policy::Defer => defer(problem, choices.defer_cuts.as_deref()),
         Policy::Seifer => seifer(problem, choices.classes, choices.seed),

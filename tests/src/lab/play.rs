@@ -48,6 +48,8 @@ pub struct Player {
     /// Epoch of each deployment at the last look.
     epochs: BTreeMap<String, u64>,
     loads: BTreeMap<String, Load>,
+    /// Loads that were started: each has arrivals of its own.
+    loads_started: u64,
     start: Instant,
     tell: fn(&str),
 }
@@ -118,6 +120,7 @@ impl Player {
             deployed: BTreeMap::new(),
             epochs: BTreeMap::new(),
             loads: BTreeMap::new(),
+            loads_started: 0,
             start: Instant::now(),
             tell,
         })
@@ -276,7 +279,8 @@ impl Player {
             (_, Some(rate_per_s)) => Arrivals::Poisson { rate_per_s, max_in_flight: load.max_in_flight },
             (clients, None) => Arrivals::Closed { clients: clients.unwrap_or(1) * entrances.len() },
         };
-        let (seed, timeout_s) = (self.hall.scenario.seed, PATIENCE_S);
+        let (seed, timeout_s) = (self.hall.scenario.seed.wrapping_add(self.loads_started), PATIENCE_S);
+        self.loads_started += 1;
         let failover = load.failover;
         let spec = LoadSpec { seed, timeout_s, failover, ..LoadSpec::new(&load.name, arrivals) };
         let running = Load::start(&spec, expected, &entrances)?;
@@ -316,6 +320,7 @@ impl Player {
             max_in_flight: 1,
             failover: false,
         };
+        let planned = self.predicted(&cell.name).unwrap_or(0.0);
         self.load(&load)?;
         std::thread::sleep(settle);
         // Every client has had two answers: the pipeline is full.
@@ -327,7 +332,9 @@ impl Player {
             warmup: warmup as u64,
         })?;
         self.stop_load(Some(&cell.name))?;
-        Ok(measurement)
+        // Also what went wrong while the pipeline filled, or a plan was replaced.
+        let faults = self.report.loads.last().map_or(0, |(_, load)| load.not_right());
+        Ok(Measurement { planned, faults, ..measurement })
     }
 
     /// All cards at this rate, or back to what the scenario says.

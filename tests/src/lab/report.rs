@@ -47,7 +47,7 @@ pub struct Measurement {
     pub seconds: f64,
     /// Right answers in it.
     pub answers: u64,
-    /// Wrong answers and requests without an answer in it.
+    /// Wrong answers and requests without an answer in it; for a cell of a table, in all of its load.
     pub faults: u64,
     /// Answers per second.
     pub rate: f64,
@@ -58,6 +58,9 @@ pub struct Measurement {
     /// What the mesh predicted for the plan while it was measured, requests per second: the mean of looks every four
     /// seconds.
     pub predicted: f64,
+    /// What was predicted before its load, when the plan was new: nothing of it had been measured. 0: not looked at.
+    #[serde(default)]
+    pub planned: f64,
     /// The plan in a line: blocks and devices by stage, and what limits it.
     pub plan: String,
     /// What each device used in it.
@@ -93,6 +96,7 @@ impl Measurement {
             p50_ms: of(|turn| turn.p50_ms),
             p99_ms: turns.iter().map(|turn| turn.p99_ms).fold(0.0, f64::max),
             predicted: mean(|turn| turn.predicted),
+            planned: mean(|turn| turn.planned),
             turns: turns.iter().map(|turn| turn.rate).collect(),
             ..last
         }

@@ -55,6 +55,10 @@ impl<'a> View<'a> {
         self.stage_bytes[first * (self.blocks + 1) + end]
     }
 
+    pub(super) fn id(&self, device: usize) -> String {
+        self.problem.devices[self.places[device]].id.clone()
+    }
+
     pub(super) fn memory(&self, device: usize) -> u64 {
         self.problem.devices[self.places[device]].memory_bytes
     }
@@ -99,8 +103,7 @@ impl<'a> View<'a> {
         let mut first = 0;
         let stage = |(&end, &device): (&usize, &usize)| {
             let first_block = std::mem::replace(&mut first, end);
-            let id = self.problem.devices[self.places[device]].id.clone();
-            PinnedStage { first_block, last_block: end - 1, devices: vec![id] }
+            PinnedStage { first_block, last_block: end - 1, devices: vec![self.id(device)] }
         };
         ends.iter().zip(devices).map(stage).collect()
     }

@@ -10,6 +10,7 @@ use std::{
 
 use mesh_daemon::status::Status;
 use mesh_tests::lab::{
+    machine::Usage,
     play::Player,
     scenario::{Condition, Event, Load, Scenario, Step},
     units::Span,
@@ -23,7 +24,10 @@ const WHOLE: Duration = Duration::from_secs(120);
 const FULL: Duration = Duration::from_secs(600);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-const DEPLOYMENTS: [(&str, f64); 2] = [("digits", 30.0), ("resnet50", 2.0)];
+/// Load between two restarts of the rolling one.
+const BETWEEN: Duration = Duration::from_secs(5);
+/// Requests per second.
+const DEPLOYMENTS: [(&str, f64); 2] = [("digits", 30.0), ("resnet50", 4.0)];
 
 fn player(name: &str, models: &Path) -> Result<Player, Box<dyn Error>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("lab/scenarios/{name}.toml"));
@@ -66,20 +70,24 @@ pub(super) fn restarts(models: &Path, text: &mut String) -> Result<(), Box<dyn E
             let until = Condition::Serving(deployment.to_owned());
             play(&mut player, Step::Wait { until, within: Some(Span(WHOLE)) })?;
         }
+        play(&mut player, Step::Wait { until: Condition::Time(Span(BETWEEN)), within: None })?;
     }
     let _ = writeln!(
         text,
         "## Restarts\n\nSix devices with digits and ResNet-50 in three stages each. Every device is restarted in turn, as an \
-         update would do it, while open-loop clients ask all of them; a client turns to a second device when its own does \
-         not answer.\n\n| deployment | requests/s | right answers | wrong | refused | lost |\n|---|---|---|---|---|---|"
+         update would do it, with {} s in between, while open-loop clients ask all of them; a client turns to a second device \
+         when its own gives no answer, or an error.\n\n| deployment | requests/s | right answers | of them from the second device | \
+         wrong | refused | lost |\n|---|---|---|---|---|---|---|",
+        BETWEEN.as_secs()
     );
     for (name, rate) in DEPLOYMENTS {
         play(&mut player, Step::StopLoad { name: Some(name.to_owned()) })?;
         let Some((_, report)) = player.report.loads.last() else { return Err("no report".into()) };
         let _ = writeln!(
             text,
-            "| {name} | {rate:.0} | {} | {} | {} | {} |",
+            "| {name} | {rate:.0} | {} | {} | {} | {} | {} |",
             report.right,
+            report.turned,
             report.wrong,
             report.refused,
             report.failed + report.dropped
@@ -117,35 +125,43 @@ fn ghosts(player: &Player, devices: usize) -> (usize, usize) {
 /// Links of 10 Mbit/s full of activations.
 pub(super) fn saturated(models: &Path, text: &mut String) -> Result<(), Box<dyn Error>> {
     let mut player = under_load("saturated", models)?;
-    let before: Vec<u64> = received(&player);
+    let before = moved(&player);
     let first = terms(&player);
-    let (start, mut deaths, mut looks) = (Instant::now(), 0, 0);
+    let (start, mut deaths, mut looks, mut silent) = (Instant::now(), 0, 0, 0);
     while start.elapsed() < FULL {
         std::thread::sleep(LOOK);
+        let mut told = 0;
         for status in statuses(&player) {
-            looks += 1;
+            told += 1;
             deaths += status.nodes.iter().filter(|node| node.state != "up").count();
         }
+        looks += told;
+        silent += player.hall.devices.len() - told;
     }
     let seconds = start.elapsed().as_secs_f64();
     let last = terms(&player);
-    let rates: Vec<String> = received(&player)
-        .iter()
-        .zip(&before)
-        .map(|(after, before)| format!("{:.1}", (after - before) as f64 * 8.0 / seconds / 1e6))
-        .collect();
+    let after = moved(&player);
+    let rates = |bytes: fn(&Usage) -> u64| {
+        let each = after.iter().zip(&before).map(|(after, before)| {
+            format!("{:.1}", (bytes(after) - bytes(before)) as f64 * 8.0 / seconds / 1e6)
+        });
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let (received, sent) = (rates(|usage| usage.received), rates(|usage| usage.sent));
+    let leader = player.leader().unwrap_or_else(|| "nobody".to_owned());
     play(&mut player, Step::StopLoad { name: None })?;
     let Some((_, report)) = player.report.loads.last() else { return Err("no report".into()) };
     let elections = last.iter().max().zip(first.iter().max()).map_or(0, |(last, first)| last - first);
     let _ = writeln!(
         text,
-        "## Full links\n\nResNet-50 in four stages on four devices with cards of 10 Mbit/s, 32 closed-loop clients for {:.0} \
-         minutes. The devices received {} Mbit/s. Elections: {elections}. Devices seen as anything but up in {looks} looks at \
-         the status of each: {deaths}. Answers: {} right, {} wrong, {} lost.",
+        "## Full links\n\nViT-B/16 in four stages on four devices with cards of 10 Mbit/s, 32 closed-loop clients for {:.0} \
+         minutes. The devices received {received} and sent {sent} Mbit/s; the leader was {leader}. Elections: {elections}. \
+         Devices seen as anything but up in {looks} looks at the status of each: {deaths}; looks that a device did not \
+         answer in time: {silent}. Answers: {} right, {} wrong, {} refused, {} lost.",
         seconds / 60.0,
-        rates.join(", "),
         report.right,
         report.wrong,
+        report.refused,
         report.failed
     );
     Ok(())
@@ -172,6 +188,6 @@ fn terms(player: &Player) -> Vec<u64> {
     statuses(player).map(|status| status.cluster.term).collect()
 }
 
-fn received(player: &Player) -> Vec<u64> {
-    player.hall.devices.iter().map(|device| device.usage().received).collect()
+fn moved(player: &Player) -> Vec<Usage> {
+    player.hall.devices.iter().map(|device| device.usage()).collect()
 }

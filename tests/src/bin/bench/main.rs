@@ -148,7 +148,8 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
 fn page() -> io::Result<()> {
     let mut text = String::from(
         "# Benchmarks\n\nWritten by `make bench`. Every section is from one run on one host with all devices in network\n\
-         namespaces of it: compare ratios within a section, not times. Each names the code that it measured.\n\n",
+         namespaces of it, or tells which parts are of which run: compare ratios within a run, not times. Each names the\n\
+         code that it measured.\n\n",
     );
     for name in SECTIONS {
         if let Ok(section) = fs::read_to_string(docs().join("benchmarks").join(format!("{name}.md"))) {

@@ -6,6 +6,15 @@ use serde::{Deserialize, Serialize};
 
 /// What is measured: pages that were written since make no other code of it.
 const MEASURED: [&str; 5] = ["daemon", "consensus", "inference", "config", "Cargo.lock"];
+/// What measures.
+const MEASURING: [&str; 6] = [
+    "tests/src/lab",
+    "tests/src/lab.rs",
+    "tests/src/policies",
+    "tests/src/policies.rs",
+    "tests/src/bin/bench",
+    "tests/lab",
+];
 
 /// Host and code of a measurement.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -14,24 +23,29 @@ pub(super) struct Origin {
     host: String,
     /// The last commit of what was measured, with a word where files have changed since.
     code: String,
+    /// The same of what measured it; not known of what was measured before this was noted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    by: String,
 }
 
 impl Origin {
     /// Of what is measured now.
     pub(super) fn now() -> Self {
         let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-        Self { host: format!("{cores} processors, {}", processor()), code: commit() }
+        let host = format!("{cores} processors, {}", processor());
+        Self { host, code: commit(&MEASURED), by: commit(&MEASURING) }
     }
 
-    /// Whether the code can be had again: a commit without changes.
+    /// Whether the code, and what measured it, can be had again: commits without changes.
     pub(super) fn is_commit(&self) -> bool {
-        self.code.chars().all(|c| c.is_ascii_hexdigit())
+        [&self.code, &self.by].into_iter().all(|text| text.chars().all(|c| c.is_ascii_hexdigit()))
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Host: {}. Code: {}.", self.host, self.code)
+        let by = if self.by.is_empty() { String::new() } else { format!(", measured by that of {}", self.by) };
+        write!(f, "Host: {}. Code: {}{by}.", self.host, self.code)
     }
 }
 
@@ -49,13 +63,14 @@ pub(super) fn told<'a>(parts: impl Iterator<Item = (String, &'a Origin)>) -> Str
     format!("Measured at different times:\n\n{}", lines.join("\n"))
 }
 
-fn commit() -> String {
+/// The last commit of some folders and files.
+fn commit(paths: &[&str]) -> String {
     let git = |args: &[&str]| {
         let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(args).output();
         let output = output.ok().filter(|output| output.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    let code = MEASURED.map(|folder| format!(":/{folder}"));
+    let code: Vec<String> = paths.iter().map(|path| format!(":/{path}")).collect();
     let code: Vec<&str> = code.iter().map(String::as_str).collect();
     let last = git(&[&["log", "-1", "--format=%h", "--"], &code[..]].concat());
     let changes = git(&[&["status", "--porcelain", "--"], &code[..]].concat());

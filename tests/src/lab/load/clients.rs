@@ -99,6 +99,7 @@ impl Worker {
     /// The same question at the second entrance, if there is one. Its connection is not kept.
     fn ask_second(&self, input: usize) -> Option<Result<Vec<(String, Tensor)>, NoAnswer>> {
         let second = self.second.as_ref()?;
+        self.shared.turned();
         let enter = |entrance: &Entrance| entrance.namespace.as_ref().map_or(Ok(()), |name| move_into(name));
         if let Err(error) = enter(second) {
             return Some(Err(NoAnswer::Broken(format!("the namespace cannot be entered: {error}"))));

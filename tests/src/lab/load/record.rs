@@ -46,6 +46,7 @@ pub(super) struct Record {
     pub(super) refused: u64,
     pub(super) failed: u64,
     pub(super) dropped: u64,
+    pub(super) turned: u64,
     pub(super) failures: Vec<String>,
     pub(super) marks: Vec<(Duration, String)>,
 }
@@ -108,6 +109,11 @@ impl Shared {
 
     pub(super) fn dropped(&self) {
         self.record().dropped += 1;
+    }
+
+    /// A request goes to the second entrance.
+    pub(super) fn turned(&self) {
+        self.record().turned += 1;
     }
 
     /// A client sends a request that arrived at `since`.

@@ -37,6 +37,8 @@ pub struct LoadReport {
     pub longest_gap_from_s: f64,
     /// Answers and errors, second by second.
     pub timeline: Vec<Bin>,
+    /// Requests that the first entrance did not answer and the second was asked, whatever it said.
+    pub turned: u64,
     /// Events that were noted while it ran.
     pub marks: Vec<Mark>,
     /// Requests that ended after a million others: counted above, missing in latency, timeline and windows.
@@ -115,6 +117,7 @@ impl LoadReport {
             refused: record.refused,
             failed: record.failed,
             dropped: record.dropped,
+            turned: record.turned,
             failures: record.failures.clone(),
             seconds,
             throughput_rps: if seconds > 0.0 { in_time as f64 / seconds } else { 0.0 },
@@ -168,6 +171,12 @@ impl LoadReport {
     pub fn errors_between(&self, from_s: f64, to_s: f64) -> u64 {
         let from = self.errors.partition_point(|at| *at < from_s);
         (self.errors.partition_point(|at| *at <= to_s).max(from) - from) as u64
+    }
+
+    /// The first right answer to a request that arrived at `since_s` or later, as seconds after that.
+    pub fn first_answer_since(&self, since_s: f64) -> Option<f64> {
+        let arrived_later = |(at, latency_ms): &&(f64, f64)| at - latency_ms / 1e3 >= since_s;
+        self.answers.iter().find(arrived_later).map(|(at, _)| at - since_s)
     }
 
     /// Latencies of the right answers that came within a window.
@@ -308,6 +317,14 @@ mod tests {
         assert_eq!(report.errors_between(2.0, 3.0), 2);
         assert_eq!(report.longest_gap_between(2.0, 3.0), 1.0);
         assert!((report.longest_gap_from_s - 0.9).abs() < 1e-6, "{}", report.longest_gap_from_s);
+    }
+
+    #[test]
+    fn the_first_answer_since_is_to_a_request_that_came_later() {
+        // Asked at 0.9, 1.1 and 1.2; the one in the middle waits longest.
+        let report = of_answers(&[(1.3, 0.4), (1.8, 0.6), (2.9, 1.8)], 3.0);
+        assert!((report.first_answer_since(1.0).unwrap_or(0.0) - 0.8).abs() < 1e-6);
+        assert_eq!(report.first_answer_since(1.5), None);
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl Player {
             p50_ms: steady.latency.p50_ms,
             p99_ms: steady.latency.p99_ms,
             predicted,
+            planned: 0.0,
             plan: deployed
                 .zip(status.as_ref())
                 .map_or(String::new(), |(deployed, status)| plan(deployed, status)),
