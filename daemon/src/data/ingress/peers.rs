@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeSet, time::Instant};
 
 use libp2p::PeerId;
 
-use super::{Ingress, State};
+use super::{Ingress, State, words};
 use crate::data::{
     balance::{Detour, Here},
     frame::Address,
@@ -59,10 +59,15 @@ impl Ingress {
         self.doubts.lost(now, peer);
         let name = self.name(&peer);
         for id in self.through(peer) {
-            if let Some(request) = self.requests.get_mut(&id) {
-                request.last_error = Some(format!("{name} went down"));
+            let Some(request) = self.requests.get_mut(&id) else { continue };
+            request.last_error = Some(format!("{name} went down"));
+            match request.lose(peer) {
+                Some(stage) => {
+                    let error = words::devices_lost(&request.deployment, stage, &name);
+                    self.finish(now, id, Err(error));
+                }
+                None => self.resend(now, id),
             }
-            self.resend(now, id);
         }
     }
 

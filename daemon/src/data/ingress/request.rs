@@ -18,6 +18,8 @@ use crate::data::{
 const ATTEMPTS_KEPT: usize = 8;
 /// Devices that a request keeps away from.
 const AVOIDED_MAX: usize = 16;
+/// Devices that may go down one after another with the request in one and the same stage: it may be what kills them.
+const LOST_MAX: usize = 4;
 
 /// A request from its acceptance to its answer.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(super) struct Request {
     pauses: u32,
     pub(super) avoided: Vec<PeerId>,
     pub(super) run_failures: Vec<String>,
+    /// The devices of its routes that went down, each with the stage that it was there for.
+    lost: Vec<(usize, PeerId)>,
     pub(super) last_error: Option<String>,
     /// The time that stands for this request among the ingress's timers.
     pub(super) timer: Instant,
@@ -99,6 +103,7 @@ impl Request {
             pauses: 0,
             avoided: Vec::new(),
             run_failures: Vec::new(),
+            lost: Vec::new(),
             last_error: None,
             timer: deadline,
         }
@@ -140,6 +145,19 @@ impl Request {
             attempt.address.devices = sent.address.devices.clone();
         }
         Some(from)
+    }
+
+    /// A device of its route went down. The stage that as many devices have now gone down in as may: the request is not
+    /// to be sent to more. One that comes and goes counts once.
+    pub(super) fn lose(&mut self, device: PeerId) -> Option<usize> {
+        let State::Sent(sent) = &self.state else { return None };
+        for (stage, _) in sent.address.devices.iter().enumerate().filter(|(_, at)| **at == device) {
+            if !self.lost.contains(&(stage, device)) {
+                self.lost.push((stage, device));
+            }
+        }
+        let times = |stage: usize| self.lost.iter().filter(|(at, _)| *at == stage).count();
+        self.lost.iter().map(|(stage, _)| *stage).find(|stage| times(*stage) >= LOST_MAX)
     }
 
     /// Keeps away from a device from now on, wherever there is another.

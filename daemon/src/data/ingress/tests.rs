@@ -236,7 +236,7 @@ impl World {
         self.epoch += 1;
         let devices = |mask: &u8| {
             let holds = |i: &usize| mask & (1 << i) != 0;
-            (0..4).filter(holds).map(|i| (self.peers[i], 0.25)).collect()
+            (0..self.peers.len()).filter(holds).map(|i| (self.peers[i], 0.25)).collect()
         };
         let route = Route {
             deployment: NAMES[deployment].into(),

@@ -73,6 +73,13 @@ pub(super) fn run_failed(deployment: &str, failure: &Failure, same: bool) -> App
     }
 }
 
+/// Too many devices went down with the request in one stage.
+pub(super) fn devices_lost(deployment: &str, stage: usize, last: &str) -> AppError {
+    AppError::Internal(format!(
+        "several devices went down one after another while {deployment} had this request in stage {stage}, last {last}; it is sent to no more of them: ask for less at a time, and see their logs"
+    ))
+}
+
 impl Ingress {
     /// What was missing when the deadline came.
     pub(super) fn why_late(&self, now: Instant, request: &Request) -> String {

@@ -81,6 +81,37 @@ fn a_request_that_went_another_way_is_followed() {
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
 }
 
+/// A request that takes its device down with it (too large a batch for the memory) must not take them all.
+#[test]
+fn a_request_that_devices_die_of_is_sent_to_no_more_of_them() {
+    let mut world = World::with_peers();
+    let more = (0..3).map(|_| PeerId::random()).collect::<Vec<_>>();
+    for peer in &more {
+        world.peers.push(*peer);
+        world.up.insert(*peer);
+        world.ingress.peer_up(world.now, *peer);
+    }
+    world.plan(0, &[0b0001, 0b0111_1110]);
+    world.begin(0, 60_000);
+    world.check();
+    // A device that comes and goes is one device.
+    let first = world.sends[0].devices[1];
+    for _ in 0..6 {
+        world.ingress.peer_down(world.now, first);
+        world.ingress.peer_up(world.now, first);
+        world.check();
+    }
+    let mut killed = BTreeSet::from([first]);
+    while !world.open.is_empty() {
+        let at = world.sends.last().expect("was sent").devices[1];
+        killed.insert(at);
+        world.up.remove(&at);
+        world.ingress.peer_down(world.now, at);
+        world.check();
+    }
+    assert_eq!(killed.len(), 4);
+}
+
 /// A device that was lost is asked after others for a while, and so is one that a request waited for in vain.
 #[test]
 fn who_is_back_is_asked_after_others_for_a_while() {
