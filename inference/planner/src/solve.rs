@@ -1,16 +1,19 @@
 //! From a problem to the best plan found, with a bound on what could be better.
 //!
-//! The plans looked at give a device at most one stage, unless more stages than devices are asked for. A stage
-//! has one device, or, with replication, several that share its requests.
+//! The plans looked at give a device at most one stage, unless more stages than devices are asked for, or devices and
+//! blocks are so few that all divisions can be looked at (`turns`). A stage has one device, or, with replication, several
+//! that share its requests.
 
 mod beam;
 mod chain;
 mod climb;
+mod divided;
 mod every;
 mod exact;
 mod fit;
 mod groups;
 mod infeasible;
+mod near;
 mod order;
 mod rates;
 mod replan;
@@ -20,6 +23,7 @@ mod shift;
 mod spread;
 mod subsets;
 mod tiling;
+mod turns;
 
 use chain::{Goal, Steps};
 use fit::{Effort, Fit};
@@ -44,6 +48,9 @@ const GOOD_ENOUGH: f64 = 1.005;
 /// With more devices, of two rates that are so close the plan that answers sooner is taken.
 const HARDLY_WORSE: f64 = 0.002;
 
+/// The part of the steps that `turns` may take.
+const TURNS_PART: u64 = 16;
+
 /// A solver's answer before it is explained.
 #[derive(Debug)]
 pub(crate) struct Solution {
@@ -61,7 +68,8 @@ pub(crate) struct Solution {
 
 /// Finds a plan. Equal problems and steps give equal plans; more steps can give better ones.
 ///
-/// The bound in the plan is on the bottleneck, on either objective; `optimal` speaks of the objective.
+/// The bound in the plan is on the bottleneck, on either objective; `optimal` speaks of the objective. Beyond the few
+/// devices and blocks of `turns`, both speak of plans that give a device at most one stage.
 ///
 /// # Errors
 /// When the problem is senseless or no plan can hold the model, with the reason in words and bytes.
@@ -80,15 +88,15 @@ fn solved(instance: &Instance<'_>, steps: u64) -> Result<(Solution, Vec<Consider
     infeasible::rule_out(instance)?;
     match choose(instance, consider(instance, steps)) {
         Some(found) => Ok(found),
-        None => more_stages_than_devices(instance, steps),
+        None => divided::search(instance, steps),
     }
 }
 
-/// Everything that was tried, and what the chains' exact solver proved about chains.
+/// Everything that was tried, and what was proved about plans with one device for each stage.
 struct Tried {
     considered: Vec<Considered>,
-    /// No chain's value (load or latency, by objective) is smaller.
-    proven_chain: Option<f64>,
+    /// No such plan's value (load or latency, by objective) is smaller.
+    proven: Option<f64>,
 }
 
 fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
@@ -98,12 +106,39 @@ fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
     let mut considered = vec![Considered::new("one device", alone)];
     considered.push(Considered::new("replicate everywhere", everywhere(instance, latency)));
     let mut budget = Steps::new(steps);
-    let (chain, proven_chain) = chain(instance, latency, known.as_ref(), &mut budget);
+    let (chain, mut proven) = chain(instance, latency, known.as_ref(), &mut budget);
     considered.push(Considered::new("chain", chain));
-    if instance.problem.replication && !latency && instance.devices() > 1 {
-        considered.push(Considered::new("mixture", mixture(instance, &considered, steps)));
+    let value =
+        |evaluation: &Evaluation| if latency { evaluation.latency_s } else { evaluation.bottleneck_s };
+    let singles = [0, 2].map(|at: usize| considered[at].found.as_ref().map(|(_, evaluation)| evaluation));
+    let best = singles.into_iter().flatten().min_by(|a, b| value(a).total_cmp(&value(b)));
+    // Who asks for stages asks for devices that share the work.
+    let is_free = instance.stage_limits().0 == 1;
+    let mut budget = Steps::new(steps / TURNS_PART);
+    if is_free && let Some(turns) = turns::search(instance, latency, best, &mut budget) {
+        let least = turns.better.as_ref().map(|(_, evaluation)| evaluation).or(best).map(value);
+        proven = least.filter(|_| turns.is_complete);
+        if turns.better.is_some() {
+            considered.push(Considered::new("devices in turns", turns.better));
+        }
     }
-    Tried { considered, proven_chain }
+    if instance.problem.replication && instance.devices() > 1 {
+        if !latency {
+            considered.push(Considered::new("mixture", mixture(instance, &considered, steps)));
+        } else if entrances(instance).len() > 1 {
+            considered.push(Considered::new("mixture", nearby(instance, &considered, steps)));
+        }
+    }
+    Tried { considered, proven }
+}
+
+/// Replicas near to where requests enter, from every other plan and from the one with the highest rate.
+fn nearby(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Option<Costed> {
+    let known = considered.iter().filter_map(|other| other.found.clone());
+    let starts: Vec<Costed> = known.chain(mixture(instance, considered, steps / 4)).collect();
+    let share = steps / 4 / starts.len().max(1) as u64;
+    let climbed = starts.into_iter().map(|start| near::climb(instance, start, &mut Steps::new(share)));
+    climbed.min_by(|a, b| a.1.latency_s.total_cmp(&b.1.latency_s))
 }
 
 /// Stages on groups of devices, and what climbing from every other plan finds. Nothing when a plan that is known
@@ -157,7 +192,7 @@ fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Consid
     let (draft, evaluation) = best?.clone();
     let mut bound = lower_bound(instance);
     let mut optimal = !latency && evaluation.bottleneck_s <= bound * (1.0 + 1e-9);
-    if let Some(proven) = tried.proven_chain {
+    if let Some(proven) = tried.proven {
         // With one ingress, replicas can raise the rate, but never shorten the way of one request.
         let one_way = latency && entrances(instance).len() < 2;
         if one_way || !instance.problem.replication {
@@ -399,53 +434,4 @@ fn pinned(instance: &Instance<'_>) -> Result<Solution, Infeasible> {
     let lower_bound_s = lower_bound(instance).min(evaluation.bottleneck_s);
     let remark = Some("The operator gave the stages and their devices.".to_owned());
     Ok(Solution { draft, evaluation, optimal: false, lower_bound_s, remark })
-}
-
-/// Divides the stages of the longest chain further, on the devices that they have.
-fn more_stages_than_devices(
-    instance: &Instance<'_>,
-    steps: u64,
-) -> Result<(Solution, Vec<Considered>), Infeasible> {
-    let (wanted, devices) = (instance.stage_limits().0, instance.usable().len());
-    if wanted <= devices {
-        return Err(Infeasible::no_arrangement(instance));
-    }
-    let relaxed =
-        Problem { min_stages: Some(devices), max_stages: Some(devices), ..instance.problem.clone() };
-    let relaxed_instance = Instance::new(&relaxed);
-    let tried = consider(&relaxed_instance, steps);
-    let (mut solution, considered) =
-        choose(&relaxed_instance, tried).ok_or_else(|| Infeasible::no_arrangement(instance))?;
-    while solution.draft.stages.len() < wanted {
-        solution.draft =
-            divide(instance, &solution.draft).ok_or_else(|| Infeasible::no_arrangement(instance))?;
-    }
-    solution.evaluation = evaluate_draft(instance, &solution.draft);
-    solution.optimal = false;
-    solution.lower_bound_s = lower_bound(instance).min(solution.evaluation.bottleneck_s);
-    solution.remark = Some(format!(
-        "{wanted} stages were asked for and {devices} devices can run them, so some devices run several."
-    ));
-    Ok((solution, considered))
-}
-
-/// Cuts one stage in two where the fewest bytes cross and memory allows.
-fn divide(instance: &Instance<'_>, draft: &Draft) -> Option<Draft> {
-    let mut best: Option<(u64, Draft)> = None;
-    for (index, stage) in draft.stages.iter().enumerate() {
-        for position in stage.first + 1..stage.end {
-            let bytes = instance.problem.cuts[position];
-            if best.as_ref().is_some_and(|(old, _)| *old <= bytes) {
-                continue;
-            }
-            let mut divided = draft.clone();
-            divided.stages[index].end = position;
-            let rest = DraftStage { first: position, ..stage.clone() };
-            divided.stages.insert(index + 1, rest);
-            if fits(instance, &divided) {
-                best = Some((bytes, divided));
-            }
-        }
-    }
-    best.map(|(_, draft)| draft)
 }

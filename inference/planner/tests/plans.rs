@@ -220,9 +220,8 @@ fn what_does_not_fit_is_said_in_bytes() {
     assert_eq!((error.needed_bytes, error.available_bytes), (401 * MIB, 200 * MIB));
     let error = solve(&even(2, 4, 5 * MIB), DEFAULT_STEPS).unwrap_err();
     assert!(error.reason.starts_with("block 0 alone needs 11.0 MiB"), "{}", error.reason);
-    let mut split = even(4, 4, 1024 * MIB);
+    let mut split = even(4, 4, 25 * MIB);
     split.links.default.bytes_per_s = 0.0;
-    split.min_stages = Some(2);
     let error = solve(&split, DEFAULT_STEPS).unwrap_err();
     assert!(error.reason.starts_with("no division of the model"), "{}", error.reason);
     let mut unknown = even(4, 2, 1024 * MIB);

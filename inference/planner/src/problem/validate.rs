@@ -8,6 +8,10 @@ use super::{Device, PinnedStage, Problem};
 const MAX_BLOCKS: usize = 100_000;
 /// More devices than the planner's tables are made for.
 const MAX_DEVICES: usize = 2_000;
+/// Longer than any block takes, in seconds; sums over blocks stay exact enough to tell short ones apart.
+const MAX_SECONDS: f64 = 1e7;
+/// More than any model's weights.
+const MAX_WEIGHT_BYTES: u64 = 1 << 60;
 
 /// Why a problem makes no sense.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -123,10 +127,21 @@ impl Problem {
     }
 
     fn validate_blocks(&self) -> Result<(), ProblemError> {
+        let mut weight_bytes = 0u64;
         for (index, block) in self.blocks.iter().enumerate() {
-            for (class, &seconds) in &block.seconds {
-                not_negative(|| format!("block {index}'s seconds on {class:?}"), seconds)?;
+            for (class, &value) in &block.seconds {
+                let what = || format!("block {index}'s seconds on {class:?}");
+                not_negative(what, value)?;
+                if value > MAX_SECONDS {
+                    let must = "at most 1e7 (leave a class out that cannot run the model)";
+                    return Err(ProblemError::Number { what: what(), value, must });
+                }
             }
+            weight_bytes = weight_bytes.saturating_add(block.weight_bytes);
+        }
+        if weight_bytes > MAX_WEIGHT_BYTES {
+            let (what, value) = ("the sum of all weights in bytes".to_owned(), weight_bytes as f64);
+            return Err(ProblemError::Number { what, value, must: "at most 2^60" });
         }
         Ok(())
     }

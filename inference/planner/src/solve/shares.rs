@@ -6,6 +6,7 @@
 //! stage's best shares; the stages take turns. Only how much each single link carries is an estimate, from the shares
 //! as they are; the evaluation decides.
 
+use super::near::at_home;
 use crate::evaluate::{Draft, DraftStage, Evaluation, Resource, entrances, evaluate_draft};
 use crate::flow::Remote;
 use crate::instance::{Instance, UNREACHABLE_S};
@@ -38,6 +39,19 @@ pub(super) fn by_speed(
 pub(super) fn polish(instance: &Instance<'_>, draft: Draft, keep: bool) -> (Draft, Evaluation) {
     let evaluation = evaluate_draft(instance, &draft);
     let mut best = (draft, evaluation);
+    // Replicas without a link between them can only take what enters at each: a point that no step lands on.
+    let has_all = |draft: &Draft| {
+        let mut pairs = draft.stages.iter().zip(&best.0.stages);
+        !keep || pairs.all(|(new, old)| new.replicas.len() == old.replicas.len())
+    };
+    if !best.1.is_served()
+        && let Some(draft) = at_home(instance, &best.0).filter(has_all)
+    {
+        let evaluation = evaluate_draft(instance, &draft);
+        if evaluation.bottleneck_s < best.1.bottleneck_s {
+            best = (draft, evaluation);
+        }
+    }
     let mut was_aside = false;
     for _ in 0..TURNS {
         let before = best.1.bottleneck_s;

@@ -138,7 +138,7 @@ pub(crate) fn bare_plan(problem: &Problem, stages: &[(usize, usize, usize)]) -> 
     }
 }
 
-/// The least bottleneck and the least latency over all chains on distinct devices that fit.
+/// The least bottleneck and the least latency over all plans with one device for each stage that fit.
 pub(crate) fn best_of_all_chains(problem: &Problem) -> Option<(f64, f64)> {
     let mut best = None;
     visit(problem, &mut Vec::new(), &mut best);
@@ -155,7 +155,8 @@ fn visit(problem: &Problem, stages: &mut Vec<(usize, usize, usize)>, best: &mut 
         return;
     }
     for device in 0..problem.devices.len() {
-        if stages.iter().any(|&(used, ..)| used == device) {
+        // Neighbouring stages of one device are one stage.
+        if stages.last().is_some_and(|&(used, ..)| used == device) {
             continue;
         }
         for last in next..problem.blocks.len() {
