@@ -26,6 +26,8 @@ const COMPUTE_NEWS: f64 = 0.05;
 const LINK_NEWS: f64 = 0.25;
 /// Latencies that differ by less than this many seconds are the same.
 const LATENCY_NEWS_S: f64 = 0.001;
+/// Requests enter where they did unless some device's part has changed by this much.
+const INGRESS_NEWS: f64 = 0.15;
 
 /// Searches for better plans, one at a time per deployment. Lost with the leader, which costs time only.
 #[derive(Debug, Default)]
@@ -62,6 +64,15 @@ pub struct Found {
     speeds: (f64, f64),
 }
 
+impl Course {
+    /// Of a plan that an earlier leader made: when, and what it thought of its moves, is not known.
+    fn taken_over(now: Instant) -> Self {
+        let mut course = Self::default();
+        course.moves.planned(now, false);
+        course
+    }
+}
+
 impl Improver {
     /// Drops deployments that are not in `keep`.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
@@ -94,7 +105,7 @@ impl Improver {
 
     /// Starts a search on a thread of its own, if a move is allowed now and there is reason to think that one pays.
     pub fn look(&mut self, name: &str, active: &EpochPlan, problem: Problem, now: Instant) {
-        let course = self.courses.entry(name.to_owned()).or_default();
+        let course = self.courses.entry(name.to_owned()).or_insert_with(|| Course::taken_over(now));
         course.looked = Some(now);
         let changed = course.last.as_ref().is_some_and(|last| ids(last) != ids(&problem));
         let news = course.last.as_ref().is_none_or(|last| changed || differs(last, &problem));
@@ -188,7 +199,10 @@ fn differs(a: &Problem, b: &Problem) -> bool {
         let (Some(a), Some(b)) = (links_a.get(pair), links_b.get(pair)) else { return true };
         apart(a.0, b.0, LINK_NEWS) || (apart(a.1, b.1, LINK_NEWS) && (a.1 - b.1).abs() > LATENCY_NEWS_S)
     });
-    a.blocks.len() != b.blocks.len() || blocks || devices || links
+    let enters = |p: &Problem, id: &str| p.ingress.as_ref().and_then(|i| i.get(id)).copied().unwrap_or(0.0);
+    let ids = a.devices.iter().map(|device| &device.id);
+    let ingress = ids.into_iter().any(|id| (enters(a, id) - enters(b, id)).abs() > INGRESS_NEWS);
+    a.blocks.len() != b.blocks.len() || blocks || devices || links || ingress
 }
 
 #[cfg(test)]

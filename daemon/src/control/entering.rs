@@ -66,6 +66,28 @@ impl Entering {
     }
 }
 
+/// So many requests are taken to have entered everywhere alike, beside those that were seen: a few say nothing.
+const ALIKE: f64 = 30.0;
+
+/// Where requests are expected to enter, for a plan on these devices: as they have lately, and the fewer they were, the
+/// more evenly.
+pub fn expected<'a>(
+    rates: impl Iterator<Item = (String, f64)>,
+    devices: impl Iterator<Item = &'a str>,
+) -> BTreeMap<String, f64> {
+    let mut seen: BTreeMap<String, f64> = devices.map(|device| (device.to_owned(), 0.0)).collect();
+    for (device, rate) in rates {
+        // Peers say what they like.
+        let is_sane = rate.is_finite() && rate > 0.0;
+        if let Some(requests) = seen.get_mut(&device).filter(|_| is_sane) {
+            *requests = (rate * MEMORY_S).min(f64::from(u32::MAX));
+        }
+    }
+    let all = ALIKE + seen.values().sum::<f64>();
+    let even = ALIKE / seen.len().max(1) as f64;
+    seen.into_iter().map(|(device, requests)| (device, (requests + even) / all)).collect()
+}
+
 /// Each device's part of what enters, and the part of that whose clients are elsewhere, from rates; `None` when nothing
 /// enters.
 pub fn shares(
@@ -141,6 +163,21 @@ mod tests {
             .collect();
         told.dedup();
         assert!(told.len() <= 3, "{} different rates", told.len());
+    }
+
+    #[test]
+    fn the_more_requests_there_are_the_more_they_say() {
+        let expected = |rates: &[(&str, f64)]| {
+            let rates = rates.iter().map(|(name, rate)| ((*name).to_owned(), *rate));
+            let shares = super::expected(rates, ["a", "b"].into_iter());
+            assert!((shares.values().sum::<f64>() - 1.0).abs() < 1e-9, "{shares:?}");
+            shares["a"]
+        };
+        assert!((expected(&[]) - 0.5).abs() < 1e-9);
+        assert!((expected(&[("a", 1.0)]) - 0.75).abs() < 1e-9);
+        assert!(expected(&[("a", 100.0)]) > 0.99);
+        assert!((expected(&[("c", 100.0), ("b", f64::NAN), ("a", -1.0)]) - 0.5).abs() < 1e-9);
+        assert!(expected(&[("a", 1e300), ("b", 1e300)]) <= 0.5);
     }
 
     #[test]

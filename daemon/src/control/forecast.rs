@@ -14,7 +14,7 @@ use super::{
     consensus::{ClusterView, Consensus},
     correction::{Corrections, Seen, is_trusted},
     crossing,
-    entering::shares,
+    entering::{expected, shares},
     facts::Facts,
     leader::wishes,
     models::Models,
@@ -42,12 +42,12 @@ struct State {
 pub struct Forecast {
     /// Number of the plan.
     pub epoch: u64,
-    /// The problem, corrected by what was measured.
+    /// The problem, corrected by what was measured, for requests that enter where they are expected to.
     pub problem: Problem,
     /// The plan's costs in it.
     pub evaluation: Evaluation,
-    /// The same for the requests as they enter: a plan is made for requests that enter everywhere alike, but who brings
-    /// all of them to one device has to know what that can do; and for their frames as they are on the wire.
+    /// The same for the requests as they have entered: a plan is made with some doubt, but who brings all of them to one
+    /// device has to know what that can do; and for their frames as they are on the wire.
     pub served: Served,
     /// All stages on all devices have been measured.
     pub is_measured: bool,
@@ -131,9 +131,11 @@ impl Forecasts {
                 current.insert(deployment.name.clone(), Arc::clone(before));
                 continue;
             }
+            let enters = |problem: &mut Problem| set_ingress(problem, &deployment.name, facts);
             let served = |problem: &Problem| served(problem, deployment, active, facts, &devices);
             let of = (*deployment, *active);
-            if let Some(forecast) = forecast(&state.corrections, of, profile, &devices, &report, served) {
+            if let Some(forecast) = forecast(&state.corrections, of, profile, &devices, &report, (enters, served))
+            {
                 current.insert(deployment.name.clone(), Arc::new(forecast));
             }
         }
@@ -204,13 +206,14 @@ fn forecast(
     profile: &StoredProfile,
     devices: &[DeviceFacts],
     report: &Report<'_>,
-    served: impl FnOnce(&Problem) -> Option<Served>,
+    (enters, served): (impl FnOnce(&mut Problem), impl FnOnce(&Problem) -> Option<Served>),
 ) -> Option<Forecast> {
     if !corrections.knows(&active.model) {
         return None;
     }
     let mut problem = planning::problem(profile, devices, &wishes(deployment));
     corrections.apply_to(&active.model, &active.plan, &mut problem);
+    enters(&mut problem);
     let plan = mesh_planner::reshare(&problem, &active.plan).ok()?;
     let evaluation = mesh_planner::evaluate(&problem, &plan).ok()?;
     let is_measured = active.plan.stages.iter().enumerate().all(|(index, stage)| {
@@ -220,6 +223,16 @@ fn forecast(
     });
     let served = served(&problem)?;
     Some(Forecast { epoch: active.epoch, problem, evaluation, served, is_measured, made: Instant::now() })
+}
+
+/// Has requests enter a problem for a deployment where they are expected to.
+pub fn set_ingress(problem: &mut Problem, deployment: &str, facts: &Facts) {
+    let ids = || problem.devices.iter().map(|device| device.id.as_str());
+    let rate = |id: &str| {
+        let rate = facts.report(id)?.entering.get(deployment).copied()?;
+        Some((id.to_owned(), rate))
+    };
+    problem.ingress = Some(expected(ids().filter_map(rate), ids()));
 }
 
 /// What a plan does for the requests that come, in the bytes that they have.

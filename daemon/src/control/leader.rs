@@ -14,7 +14,7 @@ use super::{
     consensus::{ClusterView, Consensus},
     duties::{Duties, Need, Sight},
     facts::Facts,
-    forecast::Forecasts,
+    forecast::{Forecasts, set_ingress},
     memory::{Others, taken_by_others},
     models::Models,
     planning::{Wishes, problem},
@@ -254,6 +254,7 @@ impl Leader {
         devices.retain(|device| usable.contains(&device.id));
         let mut problem = problem(&profile, &devices, &wishes(deployment));
         self.forecasts.correct(&deployment.model, &mut problem);
+        set_ingress(&mut problem, &deployment.name, &self.facts);
         Ok(problem)
     }
 

@@ -63,6 +63,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(640);
 /// A link that was found slower and carries nothing any more is probed again this often: it may have recovered, and
 /// no plan would use it to find out.
 const RECOVERED_EVERY: Duration = Duration::from_secs(60);
+/// A link at rest is probed again after this long: what was measured once, perhaps in a bad moment, is not true for ever.
+const STALE: Duration = Duration::from_secs(600);
 
 /// Measures the links and puts what they carry into this device's report.
 #[derive(Debug, Clone)]
@@ -345,6 +347,8 @@ struct Watched {
     since: Option<(Instant, Flow, u32)>,
     pause: Duration,
     not_before: Instant,
+    /// When it was probed, or the peer came.
+    probed: Instant,
 }
 
 impl LinkWatch {
@@ -360,7 +364,8 @@ impl LinkWatch {
         self.slowed.retain(|peer, _| flows.contains_key(peer));
         let mut suspicions = Vec::new();
         for (&peer, &flow) in flows {
-            let fresh = Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now };
+            let fresh =
+                Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now, probed: now };
             let link = self.links.entry(peer).or_insert(fresh);
             let seen = link.look(now, believed, flow, known(peer), self.slowed.contains_key(&peer));
             (link.at, link.flow) = (now, flow);
@@ -374,7 +379,7 @@ impl LinkWatch {
     /// A suspicion was looked into: the link's rate before and now, where it is another one.
     fn cleared_up(&mut self, suspicion: &Suspicion, change: Option<(f64, f64)>, now: Instant) {
         let Some(link) = self.links.get_mut(&suspicion.peer) else { return };
-        link.since = None;
+        (link.since, link.probed) = (None, now);
         let was_at_rest = suspicion.seen == 0.0;
         link.pause = match change {
             Some(_) => PAUSE_MIN,
@@ -401,7 +406,8 @@ impl Watched {
         was_slowed: bool,
     ) -> Option<f64> {
         let (sent, took) = between((self.at, self.flow), (now, flow));
-        if sent == 0 && was_slowed && now >= self.not_before {
+        let is_stale = now.saturating_duration_since(self.probed) >= STALE;
+        if sent == 0 && (was_slowed || is_stale) && now >= self.not_before {
             return Some(0.0);
         }
         let busy_s = flow.busy_s - self.flow.busy_s;

@@ -151,3 +151,12 @@ fn a_latency_is_news_when_it_is_another_one() {
         assert_eq!(another_latency(known, seen), news.then_some(seen), "{known} s, then {seen} s");
     }
 }
+
+#[test]
+fn a_link_at_rest_is_probed_again_after_a_while() {
+    let mut world = World::new(1e6, 12e6, 0.0);
+    let looks = u32::try_from(STALE.as_secs() / LOOK.as_secs()).unwrap();
+    assert_eq!(world.suspicions(looks - 1, false), 0);
+    assert_eq!(world.suspicions(1, false), 1);
+    assert!(world.known > 4e6, "{}", world.known);
+}
