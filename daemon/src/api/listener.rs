@@ -26,13 +26,33 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
+use super::socket::{Socket, Unread, Watched};
+
 /// Clients that may be connected at once; more wait in the system's queue.
 const CONNECTIONS_MAX: usize = 1024;
-/// A connection is closed when its next request's head is not complete this long after the last answer. A request may
-/// take any time, and so may its answer.
-const IDLE_MAX: Duration = Duration::from_secs(300);
 /// How long open requests may go on after shutdown was asked for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// The kernel takes no more of an answer while so much of it waits to be sent: what a slow client leaves there is in no
+/// budget, and a client that reads is seen to do so.
+const UNSENT_MAX: u32 = 256 << 10;
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// A connection is closed when its next request's head is not complete this long after the last answer. A request
+    /// may take any time, and so may its answer.
+    idle_max: Duration,
+    /// A client that takes nothing of its answer for this long is cut: it holds the memory of the answer.
+    stall_max: Duration,
+    /// To send the rest of a request that was answered before it had come.
+    linger_max: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    idle_max: Duration::from_secs(300),
+    stall_max: Duration::from_secs(60),
+    linger_max: Duration::from_secs(2),
+};
 
 /// A silent client's system is asked for a sign of life after this long, and given up after [`PROBES`] unanswered ones.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
@@ -45,12 +65,12 @@ const PROBES: u32 = 3;
 pub(super) struct Limited {
     listener: TcpListener,
     room: Arc<Semaphore>,
-    idle_max: Duration,
+    patience: Patience,
 }
 
 impl Limited {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)), idle_max: IDLE_MAX }
+        Self { listener, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)), patience: PATIENCE }
     }
 
     /// Serves until `shutdown` ends; then open requests have a few seconds to finish.
@@ -62,7 +82,7 @@ impl Limited {
                 accepted = self.accept() => accepted,
                 () = &mut shutdown => break,
             };
-            let connection = open.watch(connection(stream, client, router.clone(), self.idle_max));
+            let connection = open.watch(connection(stream, client, router.clone(), self.patience));
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::trace!(%error, "a connection to the API ended");
@@ -90,6 +110,9 @@ impl Limited {
         if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&probes) {
             tracing::debug!(%error, "a client that vanishes will not be noticed");
         }
+        if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_MAX) {
+            tracing::debug!(%error, "the kernel does not bound what waits to be sent");
+        }
         let client = Client::of(&stream, address);
         (stream, client, place)
     }
@@ -100,17 +123,19 @@ fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     client: Client,
     router: Router,
-    idle_max: Duration,
+    patience: Patience,
 ) -> impl GracefulConnection<Error = hyper::Error> + Send {
-    let router = TowerToHyperService::new(router);
+    let Patience { idle_max, stall_max, linger_max } = patience;
+    let (router, unread) = (TowerToHyperService::new(router), Unread::default());
+    let socket = Socket::new(stream, stall_max, linger_max, unread.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(client));
-        router.call(request)
+        router.call(request.map(|body| Watched::new(body, unread.clone())))
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle_max)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(socket), service)
 }
 
 /// Where a client is.
@@ -144,8 +169,10 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const LIMIT: Duration = Duration::from_secs(20);
     const IDLE: Duration = Duration::from_millis(20);
+    const CLIENT: Client = Client { is_elsewhere: false };
+    const IMPATIENCE: Patience = Patience { idle_max: IDLE, stall_max: LIMIT, linger_max: LIMIT };
 
     /// Answers at once, after much more than [`IDLE`], and with a pause in the middle.
     fn router() -> Router {
@@ -169,7 +196,7 @@ mod tests {
 
     async fn read_all(mut stream: impl AsyncRead + Unpin) -> String {
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it is closed");
+        let _ = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.expect("it is closed");
         String::from_utf8(answer).unwrap()
     }
 
@@ -188,7 +215,7 @@ mod tests {
         ] {
             let (mut mine, theirs) = tokio::io::duplex(1 << 16);
             mine.write_all(sent.as_bytes()).await.unwrap();
-            tokio::spawn(connection(theirs, Client { is_elsewhere: false }, router(), IDLE));
+            tokio::spawn(connection(theirs, CLIENT, router(), IMPATIENCE));
             let mut got = &*read_all(mine).await;
             for answer in &answers {
                 let at = got.find(answer).unwrap_or_else(|| panic!("{sent:?}: no {answer} in {got:?}"));
@@ -203,18 +230,66 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let limited = Limited { listener, room: Arc::new(Semaphore::new(1)), idle_max: IDLE };
+        let limited = Limited { listener, room: Arc::new(Semaphore::new(1)), patience: IMPATIENCE };
         let serving = tokio::spawn(limited.serve(router(), async { drop(stopped.await) }));
         let silent = TcpStream::connect(address).await.unwrap();
         let mut other = TcpStream::connect(address).await.unwrap();
         other.write_all(b"GET /paused HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut first = [0; 1];
-        tokio::time::timeout(PATIENCE, other.read_exact(&mut first)).await.unwrap().unwrap();
+        tokio::time::timeout(LIMIT, other.read_exact(&mut first)).await.unwrap().unwrap();
         assert_eq!(read_all(silent).await, "");
         drop(stop);
         assert!(read_all(other).await.ends_with("end\r\n0\r\n\r\n"));
-        tokio::time::timeout(PATIENCE, serving).await.unwrap().unwrap();
+        tokio::time::timeout(LIMIT, serving).await.unwrap().unwrap();
         assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    /// By what a client announces and sends behind a head that is answered at once, whether it closes then, and whether
+    /// the connection goes on for as long as it may.
+    #[tokio::test]
+    async fn what_is_left_of_an_answered_request_is_taken_for_a_while() {
+        for (announced, sent, closes, waits) in [
+            (0, 0, false, false),
+            (1 << 20, 1 << 20, true, false),
+            (1 << 20, 1000, true, false),
+            (1 << 20, 1000, false, true),
+        ] {
+            let (mut mine, theirs) = tokio::io::duplex(1 << 10);
+            let linger_max = if waits { 10 * IDLE } else { LIMIT };
+            let patience = Patience { idle_max: LIMIT, linger_max, ..IMPATIENCE };
+            let begun = tokio::time::Instant::now();
+            let serving = tokio::spawn(connection(theirs, CLIENT, router(), patience));
+            let head =
+                format!("GET /soon HTTP/1.1\r\nconnection: close\r\ncontent-length: {announced}\r\n\r\n");
+            mine.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::timeout(LIMIT, mine.write_all(&vec![b' '; sent])).await.unwrap().unwrap();
+            let mut answer = String::new();
+            tokio::time::timeout(LIMIT, mine.read_to_string(&mut answer)).await.unwrap().unwrap();
+            assert!(answer.ends_with("soon"), "{announced} {sent}: {answer}");
+            if closes {
+                drop(mine);
+            }
+            let ended = tokio::time::timeout(LIMIT, serving).await.unwrap().unwrap();
+            assert!(ended.is_ok(), "{announced} {sent}: {ended:?}");
+            assert!(!waits || begun.elapsed() >= linger_max, "{announced} {sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_who_takes_nothing_of_an_answer_is_cut() {
+        let large = Router::new().route("/", get(|| async { vec![b'x'; 64 << 10] }));
+        for (stall_max, reads) in [(IDLE, false), (LIMIT, true)] {
+            let (mut mine, theirs) = tokio::io::duplex(1 << 10);
+            let patience = Patience { idle_max: LIMIT, stall_max, ..IMPATIENCE };
+            let serving = tokio::spawn(connection(theirs, CLIENT, large.clone(), patience));
+            mine.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.unwrap();
+            if reads {
+                let answer = read_all(&mut mine).await;
+                assert!(answer.ends_with(&"x".repeat(64 << 10)));
+            }
+            let ended = tokio::time::timeout(LIMIT, serving).await.unwrap().unwrap();
+            assert_eq!(ended.is_ok(), reads, "{ended:?}");
+        }
     }
 
     #[tokio::test]
@@ -227,6 +302,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), PROBE_AFTER);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), PROBE_EVERY);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_MAX);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod infer;
 mod listener;
 mod manage;
 mod protocol;
+mod socket;
 mod uploads;
 
 #[cfg(test)]

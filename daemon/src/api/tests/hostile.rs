@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Request, Served};
+use super::{Reply, Request, Served};
 use crate::api::ApiOptions;
 
 fn input(name: &str, datatype: &str, shape: Value, data: Value) -> Value {
@@ -197,6 +197,37 @@ fn bodies_over_the_limit() {
     assert!(bomb.len() < 64 << 10);
     let headers = [("content-encoding", "gzip")];
     served.send(Request { method: "POST", path, headers: &headers, body: &bomb }).error(413);
+}
+
+/// The answer to a client that sends all that it has announced, in small pieces, before it reads.
+fn send_all_then_read(served: &Served, path: &str, announced: usize) -> Reply {
+    let mut stream = TcpStream::connect(served.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {announced}\r\n\r\n", served.address);
+    stream.write_all(head.as_bytes()).unwrap();
+    let piece = [b' '; 16 << 10];
+    // Who sends more than is taken meets a broken connection, behind the answer.
+    for _ in 0..announced / piece.len() {
+        if stream.write_all(&piece).is_err() {
+            break;
+        }
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    Reply::parse(&answer)
+}
+
+#[test]
+fn an_early_answer_reaches_who_still_sends() {
+    const MIB: usize = 1 << 20;
+    let served = Served::new();
+    let unknown = send_all_then_read(&served, "/v2/models/nope/infer", 20 * MIB);
+    assert!(unknown.error(404).contains("nope"));
+    let large = send_all_then_read(&served, "/v2/models/echo-FP32/infer", 300 * MIB);
+    assert!(large.error(413).contains("256 MiB"));
+    let closed = Served::with(ApiOptions { token: Some("secret".into()), ..ApiOptions::default() });
+    send_all_then_read(&closed, "/v2/models/add/infer", 20 * MIB).error(401);
 }
 
 #[test]
