@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    extract::{Path, Query, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use mesh_planner::Lift;
 use serde::Deserialize;
 
-use super::{Api, error::ApiError};
+use super::{
+    Api,
+    error::ApiError,
+    extract::{Path, Query},
+};
 use crate::app::{ModelSummary, PlanDocument};
 
 /// Whoever asks for a plan waits so long for what would lift it.

@@ -6,6 +6,7 @@
 mod body;
 mod deploy;
 mod error;
+mod extract;
 mod guard;
 mod infer;
 mod listener;

@@ -2,14 +2,14 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Api, error::ApiError};
+use super::{Api, error::ApiError, extract::Path};
 
 /// The only version that a deployment has: deploying again under the same name replaces it.
 pub(super) const VERSION: &str = "1";

@@ -11,14 +11,14 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, StatusCode, header},
 };
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use super::{Api, body::SILENCE_MAX, error::ApiError};
+use super::{Api, body::SILENCE_MAX, error::ApiError, extract::Path};
 
 /// Pieces between the socket and the disk.
 const PIECES_MAX: usize = 16;

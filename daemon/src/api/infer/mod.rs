@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{ConnectInfo, Path, State},
+    extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode},
     response::Response,
 };
 
-use super::{Api, body, error::ApiError, listener::Client, protocol::ModelPath};
+use super::{Api, body, error::ApiError, extract::Path, listener::Client, protocol::ModelPath};
 use crate::app::AppError;
 
 /// Time for a request that names none.

@@ -161,6 +161,22 @@ fn noise_is_no_request() {
 }
 
 #[test]
+fn addresses_that_cannot_be_read() {
+    let served = Served::new();
+    for (path, says) in [
+        ("/v2/models/%ff", "UTF-8"),
+        ("/v2/models/%ff/ready", "UTF-8"),
+        ("/v2/models/%ff/versions/1", "UTF-8"),
+        ("/api/plan/%ff", "UTF-8"),
+        ("/api/plan/add?problem=1&problem=1", "duplicate field"),
+        ("/api/plan/add?lifts=1&lifts=0", "duplicate field"),
+    ] {
+        let error = served.get(path).error(400);
+        assert!(error.contains(says) && error.contains("correct"), "{path}: {error}");
+    }
+}
+
+#[test]
 fn timeouts_are_checked() {
     let served = Served::new();
     for timeout in [json!(-1), json!("1"), json!(1.5), json!(u64::MAX), json!(601_000_000u64)] {
