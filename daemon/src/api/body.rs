@@ -83,14 +83,19 @@ pub(super) struct Pieces {
     tail: BytesMut,
     /// Bytes of both.
     len: usize,
-    /// Room in the budget of all bodies, given back on drop.
-    _room: Option<OwnedSemaphorePermit>,
+    /// Given back on drop.
+    room: Room,
 }
 
 impl Pieces {
     /// Bytes that are left.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Takes room for `bytes` more that are made from this body, such as tensors from their text.
+    pub(super) fn make_room(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.room.grow_by(bytes)
     }
 
     /// Takes the first `count` bytes as one run; copies only when they lie in several pieces.
@@ -187,7 +192,7 @@ async fn collect(
     body: Body,
     headers: &HeaderMap,
     max: usize,
-    budget: Option<&Arc<Semaphore>>,
+    budget: Option<&Budget>,
     pace: Pace,
 ) -> Result<Pieces, ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
@@ -195,7 +200,7 @@ async fn collect(
         return Err(ApiError::too_large(max));
     }
     let mut pieces = Pieces::default();
-    let mut room = Room { budget: budget.cloned(), kib: 0, permit: None };
+    let mut room = Room::new(budget.cloned());
     room.grow_to(announced.unwrap_or(0))?;
     let mut stream = body.into_data_stream();
     let begun = Instant::now();
@@ -210,23 +215,50 @@ async fn collect(
         room.grow_to(pieces.len + piece.len())?;
         pieces.push(piece);
     }
-    pieces._room = room.permit;
+    pieces.room = room;
     Ok(pieces)
 }
 
-/// What a request holds of the budget of all bodies.
+/// Bytes that the bodies of all requests together may take.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    kib: usize,
+    free_kib: Arc<Semaphore>,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Self {
+        let kib = (bytes >> 10).clamp(1, Semaphore::MAX_PERMITS);
+        Self { kib, free_kib: Arc::new(Semaphore::new(kib)) }
+    }
+}
+
+/// What a request holds of the budget, if it is under one.
+#[derive(Debug, Default)]
 struct Room {
-    budget: Option<Arc<Semaphore>>,
+    budget: Option<Budget>,
     kib: usize,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Room {
+    fn new(budget: Option<Budget>) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
+    fn grow_by(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.grow_to((self.kib << 10).saturating_add(bytes))
+    }
+
     fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         let Some(budget) = &self.budget else { return Ok(()) };
         let kib = bytes >> 10;
         let Some(more) = kib.checked_sub(self.kib).filter(|&more| more > 0) else { return Ok(()) };
-        let permit = u32::try_from(more).ok().and_then(|n| budget.clone().try_acquire_many_owned(n).ok());
+        if kib > budget.kib {
+            return Err(ApiError::inputs_too_large(budget.kib << 10));
+        }
+        let free = budget.free_kib.clone();
+        let permit = u32::try_from(more).ok().and_then(|n| free.try_acquire_many_owned(n).ok());
         let Some(permit) = permit else {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -247,13 +279,13 @@ impl Room {
 async fn unpack<R: Read>(
     packed: Pieces,
     max: usize,
-    budget: Arc<Semaphore>,
+    budget: Budget,
     decoder: impl FnOnce(Pieces) -> R + Send + 'static,
 ) -> Result<Pieces, ApiError> {
     let work = move || {
         let mut reader = decoder(packed);
         let mut pieces = Pieces::default();
-        let mut room = Room { budget: Some(budget), kib: 0, permit: None };
+        let mut room = Room::new(Some(budget));
         loop {
             let mut piece = Vec::new();
             let read = (&mut reader).take(1 << 20).read_to_end(&mut piece);
@@ -267,7 +299,7 @@ async fn unpack<R: Read>(
             room.grow_to(pieces.len + piece.len())?;
             pieces.push(piece.into());
         }
-        pieces._room = room.permit;
+        pieces.room = room;
         Ok(pieces)
     };
     match crate::background::spawn(work).await {

@@ -34,6 +34,18 @@ impl ApiError {
         )
     }
 
+    /// 413 for what a request's inputs become in memory: together with their text, or alone.
+    pub(super) fn inputs_too_large(max: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "the request's inputs take more than the {} that this device has for them: send smaller batches, or \
+                 give stages more memory here (limits.memory)",
+                mesh_planner::size(max as u64)
+            ),
+        )
+    }
+
     /// The same error with `Retry-After`.
     pub(super) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds), ..self }

@@ -38,13 +38,28 @@ use crate::app::AppHandle;
 pub struct ApiOptions {
     /// Bearer token that every request but `/v2/health/*` and the dashboard's page must carry.
     pub token: Option<String>,
-    /// Largest body of an inference request, in bytes (after decompression); more is answered with 413.
+    /// Largest body of an inference request, in bytes (after decompression); more is answered with 413. Twice as much is
+    /// held of all bodies together.
     pub body_max: usize,
+    /// Most bytes that the inputs of one request may take as tensors; more is answered with 413.
+    pub inputs_max: usize,
+}
+
+/// Whatever memory a device has, no body may be larger...
+const BODY_MAX: usize = 256 << 20;
+/// ...and so much is always taken.
+const BODY_MIN: usize = 16 << 20;
+
+impl ApiOptions {
+    /// For a device that keeps up to `held` bytes of inputs for requests that are under way.
+    pub fn for_held(held: usize) -> Self {
+        Self { token: None, body_max: held.clamp(BODY_MIN, BODY_MAX), inputs_max: held }
+    }
 }
 
 impl Default for ApiOptions {
     fn default() -> Self {
-        Self { token: None, body_max: 256 << 20 }
+        Self::for_held(BODY_MAX)
     }
 }
 
@@ -77,8 +92,9 @@ struct Api {
     /// Whether names other than addresses and `localhost` are refused in `Host` (see `guard`).
     local_only: bool,
     body_max: usize,
-    /// KiB of request bodies that may be held at once, over all requests.
-    body_budget: Arc<Semaphore>,
+    inputs_max: usize,
+    /// What the bodies of all requests may take.
+    body_budget: body::Budget,
     /// Uploads that may be written at once.
     uploads: Arc<Semaphore>,
     /// Uploads that have files here.
@@ -100,7 +116,8 @@ impl Api {
             token: options.token.as_ref().map(|t| blake3::hash(t.as_bytes())),
             local_only: local_only && options.token.is_none(),
             body_max: options.body_max,
-            body_budget: Arc::new(Semaphore::new((options.body_max >> 10).max(1) * 2)),
+            inputs_max: options.inputs_max,
+            body_budget: body::Budget::new(options.body_max.saturating_mul(2)),
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             uploads_known: uploads::Known::default(),
             deploys: Arc::new(Semaphore::new(DEPLOYS_MAX)),

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     api::{ApiOptions, Server},
     control::{self, Running},
+    data::DataLimits,
 };
 
 /// Time for the API's last requests and the core to end, beyond which the process ends anyway.
@@ -49,9 +50,10 @@ fn log_to_stderr(format: LogFormat) {
 }
 
 async fn daemon(config: Config) -> Result<(), CliError> {
+    let limits = DataLimits::for_memory(control::budget::of(&config));
     let options = ApiOptions {
         token: config.api.token.as_ref().map(|token| token.expose().to_owned()),
-        ..ApiOptions::default()
+        ..ApiOptions::for_held(limits.held_bytes_max)
     };
     // Ports first: a second daemon on this device must fail before it touches the first one's data.
     let server = Server::bind(&config.api.listen.to_string(), options)

@@ -2,8 +2,15 @@
 
 use std::fs;
 
+use mesh_config::Config;
+
 /// Part of the memory that stages may use: the rest is for the daemon, the system and other programs.
 const SHARE: f64 = 0.6;
+
+/// Bytes that stages may use on this device, as the config says or is left to find out.
+pub fn of(config: &Config) -> u64 {
+    config.limits.memory.unwrap_or_else(automatic)
+}
 
 /// Bytes that stages may use on this device: a share of the smaller of the machine's memory and the limit of the
 /// control group that the daemon runs in (v1 and v2).

@@ -217,7 +217,7 @@ fn build(
     uploads: PathBuf,
 ) -> Built {
     let threads = session_threads(config.limits.threads);
-    let budget = config.limits.memory.unwrap_or_else(budget::automatic);
+    let budget = budget::of(config);
     let facts = Facts::new(net.local_peer(), Peers::default(), first_report(config, budget, threads));
     facts.update_own(&net, |own| own.cluster = Some(consensus.view().borrow().state.cluster_id));
     let transfer = Transfer::new(net.clone(), store, facts.peers().clone());

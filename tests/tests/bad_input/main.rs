@@ -199,7 +199,7 @@ fn requests_with_bad_input() {
     }
     let answer = announce_a_large_body(&device.api);
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
-    assert!(answer.contains("over the limit of 256 MiB"), "{answer}");
+    assert!(answer.contains("over the limit of 16 MiB"), "{answer}");
     assert_goes_on(device, &digits, "a body over the limit");
 }
 

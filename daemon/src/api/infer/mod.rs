@@ -40,8 +40,8 @@ pub(super) async fn infer(
     let metadata = api.app.metadata(&path.name)?;
     let json_len = json_length(&headers)?;
     let body = body::read(&api, &headers, body).await?;
-    let large = body.len() >= BLOCKING_BYTES;
-    let parsed = off_thread(large, move || request::parse(body, json_len, &metadata)).await?;
+    let (large, inputs_max) = (body.len() >= BLOCKING_BYTES, api.inputs_max);
+    let parsed = off_thread(large, move || request::parse(body, json_len, &metadata, inputs_max)).await?;
     let request::Parsed { mut request, answer } = parsed;
     request.from_elsewhere = client.is_elsewhere;
     let timeout = request.timeout;

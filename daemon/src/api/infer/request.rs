@@ -22,11 +22,13 @@ pub(super) struct Parsed {
     pub(super) answer: Answer,
 }
 
-/// Reads a body: JSON of `json_len` bytes (all of it when absent) and then the binary tensors in the inputs' order.
+/// Reads a body: JSON of `json_len` bytes (all of it when absent) and then the binary tensors in the inputs' order. All
+/// tensors together may take `inputs_max` bytes.
 pub(super) fn parse(
     mut body: Pieces,
     json_len: Option<usize>,
     model: &ModelMetadata,
+    inputs_max: usize,
 ) -> Result<Parsed, ApiError> {
     let json_len = json_len.unwrap_or(body.len());
     if json_len > body.len() {
@@ -40,11 +42,17 @@ pub(super) fn parse(
         .map_err(|error| ApiError::bad(format!("the JSON part is not an inference request: {error}")))?;
     check_names(&header.inputs, model)?;
     let mut inputs = Vec::with_capacity(header.inputs.len());
+    let mut left = inputs_max;
     for input in &header.inputs {
         let spec = spec_of(input, model)?;
-        let tensor = read_input(input, spec, &mut body).map_err(|what| {
-            ApiError::bad(format!("input {:?} of model {}: {what}", input.name, model.name))
-        })?;
+        let bad =
+            |what: String| ApiError::bad(format!("input {:?} of model {}: {what}", input.name, model.name));
+        let data = check_input(input, spec, &body).map_err(bad)?;
+        left = left.checked_sub(data.bytes()).ok_or_else(|| ApiError::inputs_too_large(inputs_max))?;
+        if let Data::Text { bytes, .. } = data {
+            body.make_room(bytes)?;
+        }
+        let tensor = data.read(spec.dtype, &input.shape, &mut body).map_err(bad)?;
         inputs.push((spec.name.clone(), tensor));
     }
     if body.len() > 0 {
@@ -109,7 +117,37 @@ fn describe(spec: &TensorSpec) -> String {
     format!("{:?} ({} {:?})", spec.name, spec.dtype.oip_name(), spec.shape)
 }
 
-fn read_input(input: &Input<'_>, spec: &TensorSpec, body: &mut Pieces) -> Result<Tensor, String> {
+/// Where an input's elements are, and how many bytes they take as a tensor.
+enum Data<'a> {
+    /// The next bytes of the body.
+    Binary { bytes: usize },
+    /// JSON.
+    Text { text: &'a str, bytes: usize },
+}
+
+impl Data<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Binary { bytes } | Self::Text { bytes, .. } => *bytes,
+        }
+    }
+
+    fn read(&self, dtype: DType, shape: &[i64], body: &mut Pieces) -> Result<Tensor, String> {
+        let fill = |target: &mut [u8]| match self {
+            Self::Binary { .. } => {
+                body.fill(target);
+                Ok(())
+            }
+            Self::Text { text, .. } => {
+                json_data::read(text, dtype, target).map_err(|what| Fill(format!("data: {what}")))
+            }
+        };
+        Tensor::build(dtype, shape, fill).map_err(|Fill(what)| what)
+    }
+}
+
+/// Finds what is wrong with an input before memory is taken for it.
+fn check_input<'a>(input: &Input<'a>, spec: &TensorSpec, body: &Pieces) -> Result<Data<'a>, String> {
     if input.parameters.shared_memory_region.is_some() {
         return Err("shared memory is not supported: send the data".into());
     }
@@ -119,49 +157,31 @@ fn read_input(input: &Input<'_>, spec: &TensorSpec, body: &mut Pieces) -> Result
         return Err(format!("datatype is {}, the model wants {}", dtype.oip_name(), spec.dtype.oip_name()));
     }
     check_shape(&input.shape, &spec.shape)?;
-    let wanted = byte_len(dtype, &input.shape).map_err(|error| error.to_string())?;
+    let bytes = byte_len(dtype, &input.shape).map_err(|error| error.to_string())?;
     match (input.parameters.binary_data_size, input.data) {
         (Some(_), Some(_)) => Err("has both data and binary_data_size: send one of them".into()),
         (None, None) => Err("has neither data nor binary_data_size".into()),
-        (Some(size), None) => read_binary(size, wanted, dtype, &input.shape, body),
+        (Some(size), None) if size != bytes as u64 => Err(format!(
+            "binary_data_size is {size}, but {} {:?} takes {bytes} bytes",
+            dtype.oip_name(),
+            input.shape
+        )),
+        (Some(_), None) if bytes > body.len() => {
+            Err(format!("the body ends {} bytes before the end of its data", bytes - body.len()))
+        }
+        (Some(_), None) => Ok(Data::Binary { bytes }),
+        (None, Some(_)) if matches!(dtype, DType::Fp16 | DType::Bf16) => {
+            Err("16-bit floats have no JSON form in the protocol: send binary data".into())
+        }
         (None, Some(data)) => {
-            if matches!(dtype, DType::Fp16 | DType::Bf16) {
-                return Err("16-bit floats have no JSON form in the protocol: send binary data".into());
-            }
-            // Each element takes two characters at least, which caps the memory by what was sent.
-            let elements = wanted / dtype.size();
-            if elements > data.get().len() {
+            let (text, elements) = (data.get(), bytes / dtype.size());
+            // Each has a character and a comma, but for the last: what was sent caps the memory.
+            if elements.saturating_mul(2).saturating_sub(1) > text.len() {
                 return Err(format!("data has fewer than the {elements} elements that the shape wants"));
             }
-            let fill = |target: &mut [u8]| {
-                json_data::read(data.get(), dtype, target).map_err(|what| Fill(format!("data: {what}")))
-            };
-            Tensor::build(dtype, &input.shape, fill).map_err(|Fill(what)| what)
+            Ok(Data::Text { text, bytes })
         }
     }
-}
-
-fn read_binary(
-    size: u64,
-    wanted: usize,
-    dtype: DType,
-    shape: &[i64],
-    body: &mut Pieces,
-) -> Result<Tensor, String> {
-    if size != wanted as u64 {
-        return Err(format!(
-            "binary_data_size is {size}, but {} {shape:?} takes {wanted} bytes",
-            dtype.oip_name()
-        ));
-    }
-    if wanted > body.len() {
-        return Err(format!("the body ends {} bytes before the end of its data", wanted - body.len()));
-    }
-    let fill = |target: &mut [u8]| {
-        body.fill(target);
-        Ok::<(), TensorError>(())
-    };
-    Tensor::build(dtype, shape, fill).map_err(|error| error.to_string())
 }
 
 /// Why a tensor could not be filled, for people.

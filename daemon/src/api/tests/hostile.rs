@@ -280,6 +280,52 @@ fn all_bodies_together_are_bounded() {
 }
 
 #[test]
+fn inputs_in_memory_are_bounded_too() {
+    // Two characters for eight bytes.
+    let ones = |count: usize| {
+        let inputs = [input("x", "FP64", json!([count]), json!(vec![1; count]))];
+        json!({"inputs": inputs, "parameters": {"binary_data_output": true}})
+    };
+    let small = ApiOptions { inputs_max: 64 << 10, ..ApiOptions::default() };
+    let served = Served::with(small);
+    assert_eq!(served.infer("echo-FP64", &ones(8 << 10)).status, 200);
+    assert!(served.infer("echo-FP64", &ones((8 << 10) + 1)).error(413).contains("64.0 KiB"));
+    let both = json!({"inputs": [
+        input("a", "FP32", json!([3000, 3]), json!(vec![1; 9000])),
+        input("b", "FP32", json!([3000, 3]), json!(vec![1; 9000])),
+    ]});
+    assert!(served.infer("add", &both).error(413).contains("64.0 KiB"));
+    // With their text they take room that others leave.
+    let served = Served::with(ApiOptions { body_max: 64 << 10, ..ApiOptions::default() });
+    assert!(served.infer("echo-FP64", &ones(16 << 10)).error(413).contains("128.0 KiB"));
+    let head = format!(
+        "POST /v2/models/add/infer HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        served.address,
+        64 << 10
+    );
+    let mut waiting = TcpStream::connect(served.address).unwrap();
+    waiting.write_all(head.as_bytes()).unwrap();
+    // It is told to go on once the room is its own.
+    waiting.read_exact(&mut [0; 1]).unwrap();
+    let reply = served.infer("echo-FP64", &ones(7 << 10));
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")));
+    drop(waiting);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while served.infer("echo-FP64", &ones(7 << 10)).status != 200 {
+        assert!(Instant::now() < deadline, "the room did not come back");
+    }
+}
+
+#[test]
+fn limits_follow_what_the_device_can_hold() {
+    const MIB: usize = 1 << 20;
+    for (held, body_max) in [(0, 16), (16, 16), (100, 100), (256, 256), (1024, 256)] {
+        let options = ApiOptions::for_held(held * MIB);
+        assert_eq!((options.body_max, options.inputs_max), (body_max * MIB, held * MIB));
+    }
+}
+
+#[test]
 fn half_a_request_and_no_http() {
     let served = Served::new();
     let mut stream = TcpStream::connect(served.address).unwrap();
