@@ -1,12 +1,13 @@
 //! Tensor data as JSON: flat or nested lists of numbers or booleans, to and from little-endian bytes.
 
-use std::{fmt, io::Write};
+use std::fmt;
 
 use half::{bf16, f16};
 use mesh_inference::tensor::{DType, Tensor};
 use serde::{
-    Deserializer,
+    Deserializer, Serialize, Serializer,
     de::{DeserializeSeed, Error, SeqAccess, Visitor},
+    ser::Error as _,
 };
 
 /// Lists in lists that data may have; also what keeps the recursion short.
@@ -154,58 +155,61 @@ impl<'de> Visitor<'de> for Element<'_, '_> {
     }
 }
 
-/// Writes a tensor's elements as a flat JSON list. Numbers read back as the same value.
-pub(super) fn write(tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), String> {
-    macro_rules! numbers {
-        ($t:ty) => {
-            list::<{ size_of::<$t>() }>(tensor, out, |raw, out| {
-                serde_json::to_writer(out, &<$t>::from_le_bytes(raw)).map_err(|error| error.to_string())
-            })
-        };
-    }
-    macro_rules! floats {
-        ($t:ty) => {
-            list::<{ size_of::<$t>() }>(tensor, out, |raw, out| {
-                let value = <$t>::from_le_bytes(raw);
-                match value.is_finite() {
-                    true => serde_json::to_writer(out, &value).map_err(|error| error.to_string()),
-                    false => Err(format!("it holds {value}, which JSON cannot say")),
-                }
-            })
-        };
-    }
+/// Why a tensor's elements cannot be said in JSON, if they cannot.
+pub(super) fn check(tensor: &Tensor) -> Result<(), String> {
     match tensor.dtype() {
-        DType::Bool => list::<1>(tensor, out, |[raw], out| {
-            out.write_all(if raw == 0 { b"false" } else { b"true" }).map_err(|error| error.to_string())
-        }),
-        DType::Uint8 => numbers!(u8),
-        DType::Uint16 => numbers!(u16),
-        DType::Uint32 => numbers!(u32),
-        DType::Uint64 => numbers!(u64),
-        DType::Int8 => numbers!(i8),
-        DType::Int16 => numbers!(i16),
-        DType::Int32 => numbers!(i32),
-        DType::Int64 => numbers!(i64),
-        DType::Fp32 => floats!(f32),
-        DType::Fp64 => floats!(f64),
+        DType::Fp32 => all_finite(raw(tensor).map(|bytes| f32::from_le_bytes(bytes).into())),
+        DType::Fp64 => all_finite(raw(tensor).map(f64::from_le_bytes)),
         DType::Fp16 | DType::Bf16 => Err("the protocol has no JSON form for 16-bit floats".into()),
+        DType::Bool
+        | DType::Uint8
+        | DType::Uint16
+        | DType::Uint32
+        | DType::Uint64
+        | DType::Int8
+        | DType::Int16
+        | DType::Int32
+        | DType::Int64 => Ok(()),
     }
 }
 
-fn list<const SIZE: usize>(
-    tensor: &Tensor,
-    out: &mut Vec<u8>,
-    mut element: impl FnMut([u8; SIZE], &mut Vec<u8>) -> Result<(), String>,
-) -> Result<(), String> {
-    out.push(b'[');
+fn all_finite(mut values: impl Iterator<Item = f64>) -> Result<(), String> {
+    match values.find(|value| !value.is_finite()) {
+        Some(value) => Err(format!("it holds {value}, which JSON cannot say")),
+        None => Ok(()),
+    }
+}
+
+/// A tensor's elements as a flat JSON list, of a tensor that was checked. Numbers read back as the same value.
+#[derive(Debug)]
+pub(super) struct Elements<'t>(pub(super) &'t Tensor);
+
+impl Serialize for Elements<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        macro_rules! numbers {
+            ($t:ty) => {
+                to.collect_seq(raw(self.0).map(<$t>::from_le_bytes))
+            };
+        }
+        match self.0.dtype() {
+            DType::Bool => to.collect_seq(raw::<1>(self.0).map(|[byte]| byte != 0)),
+            DType::Uint8 => numbers!(u8),
+            DType::Uint16 => numbers!(u16),
+            DType::Uint32 => numbers!(u32),
+            DType::Uint64 => numbers!(u64),
+            DType::Int8 => numbers!(i8),
+            DType::Int16 => numbers!(i16),
+            DType::Int32 => numbers!(i32),
+            DType::Int64 => numbers!(i64),
+            DType::Fp32 => numbers!(f32),
+            DType::Fp64 => numbers!(f64),
+            DType::Fp16 | DType::Bf16 => Err(S::Error::custom("16-bit floats have no JSON form")),
+        }
+    }
+}
+
+fn raw<const SIZE: usize>(tensor: &Tensor) -> impl Iterator<Item = [u8; SIZE]> {
     let (elements, rest) = tensor.bytes().as_chunks::<SIZE>();
     assert!(rest.is_empty(), "a tensor's bytes are whole elements");
-    for (index, raw) in elements.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        element(*raw, out)?;
-    }
-    out.push(b']');
-    Ok(())
+    elements.iter().copied()
 }

@@ -1,4 +1,5 @@
-//! From an [`InferResponse`] to the body that the client asked for. Binary outputs are sent from the tensors' memory.
+//! From an [`InferResponse`] to the body that the client asked for. Binary outputs are sent from the tensors' memory, others
+//! are written once, into the body.
 
 use axum::{
     body::Body,
@@ -8,9 +9,11 @@ use axum::{
 use bytes::Bytes;
 use mesh_inference::tensor::{DType, Tensor};
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use super::{JSON_LENGTH, json_data};
+use super::{
+    JSON_LENGTH,
+    json_data::{self, Elements},
+};
 use crate::{
     api::{error::ApiError, protocol::VERSION},
     app::InferResponse,
@@ -58,7 +61,7 @@ struct Output<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<OutputParameters>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Box<RawValue>>,
+    data: Option<Elements<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,7 +94,10 @@ pub(super) fn encode(answer: &Answer, response: InferResponse) -> Result<Respons
                 binary.push(Bytes::from_owner(Shared(tensor.clone())));
                 None
             }
-            false => Some(json(&wanted.name, tensor)?),
+            false => {
+                json_data::check(tensor).map_err(|what| unsaid(&wanted.name, &what))?;
+                Some(Elements(tensor))
+            }
         };
         let parameters = wanted.binary.then(|| OutputParameters { binary_data_size: tensor.bytes().len() });
         outputs.push(Output {
@@ -127,13 +133,8 @@ fn assemble(json: Vec<u8>, binary: Vec<Bytes>) -> Response {
     (headers, Body::from_stream(futures::stream::iter(pieces))).into_response()
 }
 
-fn json(name: &str, tensor: &Tensor) -> Result<Box<RawValue>, ApiError> {
-    let mut text = Vec::new();
-    json_data::write(tensor, &mut text).map_err(|what| {
-        ApiError::bad(format!("output {name:?} cannot be sent as JSON: {what}; ask for it with binary_data"))
-    })?;
-    let text = String::from_utf8(text).map_err(|error| internal(error.to_string()))?;
-    RawValue::from_string(text).map_err(|error| internal(error.to_string()))
+fn unsaid(name: &str, what: &str) -> ApiError {
+    ApiError::bad(format!("output {name:?} cannot be sent as JSON: {what}; ask for it with binary_data"))
 }
 
 fn internal(message: String) -> ApiError {
