@@ -236,9 +236,9 @@ pub trait App: Send + Sync + 'static {
     fn undeploy(&self, name: &str) -> BoxFuture<'static, Result<(), AppError>>;
     /// Imported models.
     fn models(&self) -> Vec<ModelSummary>;
-    /// Forgets a model that no deployment uses (by hash, hash prefix or source name).
+    /// Forgets a model that no deployment uses (by hash, hash prefix, source name or that name without its ending).
     fn remove_model(&self, model: &str) -> BoxFuture<'static, Result<(), AppError>>;
-    /// Moves work off a device (by id, id prefix or name), or lets it come back.
+    /// Moves work off a device (by name, id, or the start or end of its id), or lets it come back.
     fn set_draining(&self, node: &str, draining: bool) -> BoxFuture<'static, Result<(), AppError>>;
     /// Removes and revokes a device.
     fn remove_node(&self, node: &str) -> BoxFuture<'static, Result<(), AppError>>;

@@ -282,7 +282,7 @@ pub(super) enum ModelAction {
     /// Forget a model that no deployment uses
     #[command(after_help = "Examples:\n  mesh model rm resnet50.onnx\n  mesh model rm 3f9a2c")]
     Rm {
-        /// Hash, start of a hash, or file name, as `mesh models` lists them
+        /// Hash, start of a hash, or file name with or without its ending, as `mesh models` lists them
         model: String,
     },
 }
@@ -305,18 +305,18 @@ pub(super) enum NodeAction {
     /// Move work off a device, for example before it is switched off
     #[command(after_help = "Examples:\n  mesh node drain camera-1")]
     Drain {
-        /// Name, id or start of an id
+        /// Name, id, or the start or end of an id
         node: String,
     },
     /// Let a drained device take work again
     Undrain {
-        /// Name, id or start of an id
+        /// Name, id, or the start or end of an id
         node: String,
     },
     /// Remove a device for good: its identity is refused from now on
     #[command(after_help = "Examples:\n  mesh node drain camera-1 && mesh node remove camera-1")]
     Remove {
-        /// Name, id or start of an id
+        /// Name, id, or the start or end of an id
         node: String,
     },
 }

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::exit::CliError;
+pub(super) use crate::control::select::short_id;
 
 /// Prints to stdout.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
@@ -131,12 +132,6 @@ pub(super) fn millis(ms: f64) -> String {
 /// A rate for people.
 pub(super) fn rate(per_second: f64) -> String {
     if per_second >= 100.0 { format!("{per_second:.0}/s") } else { format!("{per_second:.1}/s") }
-}
-
-/// Enough of an id to tell devices apart: PeerIds of ed25519 keys all start alike.
-pub(super) fn short_id(id: &str) -> String {
-    let count = id.chars().count();
-    if count <= 12 { id.to_owned() } else { format!("…{}", id.chars().skip(count - 8).collect::<String>()) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
-use mesh_consensus::{Command, DeviceId, EpochPlan, Member};
+use mesh_consensus::{Command, DeviceId, EpochPlan};
 use mesh_inference::model::ValueType;
 use mesh_planner::{Lift, Plan};
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use super::{
     models::Models,
     problems::{self, Problems},
     propose::{ProposeFailure, Proposer},
+    select,
 };
 use crate::{
     app::{
@@ -75,21 +76,9 @@ impl DaemonApp {
         self.consensus.view().borrow().clone()
     }
 
-    /// The one member that a person means by id, start of an id, or name.
-    fn find_member(&self, text: &str) -> Result<Member, AppError> {
-        let view = self.view();
-        let members = view.state.members.values();
-        let exact: Vec<&Member> = members.clone().filter(|m| m.device.0 == text || m.name == text).collect();
-        let found = if exact.is_empty() {
-            members.filter(|m| !text.is_empty() && m.device.0.starts_with(text)).collect()
-        } else {
-            exact
-        };
-        match found.as_slice() {
-            [one] => Ok((*one).clone()),
-            [] => Err(AppError::NotFound(format!("no device `{text}`; `mesh node list` shows all"))),
-            _ => Err(AppError::Invalid(format!("`{text}` means several devices; give the whole id"))),
-        }
+    /// The device that a person means.
+    fn find_device(&self, text: &str) -> Result<DeviceId, AppError> {
+        select::member(&self.view().state, text).map(|member| member.device.clone())
     }
 
     fn command(&self, command: Command) -> BoxFuture<'static, Result<(), AppError>> {
@@ -306,34 +295,25 @@ impl App for DaemonApp {
     }
 
     fn remove_model(&self, model: &str) -> BoxFuture<'static, Result<(), AppError>> {
-        let view = self.view();
-        let models = view.state.models.values();
-        let found: Vec<String> = models
-            .filter(|m| !model.is_empty() && (m.hash.starts_with(model) || m.source == model))
-            .map(|m| m.hash.clone())
-            .collect();
-        match found.as_slice() {
-            [hash] => self.command(Command::RemoveModel { hash: hash.clone() }),
-            [] => failed(AppError::NotFound(format!("no model `{model}`; `mesh models` shows all"))),
-            _ => failed(AppError::Invalid(format!("`{model}` means several models; give more of the hash"))),
+        match select::model(&self.view().state, model) {
+            Ok(record) => self.command(Command::RemoveModel { hash: record.hash.clone() }),
+            Err(error) => failed(error),
         }
     }
 
     fn set_draining(&self, node: &str, draining: bool) -> BoxFuture<'static, Result<(), AppError>> {
-        match self.find_member(node) {
-            Ok(member) => self.command(Command::SetDraining { device: member.device, draining }),
+        match self.find_device(node) {
+            Ok(device) => self.command(Command::SetDraining { device, draining }),
             Err(error) => failed(error),
         }
     }
 
     fn remove_node(&self, node: &str) -> BoxFuture<'static, Result<(), AppError>> {
-        match self.find_member(node) {
-            Ok(Member { device: DeviceId(id), .. }) if id == self.facts.me().to_string() => {
+        match self.find_device(node) {
+            Ok(device) if device.0 == self.facts.me().to_string() => {
                 failed(AppError::Invalid("a device cannot remove itself; run this on another one".into()))
             }
-            Ok(member) => {
-                self.patient_command(Command::RemoveMember { device: member.device }, REMOVE_PATIENCE)
-            }
+            Ok(device) => self.patient_command(Command::RemoveMember { device }, REMOVE_PATIENCE),
             Err(error) => failed(error),
         }
     }

@@ -32,6 +32,7 @@ pub mod report;
 pub mod routing;
 pub mod rpc;
 pub mod run;
+pub mod select;
 pub mod spread;
 pub mod transfer;
 pub mod upkeep;
