@@ -50,9 +50,12 @@ pub(super) async fn live() -> StatusCode {
 pub(super) async fn ready(State(api): State<Api>) -> Response {
     match api.app.ready() {
         true => StatusCode::OK.into_response(),
-        false => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "this device is not part of a cluster yet")
-            .retry_after(1)
-            .into_response(),
+        false => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this device is not part of a cluster: see `mesh status`",
+        )
+        .retry_after(1)
+        .into_response(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
-use mesh_consensus::{Command, DeviceId, EpochPlan};
+use mesh_consensus::{Command, Deployment, DeviceId, EpochPlan};
 use mesh_inference::model::ValueType;
 use mesh_planner::{Lift, Plan};
 use tokio::sync::mpsc;
@@ -93,39 +93,42 @@ impl DaemonApp {
         let proposer = self.proposer.clone();
         async move { proposer.propose(command, patience).await.map(|_| ()).map_err(app_error) }.boxed()
     }
-
-    /// There is no deployment of this name here.
-    fn unknown(&self, name: &str) -> AppError {
-        unknown_in(
-            &self.view(),
-            name,
-            format!("no deployment `{name}`; `mesh status` shows all, `mesh deploy` makes one"),
-        )
-    }
 }
 
-/// There is no deployment of this name, as `message` says. A device outside the cluster cannot know.
-fn unknown_in(view: &ClusterView, name: &str, message: String) -> AppError {
-    if view.phase != Phase::Member || view.refused.is_some() {
-        return AppError::Unavailable {
-            message: format!(
-                "this device is not in the cluster and does not serve `{name}`: see `mesh status`"
-            ),
-            retry_after_s: 5,
-        };
+/// The deployment of this name, as this device knows it.
+fn known<'v>(view: &'v ClusterView, name: &str) -> Result<&'v Deployment, AppError> {
+    let missing = || format!("no deployment `{name}`; `mesh status` shows all, `mesh deploy` makes one");
+    check_inside(view, name)?;
+    view.state.deployments.get(name).ok_or_else(|| AppError::NotFound(missing()))
+}
+
+/// A device outside the cluster cannot know of a deployment, and what one that was removed still knows is old.
+fn check_inside(view: &ClusterView, name: &str) -> Result<(), AppError> {
+    if is_inside(view) {
+        return Ok(());
     }
-    AppError::NotFound(message)
+    Err(AppError::Unavailable {
+        message: format!("this device is not in the cluster and does not serve `{name}`: see `mesh status`"),
+        retry_after_s: 5,
+    })
+}
+
+fn is_inside(view: &ClusterView) -> bool {
+    view.phase == Phase::Member && view.refused.is_none()
 }
 
 /// The data plane knows no deployment of this name; a device that has just started may know one all the same.
 fn not_served(view: &ClusterView, name: &str, message: String) -> AppError {
+    if let Err(outside) = check_inside(view, name) {
+        return outside;
+    }
     if view.state.deployments.contains_key(name) {
         return AppError::Unavailable {
             message: format!("`{name}` is being set up on this device: try again in a moment"),
             retry_after_s: 1,
         };
     }
-    unknown_in(view, name, message)
+    AppError::NotFound(message)
 }
 
 fn app_error(failure: ProposeFailure) -> AppError {
@@ -167,9 +170,7 @@ impl App for DaemonApp {
 
     fn plan(&self, name: &str) -> Result<(u64, Plan), AppError> {
         let view = self.view();
-        // What a device that was removed still knows is old.
-        let known = view.state.deployments.get(name).filter(|_| view.refused.is_none());
-        let deployment = known.ok_or_else(|| self.unknown(name))?;
+        let deployment = known(&view, name)?;
         let plan = deployment.active.as_ref().or(deployment.preparing.as_ref());
         let now =
             |p: &EpochPlan| self.forecasts.restated(name, p.epoch, &p.plan).unwrap_or_else(|| p.plan.clone());
@@ -213,7 +214,7 @@ impl App for DaemonApp {
 
     fn metadata(&self, name: &str) -> Result<ModelMetadata, AppError> {
         let view = self.view();
-        let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
+        let deployment = known(&view, name)?;
         let hash = deployment.active.as_ref().map_or(&deployment.model, |a| &a.model);
         let model = self.models.get(hash).ok_or_else(|| AppError::Unavailable {
             message: format!("the description of `{name}` is on its way to this device"),
@@ -228,7 +229,7 @@ impl App for DaemonApp {
 
     fn model_ready(&self, name: &str) -> Result<bool, AppError> {
         let view = self.view();
-        let deployment = view.state.deployments.get(name).ok_or_else(|| self.unknown(name))?;
+        let deployment = known(&view, name)?;
         let Some(active) = &deployment.active else { return Ok(false) };
         let live = |s: &mesh_planner::Stage| s.replicas.iter().any(|r| self.facts.is_live(&r.device));
         Ok(self.data.serves(name)
@@ -237,12 +238,13 @@ impl App for DaemonApp {
     }
 
     fn ready(&self) -> bool {
-        self.consensus.view().borrow().phase == Phase::Member
+        is_inside(&self.consensus.view().borrow())
     }
 
     fn infer(&self, request: InferRequest) -> BoxFuture<'static, Result<InferResponse, AppError>> {
         let (data, view, name) = (self.data.clone(), self.consensus.view(), request.model.clone());
         async move {
+            check_inside(&view.borrow(), &name)?;
             match data.infer(request).await {
                 Err(AppError::NotFound(message)) => Err(not_served(&view.borrow(), &name, message)),
                 answer => answer,
@@ -269,10 +271,10 @@ impl App for DaemonApp {
     }
 
     fn undeploy(&self, name: &str) -> BoxFuture<'static, Result<(), AppError>> {
-        if !self.view().state.deployments.contains_key(name) {
-            return failed(self.unknown(name));
+        match known(&self.view(), name) {
+            Ok(_) => self.command(Command::Undeploy { name: name.to_owned() }),
+            Err(error) => failed(error),
         }
-        self.command(Command::Undeploy { name: name.to_owned() })
     }
 
     fn models(&self) -> Vec<ModelSummary> {
@@ -323,3 +325,6 @@ impl App for DaemonApp {
 pub fn handle(app: DaemonApp) -> crate::app::AppHandle {
     Arc::new(app)
 }
+
+#[cfg(test)]
+mod tests;

@@ -410,7 +410,6 @@ impl Thread {
             JoinReply::Joined { cluster, raft_id } => {
                 if matches!(self.stage, Some(Stage::Outside(_))) {
                     tracing::info!(%cluster, raft_id, "joined");
-                    self.refused = None;
                     self.become_member(|store| Node::join_empty(store, cluster, raft_id))?;
                 }
             }
@@ -433,8 +432,9 @@ impl Thread {
             Some(Stage::Outside(mut store)) => {
                 write(&mut store)
                     .map_err(|source| ConsensusError::Found { path: self.path.clone(), source })?;
-                // Another cluster's replicas may have had the same numbers.
+                // Another cluster's replicas may have had the same numbers, and what was refused before is over.
                 self.addresses.clear();
+                self.refused = None;
                 self.stage = Some(self.open_node(store)?);
                 self.refresh();
                 self.tell_founding()
