@@ -66,6 +66,9 @@ pub struct DeploymentStatus {
     pub epoch: u64,
     /// Why it is not `serving`; empty when it is.
     pub reason: String,
+    /// Whether every stage has a live device that is ready: requests are answered, whatever else is wrong.
+    #[serde(default)]
+    pub answers: bool,
     /// The active plan's stages.
     pub stages: Vec<StageStatus>,
     /// What limits the rate; absent without a plan.

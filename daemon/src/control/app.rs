@@ -16,6 +16,7 @@ use super::{
     explain,
     facts::Facts,
     forecast::Forecasts,
+    health,
     metrics::prometheus,
     models::Models,
     problems::{self, Problems},
@@ -230,11 +231,8 @@ impl App for DaemonApp {
     fn model_ready(&self, name: &str) -> Result<bool, AppError> {
         let view = self.view();
         let deployment = known(&view, name)?;
-        let Some(active) = &deployment.active else { return Ok(false) };
-        let live = |s: &mesh_planner::Stage| s.replicas.iter().any(|r| self.facts.is_live(&r.device));
-        Ok(self.data.serves(name)
-            && self.models.get(&active.model).is_some()
-            && active.plan.stages.iter().all(live))
+        let is_described = deployment.active.as_ref().is_some_and(|a| self.models.get(&a.model).is_some());
+        Ok(self.data.serves(name) && is_described && health::answers(&self.facts, deployment))
     }
 
     fn ready(&self) -> bool {

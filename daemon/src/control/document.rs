@@ -8,8 +8,8 @@ use super::{
     events::Refusals,
     facts::Facts,
     forecast::{Forecast, Forecasts},
+    health,
     memory::crowded,
-    report::StageState,
 };
 use crate::{
     data::{DataMetrics, DeploymentMetrics},
@@ -122,7 +122,7 @@ impl Sources<'_> {
     }
 
     fn deployment(&self, deployment: &Deployment) -> DeploymentStatus {
-        let (state, reason) = self.deployment_state(deployment);
+        let (state, reason) = health::state(self.facts, self.view, deployment);
         let active = deployment.active.as_ref();
         let forecast = active.and_then(|a| self.forecasts.get(&deployment.name, a.epoch));
         let none = DeploymentMetrics::default();
@@ -137,6 +137,8 @@ impl Sources<'_> {
             },
             epoch: active.map_or(0, |a| a.epoch),
             reason,
+            // A device that was removed turns requests away.
+            answers: self.view.refused.is_none() && health::answers(self.facts, deployment),
             stages: active.map(|a| self.stages(&deployment.name, a, forecast.as_deref())).unwrap_or_default(),
             bottleneck: active.map(|a| {
                 bottleneck(forecast.as_ref().map_or(&a.plan.bottleneck, |f| &f.served.evaluation.bottleneck))
@@ -179,7 +181,7 @@ impl Sources<'_> {
                     standbys: stage
                         .standbys
                         .iter()
-                        .filter(|id| self.is_ready(id, name, active.epoch, index))
+                        .filter(|id| self.facts.is_ready(id, name, active.epoch, index))
                         .cloned()
                         .collect(),
                     compute_ms: 1000.0 * if measured > 0.0 { measured } else { stage.compute_s },
@@ -188,62 +190,6 @@ impl Sources<'_> {
                 }
             })
             .collect()
-    }
-
-    /// A live device has told that it can run a stage.
-    fn is_ready(&self, device: &str, deployment: &str, epoch: u64, stage: usize) -> bool {
-        let report = self.facts.stage(device, deployment, epoch, stage);
-        self.facts.is_live(device) && report.is_some_and(|r| r.state == StageState::Ready)
-    }
-
-    /// `preparing`, `serving`, `degraded` or `failed`, with the reason where it is not `serving`.
-    fn deployment_state(&self, deployment: &Deployment) -> (&'static str, String) {
-        let fault = deployment.fault.as_ref().map(|fault| self.facts.named(self.view, fault));
-        let Some(active) = &deployment.active else {
-            return match fault {
-                Some(fault) if deployment.preparing.is_none() => ("failed", fault),
-                Some(_) | None => ("preparing", "stages are being prepared".into()),
-            };
-        };
-        let mut lost = Vec::new();
-        let (mut broken, mut stood_in) = (None, Vec::new());
-        for (index, stage) in active.plan.stages.iter().enumerate() {
-            let down: Vec<String> = stage
-                .replicas
-                .iter()
-                .filter(|r| !self.facts.is_live(&r.device))
-                .map(|r| self.facts.name(self.view, &r.device))
-                .collect();
-            if down.len() == stage.replicas.len() {
-                let ready = |id: &&String| self.is_ready(id, &deployment.name, active.epoch, index);
-                match stage.standbys.iter().find(ready) {
-                    Some(id) => stood_in.push((index, self.facts.name(self.view, id))),
-                    None => broken = Some((index, down.join(", "))),
-                }
-            }
-            lost.extend(down);
-        }
-        match (broken, fault) {
-            (Some((stage, down)), Some(fault)) if deployment.preparing.is_none() => {
-                ("failed", format!("stage {stage} has no live device ({down} is down) and {fault}"))
-            }
-            (Some((stage, down)), _) => (
-                "degraded",
-                format!("stage {stage} has no live device: {down} is down; a new plan is on its way"),
-            ),
-            (None, _) if !stood_in.is_empty() => {
-                let who: Vec<String> = stood_in
-                    .iter()
-                    .map(|(stage, name)| format!("{name} stands in for stage {stage}"))
-                    .collect();
-                let reason =
-                    format!("{} is down; {}; a new plan is on its way", lost.join(", "), who.join(", "));
-                ("degraded", reason)
-            }
-            (None, _) if !lost.is_empty() => ("degraded", format!("{} is down", lost.join(", "))),
-            (None, Some(fault)) => ("serving", fault),
-            (None, None) => ("serving", String::new()),
-        }
     }
 
     fn warnings(&self) -> Vec<Warning> {

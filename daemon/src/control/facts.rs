@@ -13,7 +13,7 @@ use super::{
     memory::{Others, taken_by_others},
     peers::Peers,
     planning::DeviceFacts,
-    report::{NO_CLUSTER, NodeReport, StageReport},
+    report::{NO_CLUSTER, NodeReport, StageReport, StageState},
 };
 use crate::net::{Net, PeerId};
 
@@ -149,6 +149,12 @@ impl Facts {
     /// How far a device is with a stage.
     pub fn stage(&self, device: &str, deployment: &str, epoch: u64, stage: usize) -> Option<StageReport> {
         self.report(device)?.stage(deployment, epoch, stage).cloned()
+    }
+
+    /// Whether a live device has told that it can run a stage.
+    pub fn is_ready(&self, device: &str, deployment: &str, epoch: u64, stage: usize) -> bool {
+        let report = self.stage(device, deployment, epoch, stage);
+        self.is_live(device) && report.is_some_and(|report| report.state == StageState::Ready)
     }
 
     /// Members that can take stages now, and those that are live but have not measured themselves yet.

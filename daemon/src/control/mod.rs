@@ -14,6 +14,7 @@ pub mod events;
 pub mod explain;
 pub mod facts;
 pub mod forecast;
+pub mod health;
 pub mod holdings;
 pub mod leader;
 pub mod links;

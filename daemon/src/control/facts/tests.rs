@@ -3,10 +3,7 @@ use std::{collections::BTreeMap, time::Duration};
 use mesh_consensus::{ClusterState, DeviceId, Member, StorageId};
 
 use super::*;
-use crate::control::{
-    consensus::Phase,
-    report::{LinkReport, StageState},
-};
+use crate::control::{consensus::Phase, report::LinkReport};
 
 const OURS: ClusterId = ClusterId([1; 16]);
 const OTHER: ClusterId = ClusterId([2; 16]);
