@@ -1,8 +1,11 @@
 //! Numbers in the Prometheus exposition format.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
-use crate::{data::DataMetrics, status::Status};
+use crate::{
+    data::{DataMetrics, StageMetrics},
+    status::Status,
+};
 
 /// The text of `GET /metrics`.
 pub fn prometheus(status: &Status, data: &DataMetrics) -> String {
@@ -27,11 +30,11 @@ pub fn prometheus(status: &Status, data: &DataMetrics) -> String {
     deployments(&mut page, status);
     page.family("mesh_stage_compute_seconds", "gauge", "Smoothed time of one run of a stage on this device.");
     page.family("mesh_stage_runs_total", "counter", "Runs of a stage on this device.");
-    for stage in &data.stages {
-        let index = stage.key.stage.to_string();
-        let labels = [("deployment", stage.key.deployment.as_str()), ("stage", index.as_str())];
-        page.sample("mesh_stage_compute_seconds", &labels, stage.compute_s);
-        page.sample("mesh_stage_runs_total", &labels, stage.runs as f64);
+    for ((deployment, stage), (compute_s, runs)) in stages(&data.stages) {
+        let index = stage.to_string();
+        let labels = [("deployment", deployment), ("stage", index.as_str())];
+        page.sample("mesh_stage_compute_seconds", &labels, compute_s);
+        page.sample("mesh_stage_runs_total", &labels, runs as f64);
     }
     page.family("mesh_link_sent_bytes_total", "counter", "Activation bytes sent to a peer.");
     for link in &data.links {
@@ -41,8 +44,25 @@ pub fn prometheus(status: &Status, data: &DataMetrics) -> String {
     page.finish()
 }
 
+/// The time and the runs of each stage of a deployment. Two plans live side by side while requests move from one to the
+/// next: the runs are of both, the time is the newest plan's, once it has one.
+fn stages(all: &[StageMetrics]) -> BTreeMap<(&str, usize), (f64, u64)> {
+    let mut sorted: Vec<&StageMetrics> = all.iter().collect();
+    sorted.sort_by_key(|stage| stage.key.epoch);
+    let mut stages = BTreeMap::new();
+    for stage in sorted {
+        let (compute_s, runs) =
+            stages.entry((stage.key.deployment.as_str(), stage.key.stage)).or_insert((0.0, 0));
+        *runs += stage.runs;
+        if stage.compute_s > 0.0 {
+            *compute_s = stage.compute_s;
+        }
+    }
+    stages
+}
+
 fn deployments(page: &mut Page, status: &Status) {
-    page.family("mesh_deployment_serving", "gauge", "1 when the deployment serves.");
+    page.family("mesh_deployment_serving", "gauge", "1 when requests to the deployment can be answered.");
     page.family("mesh_deployment_epoch", "gauge", "Epoch of the active plan.");
     page.family("mesh_requests_total", "counter", "Requests accepted at this device.");
     page.family("mesh_request_errors_total", "counter", "Requests answered with an error at this device.");
@@ -51,7 +71,7 @@ fn deployments(page: &mut Page, status: &Status) {
     page.family("mesh_request_latency_seconds", "gauge", "Recent latency at this device, by quantile.");
     for deployment in &status.deployments {
         let labels = [("deployment", deployment.name.as_str())];
-        page.sample("mesh_deployment_serving", &labels, f64::from(u8::from(deployment.state == "serving")));
+        page.sample("mesh_deployment_serving", &labels, f64::from(u8::from(deployment.answers)));
         page.sample("mesh_deployment_epoch", &labels, deployment.epoch as f64);
         page.sample("mesh_requests_total", &labels, deployment.requests as f64);
         page.sample("mesh_request_errors_total", &labels, deployment.errors as f64);
@@ -91,5 +111,61 @@ impl Page {
 
     fn finish(self) -> String {
         self.families.into_iter().map(|(_, text)| text).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{data::StageKey, status::DeploymentStatus};
+
+    fn stage(epoch: u64, stage: usize, runs: u64, compute_s: f64) -> StageMetrics {
+        let key = StageKey { deployment: "digits".into(), epoch, stage };
+        StageMetrics { key, runs, errors: 0, compute_s, output_bytes: 0.0, queue: 0 }
+    }
+
+    #[test]
+    fn plans_side_by_side_are_one_series() {
+        let data = DataMetrics {
+            stages: vec![
+                stage(4, 0, 10, 0.25),
+                stage(3, 0, 7, 0.5),
+                stage(3, 1, 1, 0.125),
+                stage(4, 1, 0, 0.0),
+            ],
+            ..DataMetrics::default()
+        };
+        let deployed = |name: &str, state: &str, answers| DeploymentStatus {
+            name: name.into(),
+            state: state.into(),
+            answers,
+            ..DeploymentStatus::default()
+        };
+        let status = Status {
+            deployments: vec![
+                deployed("a", "serving", true),
+                deployed("b", "degraded", true),
+                deployed("c", "degraded", false),
+            ],
+            ..Status::default()
+        };
+        let text = prometheus(&status, &data);
+        for line in [
+            r#"mesh_stage_runs_total{deployment="digits",stage="0"} 17"#,
+            r#"mesh_stage_compute_seconds{deployment="digits",stage="0"} 0.25"#,
+            r#"mesh_stage_runs_total{deployment="digits",stage="1"} 1"#,
+            r#"mesh_stage_compute_seconds{deployment="digits",stage="1"} 0.125"#,
+            r#"mesh_deployment_serving{deployment="a"} 1"#,
+            r#"mesh_deployment_serving{deployment="b"} 1"#,
+            r#"mesh_deployment_serving{deployment="c"} 0"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        let mut series: Vec<&str> =
+            text.lines().filter_map(|line| line.rsplit_once(' ')).map(|(s, _)| s).collect();
+        let count = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), count, "a series twice in\n{text}");
     }
 }
