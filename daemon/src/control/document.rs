@@ -1,5 +1,7 @@
 //! The status document from what this device knows.
 
+use std::net::SocketAddr;
+
 use mesh_consensus::{Deployment, EpochPlan, Member};
 use mesh_planner::{Bottleneck, BottleneckKind};
 
@@ -94,7 +96,7 @@ impl Sources<'_> {
         let me = id == self.facts.me().to_string();
         let peer = id.parse().ok().and_then(|p| self.facts.peers().get(&p));
         let address = match peer {
-            _ if me => self.address.clone(),
+            _ if me => own_address(&self.address, &member.address).to_owned(),
             Some(peer) if !peer.address.is_empty() => peer.address,
             Some(_) | None => member.address.clone(),
         };
@@ -268,8 +270,33 @@ fn bottleneck(bottleneck: &Bottleneck) -> BottleneckStatus {
     }
 }
 
+/// Where this device is reached: an address that stands for all of its own is of no use to anybody, and the others may have
+/// seen a better one.
+fn own_address<'a>(listen: &'a str, seen: &'a str) -> &'a str {
+    let is_any = |text: &str| text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+    if is_any(listen) && !seen.is_empty() && !is_any(seen) { seen } else { listen }
+}
+
 /// What is wrong and what to do, of a reason that says both.
 fn split(reason: &str) -> (&str, &str) {
     let parts = reason.split_once(": ").or_else(|| reason.split_once("; "));
     parts.unwrap_or((reason, "`mesh doctor` checks this device"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_address;
+
+    #[test]
+    fn an_address_that_says_nothing_is_replaced() {
+        for (listen, seen, shown) in [
+            ("0.0.0.0:7400", "10.0.0.1:7400", "10.0.0.1:7400"),
+            ("[::]:7400", "[fe80::1]:7400", "[fe80::1]:7400"),
+            ("0.0.0.0:7400", "0.0.0.0:7400", "0.0.0.0:7400"),
+            ("0.0.0.0:7400", "", "0.0.0.0:7400"),
+            ("10.0.0.2:7400", "10.0.0.1:7400", "10.0.0.2:7400"),
+        ] {
+            assert_eq!(own_address(listen, seen), shown, "{listen} {seen}");
+        }
+    }
 }
