@@ -1,14 +1,16 @@
 //! [`Store`] in one redb file.
 //!
 //! redb commits copy-on-write with checksums, so a torn write leaves the transaction before it. Every page's
-//! checksum is verified on open: a damaged file is reported, never repaired by forgetting.
+//! checksum is verified on open: a damaged file is reported, never repaired by forgetting. For that all commits go
+//! in two phases ([`RedbStore::begin`], ADR 9).
 
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use redb::{
-    Builder, Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    Builder, Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageBackend,
+    TableDefinition, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -142,8 +144,19 @@ impl RedbStore {
         Ok(format.map(|bytes| bytes.value().try_into().map_or(u64::MAX, u64::from_be_bytes)))
     }
 
+    /// Begins a write that is committed in two phases: data, fsync, the mark of which transaction is the newest, fsync.
+    /// With one phase, redb cannot tell after an unclean end whether a newest transaction that does not fit its
+    /// checksums was torn or has been damaged since. It takes the one before then, and a vote or an acknowledged
+    /// entry is gone without a word. With two, what is marked was on the disk, and damage is reported. It costs one more
+    /// fsync for each step. One commit in one phase would undo that for all before it, so none is.
+    fn begin(&self) -> Done<WriteTransaction> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_two_phase_commit(true);
+        Ok(transaction)
+    }
+
     fn initialise(&self) -> Done<()> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.begin()?;
         transaction.open_table(META)?.insert(FORMAT, FORMAT_VERSION.to_be_bytes().as_slice())?;
         transaction.open_table(LOG)?;
         transaction.open_table(RECORDS)?;
@@ -181,7 +194,7 @@ impl RedbStore {
     }
 
     fn write_step(&self, write: &Write) -> Done<()> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.begin()?;
         {
             let mut meta = transaction.open_table(META)?;
             let mut log = transaction.open_table(LOG)?;
@@ -214,7 +227,7 @@ impl RedbStore {
         compacted: (u64, u64),
         hard_state: StoredHardState,
     ) -> Done<()> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.begin()?;
         {
             let mut meta = transaction.open_table(META)?;
             meta.insert(SNAPSHOT, encode(snapshot).as_slice())?;
@@ -234,7 +247,7 @@ impl RedbStore {
     }
 
     fn write_record(&self, name: &str, bytes: &[u8]) -> Done<()> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.begin()?;
         transaction.open_table(RECORDS)?.insert(name, bytes)?;
         transaction.commit()?;
         Ok(())
