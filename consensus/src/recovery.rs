@@ -3,7 +3,8 @@
 //! Raft cannot do this by itself, and rightly: the lost majority may have agreed on something that this replica never
 //! heard of. A person says that the majority will not come back. Then the copy, with everything that is in its log,
 //! becomes a snapshot whose only voter is this replica, so far ahead in index and term that every other replica that
-//! still runs takes it over as it is, whatever it holds.
+//! still runs takes it over as it is, whatever it holds. The numbers of plans and replicas go ahead too: the lost
+//! ones may have given out some that this copy never heard of, and one of them may live.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,7 @@ use crate::node::{Identity, Node};
 use crate::state::{ClusterState, Member, SnapshotError};
 use crate::store::{Conf, EntryKind, Store, StoreError, StoredHardState, StoredSnapshot, Write};
 
-/// How far index and term are moved on: more than the lost replicas can have written since.
+/// How far index, term, epochs and replica ids are moved on: more than the lost replicas can have got to since.
 const AHEAD: u64 = 1_000_000;
 
 /// Why a copy cannot become the cluster.
@@ -58,6 +59,13 @@ pub struct Recovery {
     pub me: Member,
     /// Replicas that voted until now, as far as this one knows.
     pub voters: BTreeSet<RaftId>,
+    /// The last entry of this copy. Of two copies, the one whose last term is higher is newer; of the same term, the one
+    /// whose last index is.
+    pub last_index: u64,
+    /// The term of that entry.
+    pub last_term: u64,
+    /// Entries up to this one are known here to be committed.
+    pub committed: u64,
     write: Write,
 }
 
@@ -81,8 +89,10 @@ impl Recovery {
             }
         }
         let me = state.members.get(&raft_id).cloned().ok_or(RecoveryError::NotAMember)?;
-        let last = stored.entries.last().map_or((snapshot.index, snapshot.term), |e| (e.index, e.term));
-        let (index, term) = (last.0 + AHEAD, stored.hard_state.term.max(last.1) + AHEAD);
+        go_ahead(&mut state);
+        let last = stored.entries.last();
+        let (last_index, last_term) = last.map_or((snapshot.index, snapshot.term), |e| (e.index, e.term));
+        let (index, term) = (last_index + AHEAD, stored.hard_state.term.max(last_term) + AHEAD);
         let voters = &snapshot.conf.voters | &snapshot.conf.outgoing;
         let learners = state.members.keys().copied().filter(|id| *id != raft_id).collect();
         let conf = Conf { voters: [raft_id].into(), learners, ..Conf::default() };
@@ -91,7 +101,8 @@ impl Recovery {
             hard_state: Some(StoredHardState { term, vote: 0, commit: index }),
             ..Write::default()
         };
-        Ok(Self { state, me, voters, write })
+        let committed = stored.hard_state.commit;
+        Ok(Self { state, me, voters, last_index, last_term, committed, write })
     }
 
     /// Members other than the one that goes on.
@@ -105,5 +116,19 @@ impl Recovery {
     /// When the disk refuses; then nothing has changed.
     pub fn carry_out<S: Store>(self, store: &mut S) -> Result<(), RecoveryError> {
         Ok(store.write(&self.write)?)
+    }
+}
+
+/// Moves on what is numbered. Frames are fenced by deployment, epoch and stage alone: a plan made from now on must not
+/// share its epoch with one that a device of the lost majority may still serve.
+fn go_ahead(state: &mut ClusterState) {
+    state.next_raft_id += AHEAD;
+    state.epoch_floor += AHEAD;
+    for deployment in state.deployments.values_mut() {
+        // The epoch of what is asked stays: the active plan serves it, or does not, as before.
+        deployment.next_epoch += AHEAD;
+        // Perhaps never committed, and its epoch then another plan's. An active plan was committed when it was
+        // prepared, so its epoch is its own.
+        deployment.preparing = None;
     }
 }

@@ -64,9 +64,15 @@ fn describe(recovery: &Recovery) -> String {
     let voting = recovery.others().filter(|member| recovery.voters.contains(&member.raft_id));
     let voting: Vec<&str> = voting.map(|member| member.name.as_str()).collect();
     let list = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let models: Vec<&str> = recovery.state.models.values().map(|model| model.source.as_str()).collect();
+    let deployments: Vec<&str> = recovery.state.deployments.keys().map(String::as_str).collect();
     format!(
         "This makes the copy of {me} the cluster {cluster}, as it is known here (models: {models}, deployments: \
          {deployments}).\n\
+         - The copy ends with entry {index} of term {term}; up to entry {committed} it is known to be committed. On \
+         every other device that is left, `mesh recover` without --force says the same of its copy, once its daemon is \
+         stopped: the newest copy has the highest term, and of those the highest entry.\n\
+         - It holds the models {model_names} and the deployments {deployment_names}.\n\
          - {me} alone decides from then on. Others that still run follow it and vote again once they are up to date.\n\
          - What was changed last may be lost, if {me} had not heard of it.\n\
          - Do this only when most of the voters are gone for good, and on one device only: the one whose copy is newest.\n\
@@ -74,8 +80,13 @@ fn describe(recovery: &Recovery) -> String {
          Voters besides {me}: {voting}.",
         me = recovery.me.name,
         cluster = recovery.state.cluster_name,
-        models = recovery.state.models.len(),
-        deployments = recovery.state.deployments.len(),
+        models = models.len(),
+        deployments = deployments.len(),
+        index = recovery.last_index,
+        term = recovery.last_term,
+        committed = recovery.committed,
+        model_names = list(&models),
+        deployment_names = list(&deployments),
         names = list(&names),
         voting = list(&voting),
     )
