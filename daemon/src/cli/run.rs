@@ -71,7 +71,11 @@ async fn daemon(config: Config) -> Result<(), CliError> {
     }));
     let result = tokio::select! {
         () = stop => Ok(()),
-        error = core.failure() => Err(CliError::because("the daemon cannot go on", &error)),
+        error = core.failure() => {
+            // Now: to end takes a while, and systemd starts it again after that.
+            tracing::error!(error = %chain(&error), "the daemon cannot go on");
+            Err(CliError::because("the daemon cannot go on", &error))
+        }
     };
     notify(NotifyState::Stopping);
     tracing::info!("ending");

@@ -207,15 +207,23 @@ pub enum ConsensusError {
     /// The thread could not be started.
     #[error("cannot start the consensus thread")]
     Thread(#[source] std::io::Error),
+    /// The thread has panicked.
+    #[error(
+        "the consensus thread has panicked, the log says where: start the daemon again, and report this if it happens again"
+    )]
+    Panicked,
 }
 
-/// What to start, and whom to tell when it ends badly.
+/// How the thread ended; well only if it was told to.
+pub type End = Result<(), ConsensusError>;
+
+/// What to start, and whom to tell when it ends.
 #[derive(Debug)]
 pub struct Start {
     /// What the thread needs.
     pub thread: ThreadStart,
-    /// Told once if the thread ends by an error.
-    pub failed: oneshot::Sender<ConsensusError>,
+    /// Told how the thread ends; dropped without a word when it panics.
+    pub ended: oneshot::Sender<End>,
 }
 
 /// Asks one of these peers for membership of a device with this data directory, listed so far like that.
@@ -251,15 +259,21 @@ impl std::fmt::Debug for ThreadStart {
 pub fn start(start: Start) -> Result<Consensus, ConsensusError> {
     let (inbox, inputs) = sync_channel(INBOX);
     let (publish, view) = watch::channel(ClusterView::outside());
-    let Start { failed, thread } = start;
+    let Start { ended, thread } = start;
     let mut thread = thread::Thread::new(thread, publish)?;
-    std::thread::Builder::new()
-        .name("mesh-consensus".into())
-        .spawn(move || {
-            if let Err(error) = thread.run(&inputs) {
-                let _ = failed.send(error);
-            }
-        })
-        .map_err(ConsensusError::Thread)?;
+    spawn(move || thread.run(&inputs), ended)?;
     Ok(Consensus { inbox, view })
+}
+
+/// Does this on the consensus thread.
+pub(super) fn spawn(
+    work: impl FnOnce() -> End + Send + 'static,
+    ended: oneshot::Sender<End>,
+) -> Result<(), ConsensusError> {
+    let thread = std::thread::Builder::new().name("mesh-consensus".into());
+    let started = thread.spawn(move || {
+        // Nobody listens any more while the daemon ends.
+        let _ = ended.send(work());
+    });
+    started.map(drop).map_err(ConsensusError::Thread)
 }

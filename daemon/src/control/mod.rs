@@ -37,6 +37,7 @@ pub mod select;
 pub mod spread;
 pub mod transfer;
 pub mod upkeep;
+pub mod vitals;
 
 pub use run::{RunError, Running, start};
 

@@ -10,12 +10,12 @@ use mesh_inference::{
     runtime::{Engine, EngineError, SessionOptions},
 };
 use mesh_planner::TransferCost;
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::sync::oneshot;
 
 use super::{
     app::DaemonApp,
     budget,
-    consensus::{self, Consensus, ConsensusError, Input, ThreadStart},
+    consensus::{self, Consensus, ConsensusError, End, Input, ThreadStart},
     deploy::{Deployer, Imports},
     events::{Events, Refusals, ask_to_join},
     facts::Facts,
@@ -32,6 +32,7 @@ use super::{
     spread::Spread,
     transfer::Transfer,
     upkeep,
+    vitals::{TaskEnded, Vitals},
 };
 use crate::{
     app::AppHandle,
@@ -72,6 +73,9 @@ pub enum RunError {
     /// Consensus.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),
+    /// A part that runs as long as the daemon has ended.
+    #[error(transparent)]
+    Task(#[from] TaskEnded),
 }
 
 impl RunError {
@@ -89,8 +93,7 @@ pub struct Running {
     pub listen: SocketAddr,
     net: Net,
     consensus: Consensus,
-    failed: oneshot::Receiver<ConsensusError>,
-    tasks: JoinSet<()>,
+    vitals: Vitals,
 }
 
 impl std::fmt::Debug for Running {
@@ -125,25 +128,22 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         interfaces: config.network.interfaces.clone(),
     })
     .await?;
-    let (consensus, failed) = start_consensus(&config, &net)?;
+    let (consensus, ended) = start_consensus(&config, &net)?;
     let parts = build(&config, net.clone(), consensus.clone(), engine.clone(), store, uploads);
     net.count_jobs(parts.app.data.jobs());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(parts.events.run(events));
-    tasks.spawn(parts.reconciler.run());
-    tasks.spawn(parts.leader.run());
-    let (facts, models) = (parts.app.facts.clone(), parts.app.models.clone());
-    tasks.spawn(parts.app.forecasts.clone().run(consensus.clone(), facts, models));
-    tasks.spawn(upkeep::run(
-        net.clone(),
-        consensus.clone(),
-        parts.app.facts.clone(),
-        parts.app.proposer.clone(),
-    ));
-    tasks.spawn(tell_cluster(net.clone(), consensus.clone(), parts.app.facts.clone()));
+    let mut vitals = Vitals::new(ended);
+    let tasks = &mut vitals.tasks;
+    tasks.spawn("events", parts.events.run(events));
+    tasks.spawn("reconcile", parts.reconciler.run());
+    tasks.spawn("leader", parts.leader.run());
+    let (facts, models, proposer) =
+        (parts.app.facts.clone(), parts.app.models.clone(), parts.app.proposer.clone());
+    tasks.spawn("forecast", parts.app.forecasts.clone().run(consensus.clone(), facts.clone(), models));
+    tasks.spawn("upkeep", upkeep::run(net.clone(), consensus.clone(), facts.clone(), proposer));
+    tasks.spawn("cluster", tell_cluster(net.clone(), consensus.clone(), facts));
     calibrate_in_background(&net, &parts.app.facts, engine, parts.threads);
     let listen = net.listen_address();
-    Ok(Running { app: super::app::handle(parts.app), listen, net, consensus, failed, tasks })
+    Ok(Running { app: super::app::handle(parts.app), listen, net, consensus, vitals })
 }
 
 /// The parts that run as tasks.
@@ -155,11 +155,8 @@ struct Built {
     threads: usize,
 }
 
-fn start_consensus(
-    config: &Config,
-    net: &Net,
-) -> Result<(Consensus, oneshot::Receiver<ConsensusError>), RunError> {
-    let (failed, failure) = oneshot::channel();
+fn start_consensus(config: &Config, net: &Net) -> Result<(Consensus, oneshot::Receiver<End>), RunError> {
+    let (ended, end) = oneshot::channel();
     let (answer_to, answers) = std::sync::mpsc::sync_channel::<Consensus>(1);
     let me = Candidate {
         device: DeviceId(net.local_peer().to_string()),
@@ -178,9 +175,9 @@ fn start_consensus(
         join,
         seed: rand::random(),
     };
-    let consensus = consensus::start(consensus::Start { thread, failed })?;
+    let consensus = consensus::start(consensus::Start { thread, ended })?;
     let _ = answer_to.send(consensus.clone());
-    Ok((consensus, failure))
+    Ok((consensus, end))
 }
 
 /// How the consensus thread asks to join: on the runtime, with the answer coming back to its inbox.
@@ -363,20 +360,15 @@ fn calibrate_in_background(net: &Net, facts: &Facts, engine: Engine, threads: us
 }
 
 impl Running {
-    /// Whether the daemon cannot go on; pends while it can.
+    /// Why the daemon cannot go on; pends while it can.
     pub async fn failure(&mut self) -> RunError {
-        match (&mut self.failed).await {
-            Ok(error) => error.into(),
-            Err(_) => std::future::pending().await,
-        }
+        self.vitals.failure().await
     }
 
     /// Ends the daemon in order: no more commands, then the network, then the tasks.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
         self.consensus.offer(Input::Shutdown);
         self.net.shutdown().await;
-        self.tasks.abort_all();
-        let _ =
-            tokio::time::timeout(GOODBYE, async { while self.tasks.join_next().await.is_some() {} }).await;
+        self.vitals.tasks.end(GOODBYE).await;
     }
 }
