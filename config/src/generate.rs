@@ -146,7 +146,7 @@ devices = {devices}                        # how many devices there will be when
 [limits]
 # memory = "auto"                  # "512MiB": what stages may use on this device
 # threads = 0                      # 0: all processors this process may use
-# disk = "auto"                    # "8GiB": what weights may use
+# disk = "auto"                    # "8GiB": what weights may use; 2 % of the disk stays free either way
 
 [inference]
 # onnxruntime = "auto"             # path of the shared library

@@ -4,6 +4,8 @@
 //! from the folder of the model file. A blob appears by rename after its bytes are on disk, so
 //! whatever carries a hash for a name was whole once. Disks forget, and people write to files: before
 //! anybody gets a blob that this process has not made itself, it is read through ([`BlobStore::check`]).
+//!
+//! A part of the disk stays free whatever comes ([`Disk::reserve`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +21,7 @@ use std::{
 mod error;
 mod hash;
 mod partial;
+mod room;
 mod sound;
 mod stage_file;
 #[cfg(test)]
@@ -27,9 +30,11 @@ mod tests;
 pub use error::BlobError;
 pub use hash::{BlobRef, Hash, HashTextError};
 pub use partial::PartialBlob;
+pub use room::Disk;
 pub use stage_file::StageFile;
 
 use error::{io_error, missing_or, write_error};
+use room::Gauge;
 use sound::Stamp;
 
 const CHUNK: usize = 256 * 1024;
@@ -40,7 +45,7 @@ const STAGE: &str = "stage-";
 /// What one directory entry of the store is.
 enum Entry {
     Blob(Hash),
-    Partial,
+    Partial(Hash),
     Stale,
     Other,
 }
@@ -49,8 +54,8 @@ fn entry_kind(name: &str) -> Entry {
     if let Ok(hash) = name.parse() {
         return Entry::Blob(hash);
     }
-    if name.strip_suffix(PARTIAL).is_some_and(|stem| stem.parse::<Hash>().is_ok()) {
-        return Entry::Partial;
+    if let Some(Ok(hash)) = name.strip_suffix(PARTIAL).map(str::parse::<Hash>) {
+        return Entry::Partial(hash);
     }
     if name.starts_with(TEMPORARY) || name.starts_with(STAGE) { Entry::Stale } else { Entry::Other }
 }
@@ -67,6 +72,7 @@ struct State {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    gauge: Gauge,
     state: Mutex<State>,
     /// Held while a blob's name is given to a file or taken away.
     places: Mutex<()>,
@@ -78,16 +84,24 @@ struct Inner {
 pub struct BlobStore(Arc<Inner>);
 
 impl BlobStore {
-    /// Opens the store in `dir`, made if absent, without a limit. Stage models and unfinished writes
+    /// Opens the store in `dir`, made if absent, without a limit but the disk's. Stage models and unfinished writes
     /// of an earlier run are deleted; unfinished fetches are kept.
     pub fn open(dir: &Path) -> Result<Self, BlobError> {
+        Self::open_on(dir, Disk::of)
+    }
+
+    /// Like [`Self::open`], on a disk that is as full as `look` says.
+    pub fn open_on(
+        dir: &Path,
+        look: impl Fn(&Path) -> io::Result<Disk> + Send + Sync + 'static,
+    ) -> Result<Self, BlobError> {
         fs::create_dir_all(dir).map_err(|e| io_error("create", dir, e))?;
         let mut used = 0;
         for entry in fs::read_dir(dir).map_err(|e| io_error("list", dir, e))? {
             let entry = entry.map_err(|e| io_error("list", dir, e))?;
             let path = entry.path();
             match entry_kind(&entry.file_name().to_string_lossy()) {
-                Entry::Blob(_) | Entry::Partial => {
+                Entry::Blob(_) | Entry::Partial(_) => {
                     used += entry.metadata().map_err(|e| io_error("look at", &path, e))?.len();
                 }
                 Entry::Stale => fs::remove_file(&path).map_err(|e| io_error("delete", &path, e))?,
@@ -97,6 +111,7 @@ impl BlobStore {
         let state = State { used, limit: u64::MAX, writing: BTreeSet::new(), sound: BTreeMap::new() };
         let inner = Inner {
             dir: dir.to_owned(),
+            gauge: Gauge::new(look),
             state: Mutex::new(state),
             places: Mutex::new(()),
             next: AtomicU64::new(0),
@@ -212,23 +227,43 @@ impl BlobStore {
     /// Deletes the blob and any unfinished fetch of it. A blob that is not here is no error.
     pub fn remove(&self, hash: &Hash) -> Result<(), BlobError> {
         self.discard(&self.places(), hash)?;
-        if self.state().writing.contains(hash) { Ok(()) } else { self.delete(&self.partial_path(hash)) }
+        self.remove_partial(hash).map(drop)
+    }
+
+    /// Deletes an unfinished fetch, so that the next try starts at 0. False while somebody is at work on it: it stays.
+    pub fn remove_partial(&self, hash: &Hash) -> Result<bool, BlobError> {
+        // Nobody takes it up while it goes.
+        if !self.state().writing.insert(*hash) {
+            return Ok(false);
+        }
+        let deleted = self.delete(&self.partial_path(hash));
+        self.state().writing.remove(hash);
+        deleted.map(|()| true)
     }
 
     /// All whole blobs with their lengths, by hash.
     pub fn list(&self) -> Result<Vec<(Hash, u64)>, BlobError> {
-        let mut blobs = Vec::new();
+        self.entries(|entry| if let Entry::Blob(hash) = entry { Some(hash) } else { None })
+    }
+
+    /// All unfinished fetches with the bytes that have come, by hash.
+    pub fn list_partials(&self) -> Result<Vec<(Hash, u64)>, BlobError> {
+        self.entries(|entry| if let Entry::Partial(hash) = entry { Some(hash) } else { None })
+    }
+
+    fn entries(&self, of: impl Fn(Entry) -> Option<Hash>) -> Result<Vec<(Hash, u64)>, BlobError> {
+        let mut found = Vec::new();
         for entry in fs::read_dir(&self.0.dir).map_err(|e| io_error("list", &self.0.dir, e))? {
             let entry = entry.map_err(|e| io_error("list", &self.0.dir, e))?;
-            // A blob deleted meanwhile has no metadata any more and is left out.
-            if let (Entry::Blob(hash), Ok(found)) =
-                (entry_kind(&entry.file_name().to_string_lossy()), entry.metadata())
+            // What was deleted meanwhile has no metadata any more and is left out.
+            if let (Some(hash), Ok(metadata)) =
+                (of(entry_kind(&entry.file_name().to_string_lossy())), entry.metadata())
             {
-                blobs.push((hash, found.len()));
+                found.push((hash, metadata.len()));
             }
         }
-        blobs.sort_unstable();
-        Ok(blobs)
+        found.sort_unstable();
+        Ok(found)
     }
 
     fn partial_path(&self, hash: &Hash) -> PathBuf {
@@ -268,14 +303,24 @@ impl BlobStore {
         Ok(true)
     }
 
-    fn reserve(&self, needed: u64) -> Result<(), BlobError> {
-        let mut state = self.state();
+    /// Counts bytes that are about to be written to `path`, if they fit.
+    fn reserve(&self, needed: u64, path: &Path) -> Result<(), BlobError> {
+        self.fits(needed, path)?.used += needed;
+        Ok(())
+    }
+
+    /// Whether so many bytes more fit: beside what stays free of the disk, and under the limit.
+    fn fits(&self, needed: u64, path: &Path) -> Result<MutexGuard<'_, State>, BlobError> {
+        // Before the lock: a disk may take its time to answer.
+        let disk =
+            self.0.gauge.look(&self.0.dir).map_err(|e| io_error("look at the disk of", &self.0.dir, e))?;
+        if !disk.fits(needed) {
+            return Err(BlobError::DiskFull { needed, path: path.to_owned() });
+        }
+        let state = self.state();
         let (used, limit) = (state.used, state.limit);
         match used.checked_add(needed) {
-            Some(sum) if sum <= limit => {
-                state.used = sum;
-                Ok(())
-            }
+            Some(sum) if sum <= limit => Ok(state),
             Some(_) | None => Err(BlobError::OverLimit { needed, used, limit }),
         }
     }
@@ -323,7 +368,7 @@ impl<'a> Fresh<'a> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         let needed = bytes.len() as u64;
-        self.store.reserve(needed)?;
+        self.store.reserve(needed, &self.path)?;
         self.written += needed;
         self.file.write_all(bytes).map_err(|e| write_error(&self.path, needed, e))
     }

@@ -16,6 +16,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::StreamExt;
+use mesh_inference::blobs::Disk;
 use tokio::sync::mpsc;
 
 use super::{Api, body::SILENCE_MAX, error::ApiError, extract::Path};
@@ -24,12 +25,10 @@ use super::{Api, body::SILENCE_MAX, error::ApiError, extract::Path};
 const PIECES_MAX: usize = 16;
 /// Folders that a file may lie in, below its upload.
 const DEPTH_MAX: usize = 8;
-/// The store and the system keep this much of the disk.
-const DISK_RESERVE: u64 = 64 << 20;
-/// The disk's room is looked at again after this much of a file. Files that come at once take at most half of the
-/// reserve between two looks.
+/// The disk's room is looked at again after this much of a file. Files that come at once take at most half of what
+/// stays free of a disk between two looks.
 const LOOK_EVERY: usize = 4 << 20;
-const _: () = assert!((LOOK_EVERY * super::UPLOADS_MAX) as u64 <= DISK_RESERVE / 2);
+const _: () = assert!((LOOK_EVERY * super::UPLOADS_MAX) as u64 <= Disk::RESERVE_MIN / 2);
 /// An upload that nobody has used for this long was left by its client.
 const LEFT_AFTER: Duration = Duration::from_secs(3600);
 /// Uploads are looked through this often.
@@ -190,7 +189,7 @@ pub(super) async fn write(
     // The writer may outlive a client that has left.
     let writer = crate::background::spawn(move || {
         let _held = held;
-        store(&folder, &target, announced, free_bytes, to_write)
+        store(&folder, &target, announced, Disk::of, to_write)
     });
     let sent = receive(body, pieces).await;
     let written =
@@ -228,19 +227,20 @@ async fn receive(body: Body, pieces: mpsc::Sender<Bytes>) -> Result<(), ApiError
     }
 }
 
-/// Writes pieces to a temporary file beside the target; only a complete and synced file gets the name.
+/// Writes pieces to a temporary file beside the target; only a complete and synced file gets the name. As much of the
+/// disk stays free as the store of weights leaves.
 fn store(
     folder: &FilePath,
     target: &FilePath,
     announced: Option<u64>,
-    free_bytes: impl Fn(&FilePath) -> io::Result<u64>,
+    disk: impl Fn(&FilePath) -> io::Result<Disk>,
     mut pieces: mpsc::Receiver<Bytes>,
 ) -> io::Result<()> {
     let parent = target.parent().unwrap_or(folder);
     fs::create_dir_all(parent)?;
-    let check_room = |bytes: u64| match free_bytes(folder)? < bytes.saturating_add(DISK_RESERVE) {
-        true => Err(io::Error::from(io::ErrorKind::StorageFull)),
-        false => Ok(()),
+    let check_room = |bytes: u64| match disk(folder)?.fits(bytes) {
+        true => Ok(()),
+        false => Err(io::Error::from(io::ErrorKind::StorageFull)),
     };
     check_room(announced.unwrap_or(0))?;
     let mut since_look = 0;
@@ -264,18 +264,13 @@ fn store(
     fs::File::open(parent)?.sync_all()
 }
 
-/// What programs may still write to the disk that the folder is on.
-fn free_bytes(folder: &FilePath) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(folder)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
 fn disk_error(file: &str, error: &io::Error) -> ApiError {
     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         return ApiError::new(
             StatusCode::INSUFFICIENT_STORAGE,
             format!(
-                "the disk of this device is too full for {file}: free some, or deploy through another device"
+                "the disk of this device is too full for {file}, beside what is kept free for the cluster's log: free \
+                 some, or deploy through another device"
             ),
         );
     }
@@ -385,16 +380,15 @@ mod tests {
                 pieces.try_send(Bytes::from(vec![7; MIB as usize])).unwrap();
             }
             pieces.try_send(Bytes::new()).unwrap();
-            // Another file comes as fast: each look finds twice the step gone.
+            // Another file comes as fast: each look finds twice the step gone. Half of a small disk stays free.
             let looks = Cell::new(0);
-            let free_bytes = |_: &FilePath| {
+            let disk = |_: &FilePath| {
                 let gone = 2 * looks.get() * LOOK_EVERY as u64;
                 looks.set(looks.get() + 1);
-                Ok((free * MIB).saturating_sub(gone))
+                Ok(Disk { bytes: 128 * MIB, free: (free * MIB).saturating_sub(gone) })
             };
             let target = folder.path().join("m.onnx");
-            let stored =
-                store(folder.path(), &target, announced.map(|mib: u64| mib * MIB), free_bytes, to_write);
+            let stored = store(folder.path(), &target, announced.map(|mib: u64| mib * MIB), disk, to_write);
             let case = format!("{announced:?} {comes} {free}: {stored:?}");
             assert_eq!(
                 stored.map_err(|e| e.kind()),

@@ -22,10 +22,13 @@ pub enum BlobError {
         /// Bytes that it may hold.
         limit: u64,
     },
-    /// The file system is full.
-    #[error("the disk is full while {needed} bytes were written to {path}: free some space or remove models")]
+    /// The file system is full, but for what stays free for the cluster's log.
+    #[error(
+        "the disk is too full for {needed} bytes more in {path}, beside what is kept free for the cluster's log: free \
+         some space or remove models"
+    )]
     DiskFull {
-        /// Bytes of the write that failed.
+        /// Bytes that were to be written.
         needed: u64,
         /// The file.
         path: PathBuf,
@@ -77,6 +80,13 @@ pub enum BlobError {
         #[source]
         source: io::Error,
     },
+}
+
+impl BlobError {
+    /// Whether there is no room: the same again will do no better until some is made.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::OverLimit { .. } | Self::DiskFull { .. })
+    }
 }
 
 pub(super) fn io_error(what: &'static str, path: &Path, source: io::Error) -> BlobError {

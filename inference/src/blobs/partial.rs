@@ -9,7 +9,7 @@ use std::{
 use super::{BlobError, BlobStore, Hash, hash_file, io_error, write_error};
 
 /// The writer of one blob whose hash and length are known. Dropped unfinished, the bytes stay for
-/// the next try.
+/// the next try, unless there was no room for the rest.
 #[derive(Debug)]
 pub struct PartialBlob {
     store: BlobStore,
@@ -42,7 +42,23 @@ impl PartialBlob {
             blob.have = 0;
         }
         blob.file = Some(file);
-        Ok(blob)
+        // Rather now than after most of it has come.
+        let fits = store.fits(bytes - blob.have, &blob.path).map(drop);
+        match fits {
+            Ok(()) => Ok(blob),
+            Err(error) => Err(blob.failed(error)),
+        }
+    }
+
+    /// Gives up where there is no room for the rest: what has come would only keep others out. The next try starts at 0.
+    fn failed(&mut self, error: BlobError) -> BlobError {
+        if error.is_full() {
+            (self.file, self.have) = (None, 0);
+            if let Err(error) = self.store.delete(&self.path) {
+                tracing::warn!(%error, "an unfinished fetch for which there is no room stays");
+            }
+        }
+        error
     }
 
     /// Bytes on disk: the offset at which to go on.
@@ -67,14 +83,21 @@ impl PartialBlob {
         if sum > self.bytes {
             return Err(self.wrong_length(sum));
         }
-        let Some(file) = self.file.as_mut() else { return Ok(()) };
-        self.store.reserve(needed)?;
+        if needed == 0 {
+            return Ok(());
+        }
+        // It was given up: a blob that is here has no next bytes.
+        let Some(file) = self.file.as_mut() else { return Err(self.wrong_length(sum)) };
+        if let Err(error) = self.store.reserve(needed, &self.path) {
+            return Err(self.failed(error));
+        }
         if let Err(error) = file.write_all(bytes) {
             // Part of the write may be on disk: go back to what is known.
             if file.set_len(self.have).is_ok() {
                 self.store.release(needed);
             }
-            return Err(write_error(&self.path, needed, error));
+            let error = write_error(&self.path, needed, error);
+            return Err(self.failed(error));
         }
         self.have = sum;
         Ok(())

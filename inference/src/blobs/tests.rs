@@ -104,6 +104,80 @@ fn wrong_or_short_content_never_becomes_a_blob() {
     assert!(store.put_expected(hash, 4).unwrap().is_empty());
 }
 
+/// A store on a disk of 1 GiB with so much room, beside what stays free.
+fn on_disk(room: u64) -> (tempfile::TempDir, BlobStore, Arc<AtomicU64>) {
+    let dir = tempfile::tempdir().unwrap();
+    let room = Arc::new(AtomicU64::new(room));
+    let told = Arc::clone(&room);
+    let look =
+        move |_: &Path| Ok(Disk { bytes: 1 << 30, free: Disk::RESERVE_MIN + told.load(Ordering::Relaxed) });
+    let store = BlobStore::open_on(dir.path(), look).unwrap();
+    (dir, store, room)
+}
+
+#[test]
+fn what_stays_free_of_the_disk_is_left_alone() {
+    let (dir, store, room) = on_disk(5);
+    store.put(&b"hello"[..]).unwrap();
+    let error = store.put(&b"hello!"[..]).unwrap_err();
+    assert!(matches!(error, BlobError::DiskFull { needed: 6, .. }) && error.is_full(), "{error}");
+    assert_eq!((store.used_bytes(), fs::read_dir(dir.path()).unwrap().count()), (5, 1));
+    room.store(6, Ordering::Relaxed);
+    store.put(&b"hello!"[..]).unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = BlobStore::open_on(dir.path(), |_| Err(io::Error::other("gone"))).unwrap();
+    assert!(matches!(store.put(&b"hello"[..]), Err(BlobError::Io { .. })));
+    assert_eq!((store.used_bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
+}
+
+#[test]
+fn a_fetch_without_room_leaves_nothing() {
+    let (dir, store, room) = on_disk(6);
+    let hash = Hash::of(b"abcdef");
+    let left = || (store.partial_len(&hash), store.used_bytes(), fs::read_dir(dir.path()).unwrap().count());
+    let mut fetch = store.put_expected(hash, 6).unwrap();
+    fetch.append(b"abc").unwrap();
+    room.store(2, Ordering::Relaxed);
+    assert!(matches!(fetch.append(b"def"), Err(BlobError::DiskFull { needed: 3, .. })));
+    assert_eq!(left(), (0, 0, 0));
+    assert!(fetch.is_empty() && fetch.append(b"def").is_err() && fetch.finish().is_err());
+
+    // What does not fit is not begun.
+    assert!(matches!(store.put_expected(hash, 6), Err(BlobError::DiskFull { needed: 6, .. })));
+    assert_eq!(left(), (0, 0, 0));
+    room.store(6, Ordering::Relaxed);
+    store.set_limit(5);
+    assert!(matches!(store.put_expected(hash, 6), Err(BlobError::OverLimit { needed: 6, .. })));
+    assert_eq!(left(), (0, 0, 0));
+    store.set_limit(6);
+    let mut fetch = store.put_expected(hash, 6).unwrap();
+    fetch.append(b"abc").unwrap();
+    drop(fetch);
+    assert_eq!(left(), (3, 3, 1));
+    // Nor is it taken up again: what has come makes room for others.
+    room.store(2, Ordering::Relaxed);
+    assert!(matches!(store.put_expected(hash, 6), Err(BlobError::DiskFull { needed: 3, .. })));
+    assert_eq!(left(), (0, 0, 0));
+}
+
+#[test]
+fn unfinished_fetches_are_listed_and_go_unless_somebody_is_at_work() {
+    let (_dir, store) = store();
+    let hash = Hash::of(b"abcdef");
+    let (whole, _) = store.put(&b"hello"[..]).unwrap();
+    let mut fetch = store.put_expected(hash, 6).unwrap();
+    fetch.append(b"abc").unwrap();
+    assert_eq!(store.list_partials().unwrap(), vec![(hash, 3)]);
+    assert!(!store.remove_partial(&hash).unwrap());
+    store.remove(&hash).unwrap();
+    assert_eq!(store.partial_len(&hash), 3);
+    drop(fetch);
+    assert!(store.remove_partial(&hash).unwrap() && store.remove_partial(&hash).unwrap());
+    assert_eq!((store.list_partials().unwrap(), store.used_bytes()), (vec![], 5));
+    assert_eq!(store.list().unwrap(), vec![(whole, 5)]);
+}
+
 #[test]
 fn a_damaged_blob_is_found_and_deleted() {
     let (_dir, store) = store();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_config::Config;
-use mesh_inference::runtime::Engine;
+use mesh_inference::{blobs::Disk, runtime::Engine};
 
 use super::Finding;
 use crate::cli::{exit::chain, output};
@@ -133,14 +133,19 @@ pub(super) fn storage(config: &Config) -> Vec<Finding> {
             "run mesh as the user that owns it, or set node.data_dir",
         ),
     }];
-    if let Ok(stat) = rustix::fs::statvfs(&existing) {
-        let free = stat.f_bavail * stat.f_frsize;
+    if let Ok(disk) = Disk::of(&existing) {
+        let free = disk.free.saturating_sub(disk.reserve());
         let wanted = config.limits.disk.unwrap_or(DISK_MIN).min(DISK_MIN);
-        findings.push(match free >= wanted {
+        findings.push(match disk.fits(wanted) {
             true => Finding::ok("disk", format!("{} are free for weights", output::bytes(free))),
             false => Finding::warn(
                 "disk",
-                format!("only {} are free on the disk of {}", output::bytes(free), folder.display()),
+                format!(
+                    "only {} are free for weights on the disk of {}, beside {} that stay free for the cluster's log",
+                    output::bytes(free),
+                    folder.display(),
+                    output::bytes(disk.reserve())
+                ),
                 "free some, or set node.data_dir to a larger disk",
             ),
         });
