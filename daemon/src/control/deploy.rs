@@ -2,16 +2,13 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_consensus::{Command, DeploySpec, DeviceId, ModelRecord, Request, RequestId};
 use mesh_inference::{
-    blobs::Hash,
+    blobs::{BlobError, Hash},
     import::{self, ImportError, Imported},
     model::Model,
     profile::{self, ProfileError, ProfileOptions},
@@ -20,8 +17,10 @@ use mesh_inference::{
 use mesh_planner::{Lift, Plan};
 use tokio::sync::mpsc;
 
+mod imports;
 mod watch;
 
+pub use imports::{ImportGuard, Imports, Quiet, UploadGuard};
 use watch::{Step, Watch};
 
 use super::{
@@ -71,53 +70,6 @@ pub struct Deployer {
     pub imports: Imports,
 }
 
-/// Counts uploads and imports that are under way. What they cost is no rest; and the blobs of imports belong to no model
-/// yet and must not be swept away.
-#[derive(Debug, Clone, Default)]
-pub struct Imports {
-    imports: Arc<AtomicUsize>,
-    uploads: Arc<AtomicUsize>,
-}
-
-impl Imports {
-    /// Whether any import is under way.
-    pub fn any(&self) -> bool {
-        self.imports.load(Ordering::Acquire) > 0
-    }
-
-    /// Whether any import or upload is under way.
-    pub fn is_at_work(&self) -> bool {
-        self.any() || self.uploads.load(Ordering::Acquire) > 0
-    }
-
-    fn begin(&self) -> ImportGuard {
-        ImportGuard::of(&self.imports)
-    }
-
-    /// A file of an upload comes in, until the guard is dropped. A client that is slow for hours keeps nothing from
-    /// being swept.
-    pub fn begin_upload(&self) -> ImportGuard {
-        ImportGuard::of(&self.uploads)
-    }
-}
-
-/// An upload or import that is under way.
-#[derive(Debug)]
-pub struct ImportGuard(Arc<AtomicUsize>);
-
-impl ImportGuard {
-    fn of(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for ImportGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// A model that is imported and profiled on this device.
 struct Ready {
     hash: Hash,
@@ -139,6 +91,12 @@ impl Failure {
 
     fn passing(error: impl Into<String>) -> Self {
         Self { status: 503, error: error.into() }
+    }
+
+    /// As `otherwise`, unless it is this device's disk that has no room.
+    fn unless_full(store: Option<&BlobError>, otherwise: u16, error: String) -> Self {
+        let is_full = store.is_some_and(BlobError::is_full);
+        Self { status: if is_full { 507 } else { otherwise }, error }
     }
 }
 
@@ -178,7 +136,7 @@ impl Deployer {
             self.leader().await?;
         }
         let calibration_s = self.calibration().await?;
-        let importing = self.imports.begin();
+        let mut importing = self.imports.begin();
         let imported = self.import(folder, request, events).await?;
         let ready = self.profile(imported, request, calibration_s, events).await?;
         if request.dry_run {
@@ -188,7 +146,8 @@ impl Deployer {
             return Ok(());
         }
         self.models.put(&ready.hash.to_string(), Arc::clone(&ready.model));
-        let watch = self.commit(&ready, request).await?;
+        let watch = self.commit(&ready, request, &mut importing).await?;
+        self.until_known(&ready.hash.to_string()).await;
         drop(importing);
         // From here on nothing of the upload is needed.
         let step = "planning".to_owned();
@@ -203,6 +162,15 @@ impl Deployer {
         match tokio::time::timeout(PATIENCE, known).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(ProposeFailure::NoQuorum { seconds: PATIENCE.as_secs() }.into()),
+        }
+    }
+
+    /// Waits until this device's own state has the model: a sweep goes by that, and it may be behind the leader's.
+    async fn until_known(&self, model: &str) {
+        let mut view = self.consensus.view();
+        let known = view.wait_for(|view| view.state.models.contains_key(model));
+        if tokio::time::timeout(PATIENCE, known).await.is_err() {
+            tracing::warn!(model, "the model is deployed, and this device has not heard of it");
         }
     }
 
@@ -238,7 +206,10 @@ impl Deployer {
         });
         let result: Result<Imported, ImportError> =
             work.await.map_err(|e| Failure { status: 500, error: format!("the import failed: {e}") })?;
-        result.map_err(|e| Failure::invalid(of_upload(&chain(&e), folder, &request.file)))
+        result.map_err(|e| {
+            let store = if let ImportError::Blob(error) = &e { Some(error) } else { None };
+            Failure::unless_full(store, 400, of_upload(&chain(&e), folder, &request.file))
+        })
     }
 
     async fn profile(
@@ -277,8 +248,9 @@ impl Deployer {
             .await
             .map_err(|e| Failure { status: 500, error: format!("profiling failed: {e}") })?
             .map_err(|e| Failure::invalid(format!("{} cannot be run: {}", request.file, chain(&e))))?;
-        let (profile_blob, _) =
-            put.map_err(|e| Failure::passing(format!("the profile cannot be kept: {}", chain(&e))))?;
+        let (profile_blob, _) = put.map_err(|e| {
+            Failure::unless_full(Some(&e), 503, format!("the profile cannot be kept: {}", chain(&e)))
+        })?;
         Ok(Ready { hash: imported.hash, model, profile_blob, profile: Arc::new(stored) })
     }
 
@@ -322,7 +294,12 @@ impl Deployer {
     }
 
     /// Has the model and the deployment replicated. Gives what is to be watched then.
-    async fn commit(&self, ready: &Ready, request: &DeployRequest) -> Result<Watch, Failure> {
+    async fn commit(
+        &self,
+        ready: &Ready,
+        request: &DeployRequest,
+        importing: &mut ImportGuard,
+    ) -> Result<Watch, Failure> {
         let me = DeviceId(self.facts.me().to_string());
         let record = ModelRecord {
             hash: ready.hash.to_string(),
@@ -333,7 +310,12 @@ impl Deployer {
             added_by: me.clone(),
             profile_blob: Some(ready.profile_blob.to_string()),
         };
-        self.proposer.propose(Command::AddModel(record), PATIENCE).await?;
+        let added = self.proposer.propose(Command::AddModel(record), PATIENCE).await;
+        // Without an answer it may still be added. Refused for good, its blobs are nobody's.
+        if !matches!(added, Err(ProposeFailure::Rejected(_))) {
+            importing.was_not_in_vain();
+        }
+        added?;
         let spec = DeploySpec {
             name: request.name.clone(),
             model: ready.hash.to_string(),

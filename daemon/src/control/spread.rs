@@ -1,10 +1,12 @@
 //! Spreading blobs so that losing any one device (two, from five devices on) loses none: every blob has a fixed set
 //! of keepers by rendezvous hashing over the live members, and every device fetches what it should keep.
 
+mod sweep;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -14,11 +16,12 @@ use mesh_consensus::ClusterState;
 use mesh_inference::blobs::Hash;
 
 use super::{
-    deploy::Imports,
+    deploy::{Imports, Quiet},
     facts::Facts,
     models::Models,
-    transfer::{Transfer, Wanted},
+    transfer::{FetchError, Transfer, Wanted},
 };
+use sweep::sweep;
 
 /// Nothing is swept so soon after the start: a device with a leader has by then applied what it had missed.
 const SETTLED: Duration = Duration::from_secs(30);
@@ -26,6 +29,8 @@ const SETTLED: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(5);
 /// Pause between two attempts at what is missing.
 const RETRY: Duration = Duration::from_millis(300);
+/// Longest pause when the store cannot take what comes.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Keeps this device's share of all models' blobs.
 #[derive(Debug)]
@@ -34,11 +39,14 @@ pub struct Spread {
     transfer: Transfer,
     imports: Imports,
     busy: Arc<AtomicBool>,
+    backoff: Arc<Mutex<Backoff>>,
     looked: Option<(Instant, Situation)>,
     /// Models of which this device holds its whole share.
     kept: BTreeSet<String>,
-    /// The models that the store was last swept for.
-    swept: Option<BTreeSet<String>>,
+    /// No import was under way at the last look.
+    quiet: Option<Quiet>,
+    /// What the store was last swept for.
+    swept: Option<Reason>,
     started: Instant,
 }
 
@@ -50,8 +58,10 @@ impl Spread {
             transfer,
             imports,
             busy: Arc::default(),
+            backoff: Arc::default(),
             looked: None,
             kept: BTreeSet::new(),
+            quiet: None,
             swept: None,
             started: Instant::now(),
         }
@@ -76,15 +86,29 @@ impl Spread {
         }
         self.sweep(state, models, caught_up);
         let missing = self.missing(state, models, &situation.live);
-        self.looked = Some((Instant::now(), situation));
-        if missing.is_empty() {
+        let now = Instant::now();
+        self.looked = Some((now, situation));
+        if missing.is_empty() || !lock(&self.backoff).allows(now) {
             return;
         }
-        let (transfer, busy) = (self.transfer.clone(), Arc::clone(&self.busy));
+        let (transfer, busy, backoff) =
+            (self.transfer.clone(), Arc::clone(&self.busy), Arc::clone(&self.backoff));
         busy.store(true, Ordering::Release);
         tokio::spawn(async move {
-            if let Err(error) = transfer.fetch(&missing, &AtomicU64::new(0)).await {
-                tracing::debug!(%error, "blobs that this device should keep are not here yet");
+            match transfer.fetch(&missing, &AtomicU64::new(0)).await {
+                Ok(()) => *lock(&backoff) = Backoff::default(),
+                Err(error @ (FetchError::Store(_) | FetchError::Check(_))) => {
+                    let pause = lock(&backoff).failed(Instant::now());
+                    let error = super::chain(&error);
+                    tracing::warn!(%error, ?pause, "blobs that this device should keep cannot be stored");
+                }
+                Err(
+                    error @ (FetchError::Missing { .. }
+                    | FetchError::Stuck { .. }
+                    | FetchError::Damaged { .. }),
+                ) => {
+                    tracing::debug!(%error, "blobs that this device should keep are not here yet");
+                }
             }
             busy.store(false, Ordering::Release);
         });
@@ -100,35 +124,35 @@ impl Spread {
         self.imports.is_at_work()
     }
 
-    /// Removes blobs that belong to no model: of models that were removed, and of imports that failed. Only as a
-    /// member, with all models known, and while nothing is being imported here.
+    /// Removes blobs that belong to no model, and unfinished fetches of such: of models that were removed, and of imports
+    /// that failed. Only as a member, with all models known, and while nothing is being imported here.
     fn sweep(&mut self, state: &ClusterState, models: &Models, caught_up: bool) {
         // After a restart the log is applied only up to where it was known to be committed: what is not known yet may
         // be needed by the entries that follow.
         if !caught_up || self.started.elapsed() < SETTLED {
             return;
         }
-        let names: BTreeSet<String> = state.models.keys().cloned().collect();
+        // Quiet since the last look, so that `state`, which is newer, has the models of all imports before.
+        let before = std::mem::replace(&mut self.quiet, self.imports.quiet());
+        let Some(quiet) = self.quiet.filter(|quiet| before == Some(*quiet)) else { return };
+        let reason = Reason { named: named(state), in_vain: quiet.in_vain };
         let member = state.members.values().any(|m| m.device.0 == self.facts.me().to_string());
-        if !member || self.imports.any() || self.swept.as_ref() == Some(&names) {
+        if !member || self.swept.as_ref() == Some(&reason) {
             return;
         }
-        let mut keep: BTreeSet<Hash> = BTreeSet::new();
+        let mut keep: BTreeSet<Hash> = reason.named.iter().filter_map(|hash| hash.parse().ok()).collect();
         for record in state.models.values() {
             let Some(model) = models.get(&record.hash) else { return };
-            let small = std::iter::once(&record.hash).chain(record.profile_blob.iter());
-            keep.extend(small.filter_map(|hash| hash.parse::<Hash>().ok()));
             keep.extend(model.blobs().iter().map(|blob| blob.hash));
         }
-        let store = self.transfer.store();
-        let Ok(held) = store.list() else { return };
-        for (hash, bytes) in held.into_iter().filter(|(hash, _)| !keep.contains(hash)) {
-            match store.remove(&hash) {
-                Ok(()) => tracing::debug!(%hash, bytes, "blob of no model removed"),
-                Err(error) => tracing::warn!(%hash, %error, "a blob of no model cannot be removed"),
-            }
+        let swept = sweep(self.transfer.store(), &keep, &self.imports, quiet);
+        if swept.has_freed {
+            // There is room again, perhaps enough.
+            *lock(&self.backoff) = Backoff::default();
         }
-        self.swept = Some(names);
+        if swept.is_complete {
+            self.swept = Some(reason);
+        }
     }
 
     /// What this device should keep and does not hold. Also notes which models are complete here.
@@ -152,6 +176,45 @@ impl Spread {
         }
         missing.into_iter().map(|(hash, bytes)| Wanted { hash, bytes }).collect()
     }
+}
+
+/// The manifests and profiles that the replicated state names.
+fn named(state: &ClusterState) -> BTreeSet<String> {
+    let models = state.models.values();
+    models.flat_map(|record| std::iter::once(&record.hash).chain(&record.profile_blob)).cloned().collect()
+}
+
+/// What a sweep is for: as long as this stays the same, there is nothing new to remove.
+#[derive(Debug, PartialEq, Eq)]
+struct Reason {
+    named: BTreeSet<String>,
+    in_vain: u64,
+}
+
+/// Pauses after errors of the store, twice as long every time: a disk that is full stays so for a while, and each try may
+/// take the network and the disk for gigabytes.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Backoff {
+    /// Gives the pause that begins now.
+    fn failed(&mut self, now: Instant) -> Duration {
+        let pause = RETRY.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.until = Some(now + pause);
+        pause
+    }
+
+    fn allows(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+}
+
+fn lock(backoff: &Mutex<Backoff>) -> MutexGuard<'_, Backoff> {
+    backoff.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What decides which blobs this device should keep.
@@ -190,6 +253,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute() {
+        let (start, mut backoff) = (Instant::now(), Backoff::default());
+        assert!(backoff.allows(start));
+        let pauses: Vec<u128> = (0..40).map(|_| backoff.failed(start).as_millis()).collect();
+        assert_eq!(pauses[..9], [300, 600, 1_200, 2_400, 4_800, 9_600, 19_200, 30_000, 30_000]);
+        assert_eq!(pauses[39], 30_000);
+        assert!(!backoff.allows(start + RETRY_MAX / 2) && backoff.allows(start + RETRY_MAX));
+    }
 
     fn devices(count: usize) -> Vec<String> {
         (0..count).map(|i| format!("device-{i}")).collect()
