@@ -18,6 +18,7 @@
 
 mod conflict;
 mod greet;
+mod listing;
 mod message;
 mod paxos;
 mod record;
@@ -30,6 +31,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use self::conflict::Conflict;
+use self::listing::Denial;
+pub use self::listing::Unlisted;
 pub use self::message::{ClusterHello, Hello, MESSAGE_BYTES_MAX, Message, Place};
 use self::paxos::Proposal;
 pub use self::record::{Ballot, Record};
@@ -81,6 +84,9 @@ const AVOID_MS: u64 = 60_000;
 
 /// A device that heard of a running cluster does not found one for this long.
 const CLUSTER_MEMORY_MS: u64 = 30_000;
+
+/// A member that says for this long that its cluster does not list this device is believed.
+const UNLISTED_MS: u64 = 5_000;
 
 /// Voters of a new cluster campaign again this often until there is a leader.
 const CAMPAIGN_MS: u64 = 250;
@@ -158,6 +164,8 @@ pub struct MembershipView {
     pub leader: Option<DeviceId>,
     /// This replica votes. Until it leads, its log may hold more than its state tells.
     pub votes: bool,
+    /// The entry that this is the state of, or an earlier one with the same members.
+    pub applied: u64,
 }
 
 /// Something happened.
@@ -256,6 +264,8 @@ struct Peer {
     hello: Option<Hello>,
     /// The place that this device has told the peer it will never take.
     declined: Option<Place>,
+    /// It says that the cluster of both does not list this device as it is.
+    denial: Option<Denial>,
 }
 
 /// The device's own standing.
@@ -494,6 +504,7 @@ impl Founding {
             in_use: false,
             leader: None,
             votes: genesis.voters.contains(&raft_id),
+            applied: 1,
         });
         self.proposal = None;
         self.campaigns = if campaign { CAMPAIGNS_MAX } else { 0 };
@@ -518,6 +529,7 @@ impl Founding {
         self.declined.retain(|device, place| view.lists(device) == Some(*place));
         self.stage = Stage::Member(view);
         self.proposal = None;
+        self.review_denials();
     }
 
     fn removed(&mut self) {

@@ -47,7 +47,7 @@ impl Founding {
         let devices: Vec<DeviceId> = self
             .peers
             .iter()
-            .filter(|(_, peer)| own.is_none() || peer.cluster() != own)
+            .filter(|(_, peer)| own.is_none() || peer.cluster() != own || peer.denial.is_some())
             .map(|(device, _)| device.clone())
             .collect();
         for device in devices {
@@ -63,6 +63,7 @@ impl Founding {
                 leader: view.leader.clone().filter(|leader| self.may_lead(leader, view.cluster_id)),
                 yours: view.members.contains_key(to),
                 your_storage: view.members.get(to).copied(),
+                applied: Some(view.applied),
             }),
             Stage::Seeking => None,
             Stage::Over(_) => return,
@@ -104,6 +105,7 @@ impl Founding {
             (Some(_), Stage::Member(_) | Stage::Over(_)) => {}
         }
         self.note_declined(from, &hello);
+        self.note_denial(from, &hello);
         self.report_conflict(from, &hello);
         let unsaid = self.peers.get(from).is_some_and(|peer| peer.declined != self.place_declined_to(from));
         if answer || unsaid {

@@ -111,6 +111,10 @@ pub struct ClusterHello {
     /// The store that it is listed with. Not told by builds from before this was said.
     #[serde(default)]
     pub your_storage: Option<StorageId>,
+    /// The entry that this is the state of, or an earlier one with the same members. Not told by builds from before this
+    /// was said.
+    #[serde(default)]
+    pub applied: Option<u64>,
 }
 
 impl Hello {

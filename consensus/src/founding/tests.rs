@@ -1,5 +1,6 @@
 //! Small worlds: one to six devices under random schedules, and the promises that must hold in all of them.
 
+mod listing;
 mod meeting;
 mod wire;
 mod world;

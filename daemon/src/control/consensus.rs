@@ -76,7 +76,7 @@ pub struct ClusterView {
     pub voters: Vec<RaftId>,
     /// Something that a person must settle: what, and the remedy.
     pub conflict: Option<(String, String)>,
-    /// Joining was refused: why.
+    /// This device has no part in the cluster: joining was refused, it was removed, or members do not list it. Why.
     pub refused: Option<String>,
 }
 

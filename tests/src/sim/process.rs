@@ -487,5 +487,6 @@ fn view_of(node: &Node<RedbStore>) -> MembershipView {
         in_use: !state.deployments.is_empty() || !state.models.is_empty(),
         leader: node.leader().and_then(|id| state.members.get(&id)).map(|member| member.device.clone()),
         votes: node.conf().voters.contains(&node.id()),
+        applied: node.applied(),
     }
 }

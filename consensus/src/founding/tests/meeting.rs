@@ -260,6 +260,7 @@ fn alone() -> MembershipView {
         in_use: false,
         leader: Some(me().device),
         votes: true,
+        applied: 5,
     }
 }
 
@@ -281,6 +282,7 @@ fn hello_of(
         leader: Some(leader.into()),
         yours: your_storage.is_some(),
         your_storage,
+        applied: Some(5),
     };
     let hello = Hello { devices: 1, cluster: Some(cluster), answer, declined };
     Event::Message { from: leader.into(), message: Message::Hello(hello) }

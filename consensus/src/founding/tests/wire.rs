@@ -42,6 +42,7 @@ fn honest() -> Vec<Message> {
         leader: Some("device-2".into()),
         yours: true,
         your_storage: Some(StorageId([6; 16])),
+        applied: Some(7),
     };
     vec![
         Message::Hello(Hello { devices: 3, cluster: Some(cluster), answer: true, declined: Some(place) }),
@@ -169,6 +170,7 @@ proptest! {
             in_use: stage == 2,
             leader: Some(me.device.clone()),
             votes: true,
+            applied: 7,
         };
         let mut founding = Founding::new(me, "world", 2, None, (stage > 0).then_some(view), 3);
         let from = DeviceId::from("device-2");

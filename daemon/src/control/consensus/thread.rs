@@ -14,7 +14,7 @@ use bytes::Bytes;
 use mesh_consensus::{
     Applied, ClusterId, ClusterState, DeviceId, Effects, FoundError, Genesis, Node, Options, Outcome,
     ProposeError, RaftId, RedbStore, Request, RequestId, Role, StorageId, Store,
-    founding::{Candidate, Effect, Event, Founding, MembershipView, Message, Place, Record},
+    founding::{Candidate, Effect, Event, Founding, MembershipView, Message, Place, Record, Unlisted},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -60,6 +60,8 @@ pub(super) struct Thread {
     pub(super) refused: Option<String>,
     /// A member has said that this device was removed, which this device has not seen in its log.
     pub(super) told_removed: bool,
+    /// Members say that this device's cluster does not list it as it is.
+    pub(super) unlisted: Option<Unlisted>,
     told: Option<MembershipView>,
     started: Instant,
     tick_due: Instant,
@@ -95,6 +97,7 @@ impl Thread {
             shared: Arc::new(ClusterState::empty(ClusterId([0; 16]))),
             refused: None,
             told_removed: false,
+            unlisted: None,
             told: None,
             started: Instant::now(),
             tick_due: Instant::now() + TICK,
@@ -296,6 +299,7 @@ impl Thread {
 
     /// Runs all that Raft has ready, hands messages to the network and outcomes to their waiters.
     fn process(&mut self) -> Result<(), ConsensusError> {
+        self.note_unlisted();
         let Some(Stage::Member(node)) = &mut self.stage else {
             self.publish_view();
             return Ok(());
@@ -413,6 +417,10 @@ impl Thread {
                     self.become_member(|store| Node::join_empty(store, cluster, raft_id))?;
                 }
             }
+            // Two members may have been asked: one lets it in, and the other does not know yet.
+            JoinReply::Refused(reason) if matches!(self.stage, Some(Stage::Member(_))) => {
+                tracing::debug!(%reason, "a join was refused after it was done");
+            }
             JoinReply::Refused(reason) => {
                 if self.refused.as_ref() != Some(&reason) {
                     tracing::warn!(%reason, "the cluster refuses this device");
@@ -490,7 +498,11 @@ impl Thread {
     /// Tells the founding protocol when membership has changed.
     fn tell_founding(&mut self) -> Result<(), ConsensusError> {
         let view = self.membership();
-        if view == self.told {
+        let is_known = match (&view, &self.told) {
+            (Some(view), Some(told)) => view.tells_the_same(told),
+            (view, told) => view.is_none() && told.is_none(),
+        };
+        if is_known {
             return Ok(());
         }
         self.told = view.clone();
@@ -510,6 +522,7 @@ impl Thread {
             in_use: !state.models.is_empty() || !state.deployments.is_empty(),
             leader,
             votes: node.conf().voters.contains(&node.id()),
+            applied: node.applied(),
         })
     }
 }

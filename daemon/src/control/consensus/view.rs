@@ -17,6 +17,17 @@ impl Thread {
         node.role() == Role::Leader || leader.is_some_and(|peer| self.net.peers().borrow().contains(&peer))
     }
 
+    /// Sees whether members say that this device is out of its own cluster. Who is in touch with its leader is not.
+    pub(super) fn note_unlisted(&mut self) {
+        let is_alone = || matches!(&self.stage, Some(Stage::Member(node)) if !self.is_led(node));
+        let unlisted = self.founding.unlisted().filter(|_| is_alone());
+        if let Some(unlisted) = unlisted.filter(|_| unlisted != self.unlisted) {
+            let reason = unlisted.reason(&self.data_dir);
+            tracing::warn!(%reason, "members say that this device is not one of them");
+        }
+        self.unlisted = unlisted;
+    }
+
     /// Shows the newest view to those who wait for one.
     pub(super) fn publish_view(&self) {
         let conflict = self.founding.conflicts().first().map(|c| (c.what(), c.remedy(&self.data_dir)));
@@ -26,7 +37,9 @@ impl Thread {
                 // says. Who does not vote remembers a leader for good.
                 let removed = self.told_removed && !self.is_led(node);
                 let refused = self.refused.clone().or_else(|| removed.then(|| REMOVED.to_owned()));
-                member_view(node, &self.shared, conflict, refused)
+                let unlisted = self.unlisted.map(|unlisted| unlisted.reason(&self.data_dir));
+                let view = member_view(node, &self.shared, conflict);
+                ClusterView { refused: refused.or(unlisted), ..view }
             }
             Some(Stage::Outside(_)) | None => ClusterView {
                 phase: match self.founding.progress() {
@@ -58,7 +71,6 @@ fn member_view(
     node: &Node<RedbStore>,
     shared: &Arc<ClusterState>,
     conflict: Option<(String, String)>,
-    refused: Option<String>,
 ) -> ClusterView {
     let state = node.state();
     let leader = node.leader().and_then(|id| state.members.get(&id)).and_then(|m| m.device.0.parse().ok());
@@ -71,6 +83,6 @@ fn member_view(
         is_leader: node.role() == Role::Leader,
         voters: node.conf().voters.iter().copied().collect(),
         conflict,
-        refused,
+        refused: None,
     }
 }

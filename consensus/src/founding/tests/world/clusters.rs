@@ -18,6 +18,7 @@ impl World {
             in_use: self.in_use.contains(&cluster),
             leader,
             votes: true,
+            applied: 1,
         }
     }
 
