@@ -511,20 +511,6 @@ impl Thread {
             None => Ok(()),
         }
     }
-
-    fn membership(&self) -> Option<MembershipView> {
-        let Some(Stage::Member(node)) = &self.stage else { return None };
-        let state = node.state();
-        let leader = node.leader().and_then(|id| state.members.get(&id)).map(|m| m.device.clone());
-        Some(MembershipView {
-            cluster_id: state.cluster_id,
-            members: state.members.values().map(|m| (m.device.clone(), m.storage)).collect(),
-            in_use: !state.models.is_empty() || !state.deployments.is_empty(),
-            leader,
-            votes: node.conf().voters.contains(&node.id()),
-            applied: node.applied(),
-        })
-    }
 }
 
 fn open_store(path: &Path) -> Result<RedbStore, ConsensusError> {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use mesh_consensus::{ClusterState, Node, RedbStore, Role, founding::Progress};
+use mesh_consensus::{
+    ClusterState, Node, RedbStore, Role,
+    founding::{MembershipView, Progress},
+};
 
 use super::{
     ClusterView, Phase,
@@ -15,6 +18,21 @@ impl Thread {
         let leader = node.leader().and_then(|id| node.state().members.get(&id));
         let leader = leader.and_then(|member| member.device.0.parse().ok());
         node.role() == Role::Leader || leader.is_some_and(|peer| self.net.peers().borrow().contains(&peer))
+    }
+
+    /// What the founding protocol goes by; `None` outside a cluster.
+    pub(super) fn membership(&self) -> Option<MembershipView> {
+        let Some(Stage::Member(node)) = &self.stage else { return None };
+        let state = node.state();
+        let leader = node.leader().and_then(|id| state.members.get(&id)).map(|m| m.device.clone());
+        Some(MembershipView {
+            cluster_id: state.cluster_id,
+            members: state.members.values().map(|m| (m.device.clone(), m.storage)).collect(),
+            in_use: !state.models.is_empty() || !state.deployments.is_empty(),
+            leader,
+            votes: node.conf().voters.contains(&node.id()),
+            applied: node.applied(),
+        })
     }
 
     /// Sees whether members say that this device is out of its own cluster. Who is in touch with its leader is not.
