@@ -42,12 +42,14 @@ impl PartialBlob {
             blob.have = 0;
         }
         blob.file = Some(file);
-        // Rather now than after most of it has come.
-        let fits = store.fits(bytes - blob.have, &blob.path).map(drop);
-        match fits {
-            Ok(()) => Ok(blob),
-            Err(error) => Err(blob.failed(error)),
+        // Rather now than after most of it has come. What has come whole needs no room.
+        let missing = bytes - blob.have;
+        if missing > 0
+            && let Err(error) = store.fits(missing, &blob.path).map(drop)
+        {
+            return Err(blob.failed(error));
         }
+        Ok(blob)
     }
 
     /// Gives up where there is no room for the rest: what has come would only keep others out. The next try starts at 0.
@@ -109,7 +111,11 @@ impl PartialBlob {
             return Err(self.wrong_length(self.have));
         }
         let Some(file) = self.file.take() else { return self.store.check(&self.hash) };
-        file.sync_all().map_err(|e| write_error(&self.path, self.bytes, e))?;
+        // Some file systems find out only now that they are full.
+        if let Err(error) = file.sync_all() {
+            let error = write_error(&self.path, self.bytes, error);
+            return Err(self.failed(error));
+        }
         let found = File::open(&self.path)
             .and_then(|f| hash_file(&f))
             .map_err(|e| io_error("read", &self.path, e))?;

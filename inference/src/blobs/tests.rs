@@ -159,6 +159,15 @@ fn a_fetch_without_room_leaves_nothing() {
     room.store(2, Ordering::Relaxed);
     assert!(matches!(store.put_expected(hash, 6), Err(BlobError::DiskFull { needed: 3, .. })));
     assert_eq!(left(), (0, 0, 0));
+    // What has come whole is kept, on whatever disk.
+    room.store(6, Ordering::Relaxed);
+    let mut fetch = store.put_expected(hash, 6).unwrap();
+    fetch.append(b"abcdef").unwrap();
+    drop(fetch);
+    let full = |_: &Path| Ok(Disk { bytes: 1 << 30, free: 0 });
+    let store = BlobStore::open_on(dir.path(), full).unwrap();
+    store.put_expected(hash, 6).unwrap().finish().unwrap();
+    assert!(store.is_sound(&hash));
 }
 
 #[test]
