@@ -1,10 +1,11 @@
 //! Spreading blobs so that losing any one device (two, from five devices on) loses none: every blob has a fixed set
 //! of keepers by rendezvous hashing over the live members, and every device fetches what it should keep.
 
+pub mod share;
 mod sweep;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_consensus::ClusterState;
+use mesh_consensus::{ClusterState, ModelRecord};
 use mesh_inference::blobs::Hash;
 
 use super::{
@@ -21,6 +22,7 @@ use super::{
     models::Models,
     transfer::{FetchError, Transfer, Wanted},
 };
+use share::{ModelBlobs, Share, share};
 use sweep::sweep;
 
 /// Nothing is swept so soon after the start: a device with a leader has by then applied what it had missed.
@@ -157,31 +159,28 @@ impl Spread {
 
     /// What this device should keep and does not hold. Also notes which models are complete here.
     fn missing(&mut self, state: &ClusterState, models: &Models, live: &[String]) -> Vec<Wanted> {
-        let me = self.facts.me().to_string();
-        let store = self.transfer.store();
-        let mut missing: BTreeMap<Hash, Option<u64>> = BTreeMap::new();
-        self.kept.clear();
-        for record in state.models.values() {
-            let before = missing.len();
-            // Manifests and profiles are small: every device keeps them.
-            let small = std::iter::once(&record.hash).chain(record.profile_blob.iter());
-            let small = small.filter_map(|hash| hash.parse::<Hash>().ok()).filter(|hash| !store.has(hash));
-            missing.extend(small.map(|hash| (hash, None)));
-            let Some(model) = models.get(&record.hash) else { continue };
-            let mine = model.blobs().iter().filter(|b| keepers(&b.hash, live).contains(&me.as_str()));
-            missing.extend(mine.filter(|b| !store.has(&b.hash)).map(|b| (b.hash, Some(b.bytes))));
-            if missing.len() == before {
-                self.kept.insert(record.hash.clone());
-            }
-        }
+        let (me, store) = (self.facts.me().to_string(), self.transfer.store());
+        let blobs = state.models.values().map(|record| ModelBlobs {
+            model: record.hash.clone(),
+            small: small(record).filter_map(|hash| hash.parse().ok()).collect(),
+            weights: models
+                .get(&record.hash)
+                .map(|model| model.blobs().iter().map(|blob| (blob.hash, blob.bytes)).collect()),
+        });
+        let Share { missing, kept } = share(blobs, &me, live, |hash| store.has(hash));
+        self.kept = kept;
         missing.into_iter().map(|(hash, bytes)| Wanted { hash, bytes }).collect()
     }
 }
 
 /// The manifests and profiles that the replicated state names.
 fn named(state: &ClusterState) -> BTreeSet<String> {
-    let models = state.models.values();
-    models.flat_map(|record| std::iter::once(&record.hash).chain(&record.profile_blob)).cloned().collect()
+    state.models.values().flat_map(small).cloned().collect()
+}
+
+/// A model's manifest and profile.
+fn small(record: &ModelRecord) -> impl Iterator<Item = &String> {
+    std::iter::once(&record.hash).chain(&record.profile_blob)
 }
 
 /// What a sweep is for: as long as this stays the same, there is nothing new to remove.
@@ -225,33 +224,8 @@ struct Situation {
     models: usize,
 }
 
-/// How many devices keep each blob.
-pub fn copies(devices: usize) -> usize {
-    if devices >= 5 { 3 } else { 2 }
-}
-
-/// The devices that keep a blob: those with the highest hash of (blob, device) (rendezvous hashing: a device that
-/// comes or goes moves only its own share).
-pub fn keepers<'a>(blob: &Hash, devices: &'a [String]) -> Vec<&'a str> {
-    let mut ranked: Vec<([u8; 32], &str)> = devices
-        .iter()
-        .map(|device| {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(blob.as_bytes());
-            hasher.update(device.as_bytes());
-            (*hasher.finalize().as_bytes(), device.as_str())
-        })
-        .collect();
-    ranked.sort_unstable();
-    ranked.into_iter().rev().take(copies(devices.len())).map(|(_, device)| device).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -262,32 +236,5 @@ mod tests {
         assert_eq!(pauses[..9], [300, 600, 1_200, 2_400, 4_800, 9_600, 19_200, 30_000, 30_000]);
         assert_eq!(pauses[39], 30_000);
         assert!(!backoff.allows(start + RETRY_MAX / 2) && backoff.allows(start + RETRY_MAX));
-    }
-
-    fn devices(count: usize) -> Vec<String> {
-        (0..count).map(|i| format!("device-{i}")).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn every_blob_survives_the_promised_losses(seed in any::<[u8; 8]>(), count in 1usize..12) {
-            let blob = Hash::of(&seed);
-            let devices = devices(count);
-            let kept: BTreeSet<&str> = keepers(&blob, &devices).into_iter().collect();
-            let losses = if count >= 5 { 2 } else { 1 };
-            prop_assert!(kept.len() > losses || kept.len() == count);
-        }
-
-        #[test]
-        fn a_lost_device_moves_only_its_own_share(seed in any::<[u8; 8]>(), count in 6usize..12, lost in 0usize..6) {
-            let blob = Hash::of(&seed);
-            let all = devices(count);
-            let mut rest = all.clone();
-            let gone = rest.remove(lost);
-            let before: BTreeSet<&str> = keepers(&blob, &all).into_iter().collect();
-            let after: BTreeSet<&str> = keepers(&blob, &rest).into_iter().collect();
-            let stayed: BTreeSet<&str> = before.iter().copied().filter(|d| *d != gone).collect();
-            prop_assert!(stayed.is_subset(&after));
-        }
     }
 }
