@@ -15,10 +15,12 @@
 mod checker;
 mod dice;
 mod faults;
+mod happening;
 mod network;
 mod options;
 mod packet;
 mod process;
+mod replication;
 mod serving;
 mod tail;
 mod workload;

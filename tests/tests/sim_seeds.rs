@@ -49,7 +49,7 @@ fn one_seed_gives_the_same_log_twice() {
 /// The checks are worth something: whoever breaks a rule of safety is found out.
 #[test]
 fn a_broken_rule_is_found() {
-    for sabotage in [Sabotage::SkipSync, Sabotage::SyncLate, Sabotage::AnyEpoch] {
+    for sabotage in [Sabotage::SkipSync, Sabotage::SyncLate, Sabotage::AnyEpoch, Sabotage::SweepAll] {
         let found = (0..SABOTAGED).find_map(|seed| sim::sabotaged(seed, sabotage).err());
         let found = found.unwrap_or_else(|| panic!("{sabotage:?} was not found in {SABOTAGED} seeds"));
         println!("{sabotage:?}: seed {}, {} ms: {}", found.seed, found.at_ms, found.what);

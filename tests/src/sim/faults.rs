@@ -5,7 +5,8 @@ use mesh_consensus::{Command, Conf, Node, RedbStore, Request, RequestId};
 use super::options::Story;
 use super::process::{Process, device_id, device_index};
 use super::workload;
-use super::world::{Device, Happening, World};
+use super::happening::Happening;
+use super::world::{Device, World};
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +179,7 @@ impl World {
         self.crash(device);
         self.devices[device].disk = self.new_disk();
         self.devices[device].prepared = false;
+        self.lose_blobs(device);
     }
 
     /// At any time: whatever is under way, and whoever leads or votes, what is left must stay a cluster.
@@ -209,7 +211,7 @@ impl World {
             return Ok(());
         }
         if self.now_ms >= self.devices[leader].frozen_until_ms {
-            self.with(leader, |process, _| process.submit(&request))?;
+            self.with(leader, |process, now_ms| process.submit(now_ms, &request))?;
         }
         self.ask_later(request, until_ms)
     }
@@ -245,7 +247,7 @@ impl World {
         self.sequence += 1;
         let serves = self.options.ask_every_ms > 0;
         let request = workload::random_request(&mut self.dice, device, self.sequence, node.state(), serves);
-        self.with(device, |process, _| process.submit(&request))
+        self.with(device, |process, now_ms| process.submit(now_ms, &request))
     }
 
     /// A client asks some device for an answer.
@@ -253,6 +255,7 @@ impl World {
         if self.healed {
             return Ok(());
         }
+        self.note_copies();
         let wait_ms = self.dice.between(1, 2 * self.options.ask_every_ms);
         self.schedule(self.now_ms + wait_ms, Happening::Ask);
         let device = self.dice.index(self.devices.len());

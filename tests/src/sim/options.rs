@@ -23,6 +23,8 @@ pub enum Sabotage {
     SyncLate,
     /// Frames reach stages whatever their epoch is.
     AnyEpoch,
+    /// Devices drop blobs that models need.
+    SweepAll,
 }
 
 impl Sabotage {
@@ -31,7 +33,7 @@ impl Sabotage {
         match sabotage {
             Some(Self::SkipSync) => MemoryDisk::lying(DiskLie::SkipsSync),
             Some(Self::SyncLate) => MemoryDisk::lying(DiskLie::SyncsLate),
-            Some(Self::AnyEpoch) | None => MemoryDisk::new(),
+            Some(Self::AnyEpoch | Self::SweepAll) | None => MemoryDisk::new(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What travels between simulated devices. The daemon has a stream per protocol; here it is one enum.
 
-use super::serving::{Frame, Report};
+use super::serving::{Call, Frame, Report};
 use mesh_consensus::{ClusterId, Listed, Outcome, RaftId, Request, StorageId};
 
 /// A message between two devices.
@@ -24,6 +24,8 @@ pub(crate) enum Packet {
     Forward(Box<Request>),
     /// What a device tells of itself with its heartbeat.
     Report(Box<Report>),
+    /// Weights, and who wants some.
+    Blobs(Call),
     /// Activations, results and refusals.
     Frame(Box<Frame>),
 }
@@ -51,6 +53,8 @@ impl Packet {
             Self::JoinReply { origin, outcome, .. } => format!("join reply for d{origin}: {outcome:?}"),
             Self::Forward(request) => format!("request {}:{}", request.id.proposer, request.id.sequence),
             Self::Report(_) => "report".to_owned(),
+            Self::Blobs(Call::Want(hashes)) => format!("asks for {} blobs", hashes.len()),
+            Self::Blobs(Call::Have(hashes)) => format!("sends {} blobs", hashes.len()),
             Self::Frame(frame) => frame.kind(),
         }
     }

@@ -12,10 +12,13 @@ use mesh_consensus::founding::{
     Candidate, Conflict, Effect, Event, Founding, MembershipView, Message, Place, Record,
 };
 use mesh_consensus::{
-    ClusterState, DeviceId, MemoryDisk, Node, Options, RaftId, RedbStore, Request, RequestId, Role,
+    ClusterState, Command, DeviceId, MemoryDisk, Node, Options, RaftId, RedbStore, Request, RequestId, Role,
     StorageId, Store,
 };
 
+use mesh_inference::blobs::Hash;
+
+use super::options::Sabotage;
 use super::packet::Packet;
 use super::serving::Serving;
 pub(crate) use deed::Deed;
@@ -42,8 +45,10 @@ pub(crate) struct Setup {
     pub(crate) memory: Option<u64>,
     /// Virtual time 0.
     pub(crate) zero: Instant,
-    /// Takes frames of any epoch.
-    pub(crate) is_lax: bool,
+    /// The rule that its daemon breaks.
+    pub(crate) sabotage: Option<Sabotage>,
+    /// Blobs on its disk.
+    pub(crate) held: BTreeSet<Hash>,
 }
 
 /// The process died: its disk failed or its log cannot be read.
@@ -142,8 +147,9 @@ impl Process {
         };
         let view = body.node().map(view_of);
         let serving = setup.memory.map(|memory| {
-            let mut serving = Serving::new(setup.index, setup.seed, setup.zero, memory);
-            serving.is_lax = setup.is_lax;
+            let mut serving = Serving::new(setup.index, setup.seed, setup.zero, memory, setup.held.clone());
+            serving.is_lax = setup.sabotage == Some(Sabotage::AnyEpoch);
+            serving.is_wasteful = setup.sabotage == Some(Sabotage::SweepAll);
             serving
         });
         let founding = Founding::new(candidate, "sim", setup.devices, record, view, setup.seed);
@@ -297,7 +303,8 @@ impl Process {
         if let (Some(serving), Body::Member(node)) = (&mut self.serving, &self.body)
             && node.is_member()
         {
-            serving.tick(now_ms, node.state(), node.role() == Role::Leader);
+            let (leads, is_led) = (node.role() == Role::Leader, node.leader().is_some());
+            serving.tick(now_ms, node.state(), leads, is_led);
         }
         self.serve()
     }
@@ -319,6 +326,12 @@ impl Process {
             Packet::Report(report) => {
                 if let Some(serving) = &mut self.serving {
                     serving.report(now_ms, from, *report);
+                }
+                self.serve()
+            }
+            Packet::Blobs(call) => {
+                if let Some(serving) = &mut self.serving {
+                    serving.call(now_ms, from, call);
                 }
                 self.serve()
             }
@@ -349,8 +362,11 @@ impl Process {
     }
 
     /// A client's request: proposed here or sent on to the leader.
-    pub(crate) fn submit(&mut self, request: &Request) -> Result<(), Death> {
+    pub(crate) fn submit(&mut self, now_ms: u64, request: &Request) -> Result<(), Death> {
         let Body::Member(node) = &self.body else { return Ok(()) };
+        if let (Command::AddModel(record), Some(serving)) = (&request.command, &mut self.serving) {
+            serving.import(now_ms, &record.hash);
+        }
         if node.role() == Role::Leader {
             return self.propose(request).map(|_| ());
         }

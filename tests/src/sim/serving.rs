@@ -1,6 +1,7 @@
 //! The serving half of a simulated daemon: the leader's duties, what a device holds, routes and requests, decided by
 //! the daemon's own code. Sessions take virtual time to be made, and a few numbers stand for a model (`model`).
 
+mod blobs;
 mod duty;
 mod frames;
 mod model;
@@ -24,7 +25,9 @@ use mesh_daemon::{
     data::{DataLimits, Effect, Ingress, Reachable, Route, StageKey},
     net::PeerId,
 };
+use mesh_inference::blobs::Hash;
 
+pub(crate) use blobs::{Call, weights};
 pub(crate) use duty::problem;
 pub(crate) use frames::Frame;
 pub(crate) use model::{BLOCKS, answer};
@@ -33,6 +36,7 @@ use super::{
     dice::Dice,
     process::{device_id, device_index},
 };
+use blobs::Blobs;
 use frames::Job;
 
 /// A device tells the others what it holds this often.
@@ -63,6 +67,10 @@ pub(crate) enum ServingDeed {
     Send {
         to: usize,
         frame: Box<Frame>,
+    },
+    Call {
+        to: usize,
+        call: Call,
     },
     Propose(Box<Request>),
     Answered {
@@ -97,6 +105,8 @@ pub(crate) struct Serving {
     pub(crate) is_spoilt: bool,
     /// Frames of any epoch are let in: a fault that the checks must find.
     pub(crate) is_lax: bool,
+    /// Blobs that models need are swept, too: another one.
+    pub(crate) is_wasteful: bool,
     ingress: Ingress,
     stages: Reachable<SessionKey>,
     /// The same, in order.
@@ -116,6 +126,7 @@ pub(crate) struct Serving {
     /// A command of the leader that is not applied yet, and until when it is waited for.
     asked: Option<(RequestId, u64)>,
     open: BTreeMap<u64, Open>,
+    blobs: Blobs,
     deeds: Vec<ServingDeed>,
 }
 
@@ -131,7 +142,7 @@ fn index_of(peer: &PeerId) -> usize {
 }
 
 impl Serving {
-    pub(crate) fn new(index: usize, seed: u64, zero: Instant, memory: u64) -> Self {
+    pub(crate) fn new(index: usize, seed: u64, zero: Instant, memory: u64, held: BTreeSet<Hash>) -> Self {
         let mut dice = Dice::new(seed ^ 0x0005_e4f1_46d0);
         let me = peer(index);
         let boot = dice.bits() as u32;
@@ -144,6 +155,7 @@ impl Serving {
             cluster: NO_CLUSTER,
             is_spoilt: false,
             is_lax: false,
+            is_wasteful: false,
             ingress: Ingress::new(me, boot, DataLimits::default()),
             stages: Reachable::default(),
             reachable: BTreeMap::new(),
@@ -158,6 +170,7 @@ impl Serving {
             up: BTreeSet::new(),
             asked: None,
             open: BTreeMap::new(),
+            blobs: Blobs::on_disk(held),
             deeds: Vec::new(),
         }
     }
@@ -217,14 +230,15 @@ impl Serving {
         self.reports.insert(from, report);
     }
 
-    /// What is due, on a device that is a member; `leads`: it is the leader.
-    pub(crate) fn tick(&mut self, now_ms: u64, state: &ClusterState, leads: bool) {
+    /// What is due, on a device that is a member; `leads`: it is the leader; `is_led`: it knows one.
+    pub(crate) fn tick(&mut self, now_ms: u64, state: &ClusterState, leads: bool, is_led: bool) {
         self.cluster = state.cluster_id;
         let silent = |(device, heard): (&usize, &u64)| (now_ms > heard + SILENT_MS).then_some(*device);
         let silent: Vec<usize> = self.connected.iter().filter_map(silent).collect();
         for device in silent {
             self.set_up(now_ms, device, false);
         }
+        self.look_at_blobs(now_ms, state, is_led);
         self.make_sessions(now_ms);
         self.hold(now_ms, state);
         self.publish_routes(now_ms, state);
@@ -233,7 +247,7 @@ impl Serving {
         self.ingress.tick(now);
         self.carry_out(now_ms);
         if now_ms % REPORT_MS < 100 {
-            self.tell(now_ms, state);
+            self.tell(now_ms);
         }
         if leads {
             self.lead(now_ms, state);
@@ -354,11 +368,11 @@ impl Serving {
         in_use.into_iter().flat_map(each).collect()
     }
 
-    fn tell(&mut self, now_ms: u64, state: &ClusterState) {
+    fn tell(&mut self, now_ms: u64) {
         let report = Report {
             cluster: self.cluster,
             stages: self.own_stages(),
-            kept: state.models.keys().cloned().collect(),
+            kept: self.blobs.kept.clone(),
             memory: self.memory,
             under_way: self.under_way(now_ms),
         };

@@ -12,7 +12,8 @@ use super::options::Story;
 use super::process::{Process, device_id, device_index};
 use super::serving::problem;
 use super::workload;
-use super::world::{Device, Failure, Happening, World};
+use super::happening::Happening;
+use super::world::{Device, Failure, World};
 
 /// Virtual time after healing in which all devices must be in one cluster with the right voters.
 const AGREE_MS: u64 = 60_000;
@@ -22,6 +23,8 @@ const RETRY_MS: u64 = 2_000;
 /// Virtual time in which everything must then be served, and a request answered.
 const SERVE_MS: u64 = 90_000;
 const ANSWER_MS: u64 = 20_000;
+/// Virtual time in which every device must then have its share of the blobs.
+const KEEP_MS: u64 = 20_000;
 /// Planner's steps to see whether a model can be held.
 const PLAN_STEPS: u64 = 50_000;
 const LOOK_MS: u64 = 100;
@@ -159,9 +162,10 @@ impl World {
 
     /// A cluster has removed the device: it is gone for good.
     pub(crate) fn retire(&mut self, index: usize, cluster: ClusterId) {
-        self.devices[index].retired = true;
         self.given_notice.insert((cluster, index));
         self.stop(index);
+        self.lose_blobs(index);
+        self.devices[index].retired = true;
     }
 
     /// A device that one of two clusters has removed and that is gone for good can be listed in the other one, which
@@ -245,6 +249,10 @@ impl World {
             return Err((self.now_ms, format!("not all is served after {SERVE_MS} ms: {reason}")));
         }
         if let Some(reason) = self.wait(RETRY_MS, World::unheard)? {
+            return Err((self.now_ms, reason));
+        }
+        let unkept = |world: &Self| world.unkept(&world.leader_state()?);
+        if let Some(reason) = self.wait(KEEP_MS, unkept)?.or_else(|| self.lost_blob()) {
             return Err((self.now_ms, reason));
         }
         loop {
@@ -356,7 +364,7 @@ impl World {
         let end_ms = self.now_ms + COMMIT_MS;
         loop {
             if let Some(leader) = self.leader() {
-                self.with(leader, |process, _| process.submit(&request))
+                self.with(leader, |process, now_ms| process.submit(now_ms, &request))
                     .map_err(|what| (self.now_ms, what))?;
             }
             let missing = self.wait(RETRY_MS, |world| {

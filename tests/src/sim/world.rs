@@ -8,15 +8,18 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use mesh_consensus::founding::Event;
-use mesh_consensus::{ClusterId, MemoryDisk, RaftId, Request, Role};
+use mesh_consensus::{ClusterId, MemoryDisk, RaftId, Role};
+use mesh_inference::blobs::Hash;
 
 use super::Report;
 use super::checker::Checker;
 use super::dice::Dice;
+use super::happening::{Happening, Scheduled};
 use super::network::Network;
 use super::options::{Sabotage, SimOptions, Story};
 use super::packet::Packet;
 use super::process::{Death, Deed, Process, Setup, device_id};
+use super::replication::Replication;
 
 /// A device looks at its timers this often; every second time is a Raft tick.
 const TIMER_MS: u64 = 50;
@@ -59,61 +62,8 @@ pub(crate) struct Device {
     pub(crate) memory: u64,
     /// It can load no stage any more.
     pub(crate) is_spoilt: bool,
-}
-
-/// Something that happens at a moment of virtual time.
-#[derive(Debug)]
-pub(crate) enum Happening {
-    Timer {
-        device: usize,
-        incarnation: u64,
-    },
-    Arrive {
-        from: usize,
-        to: usize,
-        connection: u64,
-        packet: Packet,
-    },
-    SnapshotReport {
-        device: usize,
-        incarnation: u64,
-        to: RaftId,
-        delivered: bool,
-    },
-    Start(usize),
-    Dial,
-    Request,
-    /// A client asks for an answer.
-    Ask,
-    Fault(super::faults::Fault),
-    /// An operator's request, again and again until it is applied or `until_ms`.
-    Operator {
-        request: Box<Request>,
-        until_ms: u64,
-    },
-}
-
-struct Scheduled {
-    at_ms: u64,
-    number: u64,
-    happening: Happening,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-impl Eq for Scheduled {}
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at_ms, self.number).cmp(&(other.at_ms, other.number))
-    }
+    /// Blobs on its disk, while it does not run.
+    pub(crate) blobs: BTreeSet<Hash>,
 }
 
 pub(crate) struct World {
@@ -131,7 +81,9 @@ pub(crate) struct World {
     pub(crate) given_notice: BTreeSet<(ClusterId, usize)>,
     pub(crate) events: u64,
     /// What was found to be wrong while connections broke; the run ends with it.
-    broken: Option<String>,
+    pub(crate) broken: Option<String>,
+    /// Of the models' blobs.
+    pub(crate) replication: Replication,
     /// A rule that is broken on purpose.
     pub(crate) sabotage: Option<Sabotage>,
     /// What all virtual clocks begin with.
@@ -162,6 +114,7 @@ impl World {
             retired: false,
             memory,
             is_spoilt: false,
+            blobs: BTreeSet::new(),
         };
         Self {
             options,
@@ -176,6 +129,7 @@ impl World {
             given_notice: BTreeSet::new(),
             events: 0,
             broken: None,
+            replication: Replication::default(),
             sabotage,
             zero: Instant::now(),
             queue: BinaryHeap::new(),
@@ -273,6 +227,7 @@ impl World {
         }
         if let Device { process: Some(process), incarnation, .. } = &self.devices[device] {
             self.checker.observe(process, *incarnation)?;
+            process.node().into_iter().for_each(|node| self.replication.observe(node));
         }
         Ok(())
     }
@@ -384,7 +339,7 @@ impl World {
             Story::Strangers => 1,
         };
         let (snapshot_entries, kept_entries) = (self.options.snapshot_entries, self.options.kept_entries);
-        let (zero, is_lax) = (self.zero, self.sabotage == Some(Sabotage::AnyEpoch));
+        let (zero, sabotage) = (self.zero, self.sabotage);
         let serves = self.options.ask_every_ms > 0;
         let device = &mut self.devices[index];
         if device.process.is_some() || device.retired {
@@ -395,7 +350,8 @@ impl World {
         (device.clock_ms, device.timers, device.last_timer_ms) = (0, 0, self.now_ms);
         let incarnation = device.incarnation;
         let memory = serves.then_some(device.memory);
-        let setup = Setup { index, devices, seed, snapshot_entries, kept_entries, memory, zero, is_lax };
+        let held = device.blobs.clone();
+        let setup = Setup { index, devices, seed, snapshot_entries, kept_entries, memory, zero, sabotage, held };
         match Process::start(setup, &device.disk) {
             Ok(mut process) => {
                 if device.is_spoilt {
@@ -441,7 +397,10 @@ impl World {
     }
 
     fn end(&mut self, index: usize) {
-        self.devices[index].process = None;
+        let process = self.devices[index].process.take();
+        if let Some(held) = process.as_ref().and_then(Process::held) {
+            self.devices[index].blobs = held.clone();
+        }
         self.devices[index].incarnation += 1;
         for other in 0..self.devices.len() {
             self.disconnect(index, other);

@@ -1,5 +1,9 @@
 //! The serving half of a simulated daemon, and its clients.
 
+use std::collections::BTreeSet;
+
+use mesh_inference::blobs::Hash;
+
 use super::{Death, Deed, Process};
 use crate::sim::{
     packet::Packet,
@@ -15,6 +19,7 @@ impl Process {
             match deed {
                 ServingDeed::Tell { to, report } => self.send(to, Packet::Report(report)),
                 ServingDeed::Send { to, frame } => self.send(to, Packet::Frame(frame)),
+                ServingDeed::Call { to, call } => self.send(to, Packet::Blobs(call)),
                 ServingDeed::Propose(request) => self.propose(&request).map(|_| ())?,
                 ServingDeed::Answered { deployment, input, answer } => {
                     if let Some(cluster) = self.body.node().map(Node::cluster_id) {
@@ -26,6 +31,11 @@ impl Process {
             }
         }
         Ok(())
+    }
+
+    /// The blobs that it holds, where it serves.
+    pub(crate) fn held(&self) -> Option<&BTreeSet<Hash>> {
+        self.serving.as_ref().map(Serving::held)
     }
 
     /// The device cannot load any stage.
