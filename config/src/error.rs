@@ -34,6 +34,14 @@ pub struct Defect {
     pub place: Place,
     /// What, and what to do.
     pub message: String,
+    /// The user that runs this may not read a file: nothing else is known to be wrong with it.
+    pub is_denied: bool,
+}
+
+impl Defect {
+    pub(crate) fn new(place: Place, message: impl Into<String>) -> Self {
+        Self { place, message: message.into(), is_denied: false }
+    }
 }
 
 impl fmt::Display for Defect {
@@ -51,7 +59,7 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     pub(crate) fn one(place: Place, message: impl Into<String>) -> Self {
-        Self { defects: vec![Defect { place, message: message.into() }] }
+        Self { defects: vec![Defect::new(place, message)] }
     }
 
     pub(crate) fn all(mut defects: Vec<Defect>) -> Self {

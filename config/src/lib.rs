@@ -19,7 +19,7 @@ use std::path::PathBuf;
 pub use error::{ConfigErrors, Defect, Place};
 pub use find::find;
 pub use generate::{GenerateError, Written, generate};
-pub use load::{MAX_DEVICES, load};
+pub use load::{MAX_DEVICES, load, load_client};
 pub use secret::{ClusterKey, Secret};
 
 /// A checked configuration. Paths are absolute or relative to the working directory, never to the config file.
@@ -35,6 +35,23 @@ pub struct Config {
     pub network: Network,
     /// The HTTP API.
     pub api: Api,
+    /// What the daemon may use of this device.
+    pub limits: Limits,
+    /// ONNX Runtime.
+    pub inference: Inference,
+}
+
+/// A checked configuration without what only the daemon's user may read: the cluster key was not opened.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The file that this was read from.
+    pub file: PathBuf,
+    /// Where clients reach the daemon; port 0 means any free one.
+    pub listen: SocketAddr,
+    /// What the daemon wants to be shown, where that can be read.
+    pub token: Option<Secret>,
+    /// Why there is no token although the config names a file with one.
+    pub token_defect: Option<Defect>,
     /// What the daemon may use of this device.
     pub limits: Limits,
     /// ONNX Runtime.

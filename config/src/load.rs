@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use crate::checks::{
     NAME, do_clash, is_host_and_port, is_interface, is_name, is_provider, name_from_host, parse_size,
 };
-use crate::error::{ConfigErrors, Place};
+use crate::error::{ConfigErrors, Defect, Place};
 use crate::raw::{Value, parse};
 use crate::reader::{Given, Reader, boolean, integer, list, text};
-use crate::secret::{ClusterKey, read_key, read_token};
-use crate::{Api, Cluster, Config, Inference, Limits, Network, Node};
+use crate::secret::{DENIED, Unread, read_key, read_token};
+use crate::{Api, ClientConfig, Cluster, Config, Inference, Limits, Network, Node};
 
 /// Larger files are no config files.
 const MAX_BYTES: u64 = 1 << 20;
@@ -27,36 +27,105 @@ const MAX_THREADS: i64 = 1_024;
 /// # Errors
 /// All defects together, each with file and line or with the variable's name.
 pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
-    let content = read_file(path)?;
-    let mut defects = Vec::new();
-    let entries = parse(path, &content, &mut defects)?;
-    let mut reader = Reader { file: path, entries, env, defects };
-    let (cluster, node, network) = (cluster(&mut reader), node(&mut reader), network(&mut reader));
-    let (api, limits, inference) =
-        (api(&mut reader, network.as_ref()), limits(&mut reader), inference(&mut reader));
+    let mut reader = reader(path, env)?;
+    let values = values(&mut reader);
+    let key = values.key_file.and_then(|given| secret(&mut reader, given, read_key));
+    let token = values.token_file.and_then(|given| secret(&mut reader, given, read_token));
     if !reader.defects.is_empty() {
         return Err(ConfigErrors::all(reader.defects));
     }
-    let file = path.to_owned();
-    match (cluster, network, api) {
-        (Some(cluster), Some(network), Some(api)) => {
-            Ok(Config { file, cluster, node, network, api, limits, inference })
+    let (node, limits, inference) = (values.node, values.limits, values.inference);
+    match (values.name, key, values.devices, values.network, values.listen) {
+        (Some(name), Some(key), Some(devices), Some(network), Some(listen)) => {
+            let (cluster, api) = (Cluster { name, key, devices }, Api { listen, token });
+            Ok(Config { file: path.to_owned(), cluster, node, network, api, limits, inference })
         }
-        (..) => Err(ConfigErrors::one(Place::File(file), "required values are missing")),
+        (..) => Err(incomplete(path)),
     }
+}
+
+/// Reads and checks a config file as [`load`] does, for a client of the daemon: the cluster key is not opened, and a
+/// token that cannot be had is no failure. Only the daemon's user may read them.
+///
+/// # Errors
+/// All defects together, each with file and line or with the variable's name.
+pub fn load_client(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<ClientConfig, ConfigErrors> {
+    let mut reader = reader(path, env)?;
+    let values = values(&mut reader);
+    if !reader.defects.is_empty() {
+        return Err(ConfigErrors::all(reader.defects));
+    }
+    let Some(listen) = values.listen else { return Err(incomplete(path)) };
+    let read = |given: Given<PathBuf>| read_token(&given.value).map_err(|unread| unread.at(given.place));
+    let (token, token_defect) = match values.token_file.map(read) {
+        None => (None, None),
+        Some(Ok(token)) => (Some(token), None),
+        Some(Err(defect)) => (None, Some(defect)),
+    };
+    let (limits, inference) = (values.limits, values.inference);
+    Ok(ClientConfig { file: path.to_owned(), listen, token, token_defect, limits, inference })
+}
+
+fn incomplete(path: &Path) -> ConfigErrors {
+    ConfigErrors::one(Place::File(path.to_owned()), "required values are missing")
+}
+
+/// The values of a file, none where one is missing or wrong. The secrets that it names have not been opened.
+struct Values {
+    name: Option<String>,
+    devices: Option<u32>,
+    key_file: Option<Given<PathBuf>>,
+    node: Node,
+    network: Option<Network>,
+    listen: Option<SocketAddr>,
+    token_file: Option<Given<PathBuf>>,
+    limits: Limits,
+    inference: Inference,
+}
+
+fn reader<'a>(path: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Reader<'a>, ConfigErrors> {
+    let content = read_file(path)?;
+    let mut defects = Vec::new();
+    let entries = parse(path, &content, &mut defects)?;
+    Ok(Reader { file: path, entries, env, defects })
+}
+
+fn values(reader: &mut Reader<'_>) -> Values {
+    let given = reader.read("cluster", "name", name);
+    let name = reader.require("cluster", "name", given);
+    let given = reader.read("cluster", "devices", integer(1, i64::from(MAX_DEVICES)));
+    let devices = reader.require("cluster", "devices", given);
+    let devices = devices.and_then(|devices| u32::try_from(devices).ok());
+    let key_file = key_file(reader);
+    let (node, network) = (node(reader), network(reader));
+    let (listen, token_file) = api(reader, network.as_ref());
+    let (limits, inference) = (limits(reader), inference(reader));
+    Values { name, devices, key_file, node, network, listen, token_file, limits, inference }
+}
+
+/// Opens a file with a secret.
+fn secret<T>(
+    reader: &mut Reader<'_>,
+    given: Given<PathBuf>,
+    read: fn(&Path) -> Result<T, Unread>,
+) -> Option<T> {
+    read(&given.value).map_err(|unread| reader.defects.push(unread.at(given.place))).ok()
 }
 
 fn read_file(path: &Path) -> Result<String, ConfigErrors> {
     let failed = |error: std::io::Error| {
+        let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
         let message = if error.kind() == std::io::ErrorKind::NotFound {
             "the config file does not exist; write one with `mesh init`, or name another with --config FILE"
                 .to_owned()
         } else if error.kind() == std::io::ErrorKind::InvalidData {
             "the config file is not UTF-8 text; save it as UTF-8".to_owned()
+        } else if is_denied {
+            format!("the config file {DENIED}")
         } else {
             format!("the config file cannot be read: {error}")
         };
-        ConfigErrors::one(Place::File(path.to_owned()), message)
+        ConfigErrors { defects: vec![Defect { place: Place::File(path.to_owned()), message, is_denied }] }
     };
     let mut content = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -72,25 +141,10 @@ fn name(value: &Value, from_environment: bool) -> Result<String, String> {
     text(value, from_environment).ok().filter(|name| is_name(name)).ok_or_else(|| NAME.to_owned())
 }
 
-fn cluster(reader: &mut Reader<'_>) -> Option<Cluster> {
-    let given = reader.read("cluster", "name", name);
-    let name = reader.require("cluster", "name", given);
-    let given = reader.read("cluster", "devices", integer(1, i64::from(MAX_DEVICES)));
-    let devices = reader.require("cluster", "devices", given);
-    let key = cluster_key(reader);
-    Some(Cluster {
-        name: name?,
-        key: key?,
-        devices: devices.and_then(|devices| u32::try_from(devices).ok())?,
-    })
-}
-
-fn cluster_key(reader: &mut Reader<'_>) -> Option<ClusterKey> {
+fn key_file(reader: &mut Reader<'_>) -> Option<Given<PathBuf>> {
     let given = reader.read("cluster", "key_file", file_name);
     reader.require("cluster", "key_file", given.clone())?;
-    let given = given?;
-    let path = reader.path(&given.value);
-    read_key(&path).map_err(|message| reader.defect(given.place, message)).ok()
+    given.map(|given| Given { value: reader.path(&given.value), place: given.place })
 }
 
 fn file_name(value: &Value, from_environment: bool) -> Result<String, String> {
@@ -165,14 +219,12 @@ fn network(reader: &mut Reader<'_>) -> Option<Network> {
     Some(Network { listen: listen?.value, mdns, peers, interfaces })
 }
 
-fn api(reader: &mut Reader<'_>, network: Option<&Network>) -> Option<Api> {
+/// Where the API listens, and the file of its token.
+fn api(reader: &mut Reader<'_>, network: Option<&Network>) -> (Option<SocketAddr>, Option<Given<PathBuf>>) {
     let listen = listen(reader, "api", 7401, [127, 0, 0, 1]);
     let token_file = reader.read("api", "token_file", text).filter(|given| !given.value.is_empty());
-    let token = token_file.as_ref().and_then(|given| {
-        let path = reader.path(&given.value);
-        read_token(&path).map_err(|message| reader.defect(given.place.clone(), message)).ok()
-    });
-    let listen = listen?;
+    let token_file = token_file.map(|given| Given { value: reader.path(&given.value), place: given.place });
+    let Some(listen) = listen else { return (None, token_file) };
     if !listen.value.ip().is_loopback() && token_file.is_none() {
         let message = format!(
             "the API listens on {}, which others can reach, without a token; set `token_file` in [api] to a file with \
@@ -188,7 +240,7 @@ fn api(reader: &mut Reader<'_>, network: Option<&Network>) -> Option<Api> {
         );
         reader.defect(listen.place, message);
     }
-    Some(Api { listen: listen.value, token })
+    (Some(listen.value), token_file)
 }
 
 fn limits(reader: &mut Reader<'_>) -> Limits {

@@ -64,9 +64,9 @@ pub(crate) fn parse(file: &Path, text: &str, defects: &mut Vec<Defect>) -> Resul
     let place = |offset: usize| Place::Line(file.to_owned(), line_of(offset));
     let (table, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        let defect = |error: &toml::de::Error| Defect {
-            place: error.span().map_or(Place::File(file.to_owned()), |span| place(span.start)),
-            message: format!("this is not TOML: {}", error.message()),
+        let defect = |error: &toml::de::Error| {
+            let at = error.span().map_or(Place::File(file.to_owned()), |span| place(span.start));
+            Defect::new(at, format!("this is not TOML: {}", error.message()))
         };
         return Err(ConfigErrors::all(errors.iter().map(defect).collect()));
     }
@@ -80,11 +80,11 @@ pub(crate) fn parse(file: &Path, text: &str, defects: &mut Vec<Defect>) -> Resul
             } else {
                 keys::outside_any_section(section)
             };
-            defects.push(Defect { place: place(at), message });
+            defects.push(Defect::new(place(at), message));
             continue;
         };
         if !keys::is_section(section) {
-            defects.push(Defect { place: place(at), message: keys::unknown_section(section) });
+            defects.push(Defect::new(place(at), keys::unknown_section(section)));
             continue;
         }
         for (name, value) in content.iter() {
@@ -94,7 +94,7 @@ pub(crate) fn parse(file: &Path, text: &str, defects: &mut Vec<Defect>) -> Resul
                 let (section, name) = (section.to_owned(), name.to_owned());
                 entries.push(Entry { section, name, value: Value::of(value.get_ref()), line: line_of(at) });
             } else {
-                defects.push(Defect { place: place(at), message: keys::unknown_key(section, name) });
+                defects.push(Defect::new(place(at), keys::unknown_key(section, name)));
             }
         }
     }

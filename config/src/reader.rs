@@ -23,7 +23,7 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     pub(crate) fn defect(&mut self, place: Place, message: impl Into<String>) {
-        self.defects.push(Defect { place, message: message.into() });
+        self.defects.push(Defect::new(place, message));
     }
 
     /// A key's value: from the environment, which gives text, else from the file.

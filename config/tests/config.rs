@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use mesh_config::{Config, ConfigErrors, GenerateError, find, generate, load};
+use mesh_config::{Config, ConfigErrors, GenerateError, find, generate, load, load_client};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -320,6 +320,39 @@ fn broken_secrets_are_refused_and_not_shown() {
     place.put("api.token", "short\n", 0o600);
     let messages = place.messages(&format!("{GOOD}[api]\ntoken_file = \"api.token\"\n"), &[]);
     assert!(messages.contains("at least 16") && !messages.contains("short"), "{messages}");
+}
+
+#[test]
+fn a_client_needs_no_secret() {
+    let place = Place::new();
+    let client = |content: &str| {
+        place.put("mesh.toml", content, 0o644);
+        load_client(&place.path("mesh.toml"), &|_| None)
+    };
+    let with_token = format!("{GOOD}[api]\nlisten = \"127.0.0.1:9\"\ntoken_file = \"api.token\"\n");
+    let read = client(&with_token).unwrap();
+    assert_eq!((read.listen, read.file), ("127.0.0.1:9".parse().unwrap(), place.path("mesh.toml")));
+    assert!(read.token.unwrap().matches("0123456789abcdef") && read.token_defect.is_none());
+    // The key is never opened; a token that cannot be had is told, and fails nothing.
+    std::fs::remove_file(place.path("cluster.key")).unwrap();
+    std::fs::remove_file(place.path("api.token")).unwrap();
+    assert!(place.load(GOOD, &[]).is_err());
+    let read = client(&with_token).unwrap();
+    let defect = read.token_defect.unwrap();
+    assert!(read.token.is_none() && defect.message.contains("api.token does not exist"), "{defect}");
+    let read = client(GOOD).unwrap();
+    assert!(read.listen == "127.0.0.1:7401".parse().unwrap() && read.token_defect.is_none());
+    // All the rest is checked.
+    for (addition, says) in [
+        ("devces = 3\n", "did you mean `devices`?"),
+        ("[api]\nlisten = \"0.0.0.0:7401\"\n", "without a token"),
+        ("[limits]\nmemory = \"much\"\n", "`memory` in [limits]"),
+    ] {
+        let errors = client(&format!("{GOOD}{addition}")).unwrap_err().to_string();
+        assert!(errors.contains(says), "{errors}");
+    }
+    let errors = client("[cluster]\nname = \"a\"\ndevices = 1\n").unwrap_err().to_string();
+    assert!(errors.contains("`key_file` is missing"), "{errors}");
 }
 
 #[test]
