@@ -214,6 +214,50 @@ fn doctor_needs_no_daemon() {
 }
 
 #[test]
+fn doctor_names_what_onnx_runtime_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(mesh(folder.path(), &["init"]).status.success());
+    let output = Command::new(env!("CARGO_BIN_EXE_mesh"))
+        .args(["doctor", "--json"])
+        .current_dir(folder.path())
+        .env("MESH_INFERENCE_EXECUTION_PROVIDERS", "abacus")
+        .output()
+        .unwrap();
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let told = findings.iter().find(|f| f["what"].as_str().is_some_and(|what| what.contains("abacus")));
+    let told = told.unwrap_or_else(|| panic!("{findings:?}"));
+    assert_eq!(told["check"], "ONNX Runtime");
+    assert_eq!(told["verdict"], "fail");
+    assert!(told["remedy"].as_str().is_some_and(|remedy| remedy.contains("inference.execution_providers")));
+}
+
+/// A person who may not read the key still finds the daemon of the config.
+#[test]
+fn clients_need_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    assert!(mesh(path, &["init"]).status.success());
+    std::fs::remove_file(path.join("cluster.key")).unwrap();
+    let config = std::fs::read_to_string(path.join("mesh.toml")).unwrap();
+    write(
+        &path.join("mesh.toml"),
+        config.replace("# listen = \"127.0.0.1:7401\"", "listen = \"127.0.0.1:1\"").as_bytes(),
+    );
+    expect(path, &["status"], 69, "http://127.0.0.1:1 ");
+    let variables = [("MESH_API", ""), ("MESH_CONFIG", ""), ("MESH_API_TOKEN", "")];
+    let output = Command::new(env!("CARGO_BIN_EXE_mesh"))
+        .arg("status")
+        .current_dir(path)
+        .env("HOME", path)
+        .envs(variables)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "an empty variable is none: {text}");
+    assert!(text.contains("http://127.0.0.1:1 "), "{text}");
+}
+
+#[test]
 fn completions_and_man_pages() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {

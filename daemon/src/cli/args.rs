@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -26,26 +26,24 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// Config file [default: ./mesh.toml, ~/.config/mesh/mesh.toml or /etc/mesh/mesh.toml]
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Everywhere",
-        value_name = "FILE",
-        env = "MESH_CONFIG",
-        hide_env = true
-    )]
+    /// Config file [default: MESH_CONFIG, else ./mesh.toml, ~/.config/mesh/mesh.toml or /etc/mesh/mesh.toml]
+    #[arg(long, global = true, help_heading = "Everywhere", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Daemon to talk to, such as http://10.0.0.7:7401 [default: the config's api.listen]
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Everywhere",
-        value_name = "URL",
-        env = "MESH_API",
-        hide_env = true
-    )]
+    /// Daemon to talk to, such as http://10.0.0.7:7401 [default: MESH_API, else the config's api.listen]
+    #[arg(long, global = true, help_heading = "Everywhere", value_name = "URL")]
     pub(super) api: Option<String>,
+}
+
+impl Global {
+    /// With what `MESH_CONFIG` and `MESH_API` say where nothing was typed. A variable that is empty says nothing, which
+    /// clap would not let pass.
+    pub(super) fn or_environment(self, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        let given = |name: &str| env(name).filter(|value| !value.is_empty());
+        Self {
+            config: self.config.or_else(|| given("MESH_CONFIG").map(PathBuf::from)),
+            api: self.api.or_else(|| given("MESH_API").and_then(|value| value.into_string().ok())),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -397,13 +395,36 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsString, path::Path};
+
     use clap::CommandFactory;
 
-    use super::{Arguments, parse_seconds, parse_shape};
+    use super::{Arguments, Global, parse_seconds, parse_shape};
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_empty_variable_says_nothing() {
+        let global = |config: Option<&str>, api: Option<&str>| Global {
+            config: config.map(Into::into),
+            api: api.map(Into::into),
+        };
+        let set = |name: &str| Some(OsString::from(format!("of {name}")));
+        let from = global(None, None).or_environment(&set);
+        assert_eq!(from.config.as_deref(), Some(Path::new("of MESH_CONFIG")));
+        assert_eq!(from.api.as_deref(), Some("of MESH_API"));
+        let typed = global(Some("a.toml"), Some("http://a")).or_environment(&set);
+        assert_eq!(
+            (typed.config.as_deref(), typed.api.as_deref()),
+            (Some(Path::new("a.toml")), Some("http://a"))
+        );
+        for none in [None, Some(OsString::new())] {
+            let from = global(None, None).or_environment(&|_| none.clone());
+            assert!(from.config.is_none() && from.api.is_none(), "{none:?}");
+        }
     }
 
     #[test]

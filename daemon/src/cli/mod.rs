@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(arguments: Arguments) -> Result<(), CliError> {
     let Arguments { global, command } = arguments;
+    let global = global.or_environment(&|name| std::env::var_os(name));
     match command {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&global, &args),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_config::Config;
+use mesh_config::{Config, Inference, Limits};
 use mesh_inference::{blobs::Disk, runtime::Engine};
 
 use super::Finding;
@@ -158,13 +158,13 @@ fn nearest(folder: &Path) -> PathBuf {
     folder.ancestors().find(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
-pub(super) fn memory(config: Option<&Config>) -> Finding {
+pub(super) fn memory(limits: Option<&Limits>) -> Finding {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let Some(available) = meminfo(&text, "MemAvailable:") else {
         return Finding::warn("memory", "how much memory is free cannot be read", "set limits.memory");
     };
     let shown = output::bytes(available);
-    match config.and_then(|config| config.limits.memory) {
+    match limits.and_then(|limits| limits.memory) {
         Some(limit) if limit > available => Finding::warn(
             "memory",
             format!("limits.memory is {}, but only {shown} are free", output::bytes(limit)),
@@ -186,18 +186,34 @@ fn meminfo(text: &str, key: &str) -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-pub(super) fn runtime(config: Option<&Config>) -> Finding {
-    let named = config.and_then(|config| config.inference.onnxruntime.as_deref());
-    match Engine::load(named) {
-        Ok(engine) => {
-            Finding::ok("ONNX Runtime", format!("{} from {}", engine.version(), engine.library().display()))
+/// Whether ONNX Runtime can be loaded, and has what the config names.
+pub(super) fn runtime(inference: Option<&Inference>) -> Vec<Finding> {
+    const CHECK: &str = "ONNX Runtime";
+    let named = inference.and_then(|inference| inference.onnxruntime.as_deref());
+    let engine = match Engine::load(named) {
+        Ok(engine) => engine,
+        Err(error) => {
+            return vec![Finding::fail(
+                CHECK,
+                chain(&error),
+                "set inference.onnxruntime, or MESH_INFERENCE_ONNXRUNTIME, to the library's path; then mesh doctor",
+            )];
         }
-        Err(error) => Finding::fail(
-            "ONNX Runtime",
-            chain(&error),
-            "set inference.onnxruntime, or MESH_INFERENCE_ONNXRUNTIME, to the library's path; then mesh doctor",
-        ),
+    };
+    let library = format!("{} from {}", engine.version(), engine.library().display());
+    let mut findings = vec![Finding::ok(CHECK, library)];
+    if let Some(inference) = inference {
+        let names = &inference.execution_providers;
+        findings.push(match engine.check_providers(names) {
+            Ok(()) => Finding::ok(CHECK, format!("it has the execution providers {}", names.join(", "))),
+            Err(error) => Finding::fail(
+                CHECK,
+                chain(&error),
+                "set inference.execution_providers to some that it has, or inference.onnxruntime to another",
+            ),
+        });
     }
+    findings
 }
 
 #[cfg(test)]
