@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::{ApiOptions, Server},
-    control::{self, Running},
+    control::{self, RunError, Running},
     data::DataLimits,
 };
 
@@ -118,5 +118,42 @@ async fn feed_watchdog() {
 
 /// Starts the core. A port that is taken, a damaged store, a missing ONNX Runtime are told here.
 async fn start_core(config: Config) -> Result<Running, CliError> {
-    control::start(config).await.map_err(|error| CliError::because("the daemon cannot start", &error))
+    control::start(config).await.map_err(|error| refused(&error))
+}
+
+/// What the config asks for and this device does not have is its defect, with the exit code at which systemd does not
+/// try again.
+fn refused(error: &RunError) -> CliError {
+    let text = format!("the daemon cannot start: {}", chain(error));
+    if error.is_of_config() { CliError::config(text) } else { CliError::failed(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_inference::runtime::EngineError;
+
+    use super::{RunError, refused};
+    use crate::net::NetStartError;
+
+    #[test]
+    fn what_the_config_asks_in_vain_is_78() {
+        let (name, path) = (|| "eth7".to_owned(), || "/lib/ort.so".into());
+        let provider =
+            EngineError::Provider { name: "cuda".into(), reason: "no".into(), available: vec!["cpu".into()] };
+        let taken = NetStartError::PortTaken { address: "127.0.0.1:1".parse().unwrap() };
+        for (error, code, says) in [
+            (provider.into(), 78, "\"cuda\" is not available"),
+            (EngineError::Unusable { path: path(), reason: "no".into() }.into(), 78, "/lib/ort.so"),
+            (NetStartError::UnknownInterface { name: name() }.into(), 78, "no network interface eth7"),
+            // These may pass.
+            (EngineError::NotFound { tried: Vec::new() }.into(), 1, "no usable ONNX Runtime"),
+            (NetStartError::Interface { name: name() }.into(), 1, "eth7"),
+            (taken.into(), 1, "127.0.0.1:1"),
+        ] {
+            let error: RunError = error;
+            let refused = refused(&error);
+            assert_eq!(refused.code(), code, "{}", refused.message());
+            assert!(refused.message().contains(says), "{}", refused.message());
+        }
+    }
 }

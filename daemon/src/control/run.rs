@@ -79,6 +79,17 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// Whether the config asks for what this device does not have, so that starting again would not help.
+    pub fn is_of_config(&self) -> bool {
+        match self {
+            Self::Engine(error) => {
+                matches!(error, EngineError::Unusable { .. } | EngineError::Provider { .. })
+            }
+            Self::Net(error) => matches!(error, NetStartError::UnknownInterface { .. }),
+            Self::DataDir { .. } | Self::Identity(_) | Self::Blobs(_) | Self::Consensus(_) => false,
+        }
+    }
+
     /// Whether the store refused because it is damaged: never reset it silently.
     pub fn is_corrupt_store(&self) -> bool {
         matches!(self, Self::Consensus(ConsensusError::Store { source: StoreError::Corrupt { .. }, .. }))

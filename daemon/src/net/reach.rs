@@ -25,7 +25,7 @@ impl Reach {
         let reach = Self { names: names.to_vec(), interfaces: Vec::new() };
         let reach = reach.now().map_err(NetStartError::Interfaces)?;
         match names.iter().find(|name| !reach.has_address(name) && !exists(name)) {
-            Some(name) => Err(NetStartError::Interface { name: name.clone() }),
+            Some(name) => Err(NetStartError::UnknownInterface { name: name.clone() }),
             None => Ok(reach),
         }
     }

@@ -83,7 +83,15 @@ pub enum NetStartError {
         #[source]
         source: io::Error,
     },
-    /// No such interface, or it does not have the one address that is wanted.
+    /// No such interface.
+    #[error(
+        "this device has no network interface {name}, which network.interfaces names: see `ip addr`, or leave it out"
+    )]
+    UnknownInterface {
+        /// Which.
+        name: String,
+    },
+    /// The interfaces do not have the one address that is wanted.
     #[error(
         "the network interface {name} of network.interfaces has no address that network.listen covers: check its name with `ip addr`"
     )]

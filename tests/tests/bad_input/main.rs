@@ -238,7 +238,7 @@ fn append(path: &Path, text: &str) {
     std::fs::write(path, old + text).expect("a file of the device");
 }
 
-const REFUSALS: [Refusal; 14] = [
+const REFUSALS: [Refusal; 15] = [
     Refusal {
         what: "a key that others can read",
         prepare: |d| set_mode(&d.file("cluster.key"), 0o644),
@@ -278,7 +278,7 @@ const REFUSALS: [Refusal; 14] = [
     Refusal {
         what: "no ONNX Runtime where the config says",
         prepare: |d| d.set("MESH_INFERENCE_ONNXRUNTIME", "/nowhere/libonnxruntime.so"),
-        code: FAILED,
+        code: CONFIG,
         says: &["/nowhere/libonnxruntime.so", "no such file", "inference.onnxruntime"],
     },
     Refusal {
@@ -287,14 +287,20 @@ const REFUSALS: [Refusal; 14] = [
             let path = d.file("mesh.toml").display().to_string();
             d.set("MESH_INFERENCE_ONNXRUNTIME", &path);
         },
-        code: FAILED,
+        code: CONFIG,
         says: &["mesh.toml as ONNX Runtime", "inference.onnxruntime"],
     },
     Refusal {
         what: "an execution provider that does not exist",
         prepare: |d| d.set("MESH_INFERENCE_EXECUTION_PROVIDERS", "abacus"),
-        code: FAILED,
+        code: CONFIG,
         says: &["\"abacus\" is not available", "it has: cpu", "inference.execution_providers"],
+    },
+    Refusal {
+        what: "a network interface that does not exist",
+        prepare: |d| d.set("MESH_NETWORK_INTERFACES", "mesh-none"),
+        code: CONFIG,
+        says: &["no network interface mesh-none", "network.interfaces"],
     },
     Refusal {
         what: "a data directory that is a file",
