@@ -64,6 +64,9 @@ pub struct DeploymentStatus {
     pub objective: String,
     /// Epoch of the active plan (0: none yet).
     pub epoch: u64,
+    /// Epoch of the plan that is being prepared (0: none).
+    #[serde(default)]
+    pub preparing_epoch: u64,
     /// Why it is not `serving`; empty when it is.
     pub reason: String,
     /// Whether every stage has a live device that is ready: requests are answered, whatever else is wrong.

@@ -61,6 +61,9 @@ fn wrong_usage_is_64() {
 fn help_goes_to_stdout_with_examples() {
     let folder = tempfile::tempdir().unwrap();
     let commands = [
+        "model",
+        "node",
+        "recover",
         "init",
         "run",
         "status",

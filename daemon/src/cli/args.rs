@@ -269,7 +269,7 @@ pub(super) struct Undeploy {
 }
 
 #[derive(Debug, Args)]
-#[command(subcommand_required = true)]
+#[command(subcommand_required = true, after_help = "Examples:\n  mesh models\n  mesh model rm resnet50.onnx")]
 pub(super) struct Model {
     #[command(subcommand)]
     pub(super) action: ModelAction,
@@ -286,35 +286,60 @@ pub(super) enum ModelAction {
 }
 
 #[derive(Debug, Args)]
-#[command(subcommand_required = true)]
+#[command(
+    subcommand_required = true,
+    after_help = "\
+Examples:
+  mesh node list
+  mesh node drain camera-1      Before it is switched off
+  mesh node undrain camera-1    When it is back
+  mesh node drain camera-1 && mesh node remove camera-1"
+)]
 pub(super) struct Node {
     #[command(subcommand)]
     pub(super) action: NodeAction,
 }
 
+/// Explains how a device is named in the same words wherever one is.
+const NODE_HELP: &str = "Name, id, or start or end of an id";
+
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeAction {
     /// List the devices
+    #[command(
+        after_help = "Examples:\n  mesh node list\n  mesh node list --json | jq -r '.[] | select(.state == \"down\").name'"
+    )]
     List {
         /// Print a JSON list
         #[arg(long)]
         json: bool,
     },
     /// Move work off a device, for example before it is switched off
-    #[command(after_help = "Examples:\n  mesh node drain camera-1")]
+    #[command(after_help = "\
+Examples:
+  mesh node drain camera-1
+  mesh node drain camera-1 && sudo poweroff
+  mesh node drain camera-1 --no-wait
+
+It ends when nothing runs on the device any more, and fails when something cannot be moved. The device gets no new work
+until `mesh node undrain`.")]
     Drain {
-        /// Name, id, or the start or end of an id
+        #[arg(help = NODE_HELP)]
         node: String,
+        /// Return at once instead of waiting until its work is moved
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Let a drained device take work again
+    #[command(after_help = "Examples:\n  mesh node undrain camera-1")]
     Undrain {
-        /// Name, id, or the start or end of an id
+        #[arg(help = NODE_HELP)]
         node: String,
     },
     /// Remove a device for good: its identity is refused from now on
     #[command(after_help = "Examples:\n  mesh node drain camera-1 && mesh node remove camera-1")]
     Remove {
-        /// Name, id, or the start or end of an id
+        #[arg(help = NODE_HELP)]
         node: String,
     },
 }
@@ -404,6 +429,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    /// Every command's help ends with examples of it.
+    fn check_examples(command: &clap::Command, path: &str) {
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(
+            after.contains("Examples:") && after.contains(path),
+            "{path} --help has no examples: {after:?}"
+        );
+        for command in command.get_subcommands() {
+            check_examples(command, &format!("{path} {}", command.get_name()));
+        }
+    }
+
+    #[test]
+    fn all_help_has_examples() {
+        check_examples(&Arguments::command(), "mesh");
     }
 
     #[test]

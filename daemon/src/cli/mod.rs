@@ -8,6 +8,7 @@ mod demo;
 mod deploy;
 mod docs;
 mod doctor;
+mod drain;
 mod exit;
 mod external;
 mod images;

@@ -5,13 +5,14 @@ use std::time::Duration;
 use super::{
     args::{Global, Node, NodeAction},
     client::{self, Client},
+    drain,
     exit::CliError,
     output, status,
 };
 use crate::status::Status;
 
-/// Draining moves stages, which fetches weights and prepares them elsewhere first.
-const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+/// A change has to be agreed on. Removing a device that votes takes longest: its vote is given to another one first.
+pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(global: &Global, args: &Node) -> Result<(), CliError> {
     let client = Client::new(global)?;
@@ -23,11 +24,7 @@ pub(super) fn run(global: &Global, args: &Node) -> Result<(), CliError> {
                 false => output::print(&status::devices(&status, 0)),
             }
         }
-        NodeAction::Drain { node } => {
-            act(&client, node, "drain")?;
-            output::note(&format!("{node} gets no work any more; what it ran has been moved"));
-            Ok(())
-        }
+        NodeAction::Drain { node, no_wait } => drain::run(&client, node, *no_wait),
         NodeAction::Undrain { node } => {
             act(&client, node, "undrain")?;
             output::note(&format!("{node} takes work again"));
@@ -42,5 +39,5 @@ pub(super) fn run(global: &Global, args: &Node) -> Result<(), CliError> {
 }
 
 fn act(client: &Client, node: &str, action: &str) -> Result<(), CliError> {
-    Ok(client.post(&format!("/api/nodes/{}/{action}", client::segment(node)), DRAIN_LIMIT)?)
+    Ok(client.post(&format!("/api/nodes/{}/{action}", client::segment(node)), CHANGE_LIMIT)?)
 }

@@ -93,6 +93,7 @@ fn what_is_asked_and_changed() {
         &["node", "list"],
         &["node", "list", "--json"],
         &["node", "drain", "camera-1"],
+        &["node", "drain", "camera-1", "--no-wait"],
         &["node", "undrain", "camera-1"],
         &["undeploy", "add"],
         &["model", "rm", "old model.onnx"],

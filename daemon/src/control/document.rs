@@ -138,6 +138,7 @@ impl Sources<'_> {
                 mesh_planner::Objective::Latency => "latency".into(),
             },
             epoch: active.map_or(0, |a| a.epoch),
+            preparing_epoch: deployment.preparing.as_ref().map_or(0, |preparing| preparing.epoch),
             reason,
             // A device that was removed turns requests away.
             answers: self.view.refused.is_none() && health::answers(self.facts, deployment),

@@ -77,10 +77,11 @@ pub(super) fn plan() -> Plan {
 
 impl App for Adder {
     fn status(&self) -> Status {
+        let drains = self.draining.lock().unwrap().contains("camera-1");
         let node = NodeStatus {
             id: "a".into(),
             name: "camera-1".into(),
-            state: "up".into(),
+            state: if drains { "draining".into() } else { "up".into() },
             ..NodeStatus::default()
         };
         Status { this_node: "a".into(), nodes: vec![node], ..Status::default() }

@@ -113,8 +113,13 @@ impl Player {
                 (false, false) => "drain",
                 _ => continue,
             };
-            let output = self.hall.devices[at].daemon.mesh(&["node", word, device.name()]);
-            succeeded(&format!("mesh node {word} {}", device.name()), &output)?;
+            let mut args = vec!["node", word, device.name()];
+            if word == "drain" {
+                // What it runs may be what is deployed anew next.
+                args.push("--no-wait");
+            }
+            let output = self.hall.devices[at].daemon.mesh(&args);
+            succeeded(&format!("mesh {}", args.join(" ")), &output)?;
         }
         Ok(())
     }
