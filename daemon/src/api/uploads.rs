@@ -184,6 +184,11 @@ pub(super) async fn write(
     let folder = folder(&api, &id)?;
     let _at_work = api.app.uploading();
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    // Before the body is taken: who waits for a go-ahead (Expect: 100-continue) need not send it in vain.
+    let asked = folder.clone();
+    let room = crate::background::spawn(move || check_room(&asked, announced.unwrap_or(0), Disk::of));
+    let room = room.await.map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    room.map_err(|error| disk_error(&file, &error))?;
     let (pieces, to_write) = mpsc::channel::<Bytes>(PIECES_MAX);
     let target = folder.join(&file);
     // The writer may outlive a client that has left.
@@ -238,11 +243,7 @@ fn store(
 ) -> io::Result<()> {
     let parent = target.parent().unwrap_or(folder);
     fs::create_dir_all(parent)?;
-    let check_room = |bytes: u64| match disk(folder)?.fits(bytes) {
-        true => Ok(()),
-        false => Err(io::Error::from(io::ErrorKind::StorageFull)),
-    };
-    check_room(announced.unwrap_or(0))?;
+    check_room(folder, announced.unwrap_or(0), &disk)?;
     let mut since_look = 0;
     let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(parent)?;
     loop {
@@ -252,7 +253,7 @@ fn store(
                 file.write_all(&piece)?;
                 since_look += piece.len();
                 if since_look >= LOOK_EVERY {
-                    check_room(0)?;
+                    check_room(folder, 0, &disk)?;
                     since_look = 0;
                 }
             }
@@ -262,6 +263,18 @@ fn store(
     file.as_file().sync_all()?;
     file.persist(target).map_err(|error| error.error)?;
     fs::File::open(parent)?.sync_all()
+}
+
+/// Refuses what would not leave as much of the disk free as the store of weights does.
+fn check_room(
+    folder: &FilePath,
+    bytes: u64,
+    disk: impl Fn(&FilePath) -> io::Result<Disk>,
+) -> io::Result<()> {
+    match disk(folder)?.fits(bytes) {
+        true => Ok(()),
+        false => Err(io::ErrorKind::StorageFull.into()),
+    }
 }
 
 fn disk_error(file: &str, error: &io::Error) -> ApiError {

@@ -17,6 +17,11 @@ use mesh_inference::tensor::Tensor;
 
 /// Commands whose answer is ready at once wait at most this long for it.
 const SHORT: Duration = Duration::from_secs(30);
+/// Time for a daemon to say whether it takes a body. One that says nothing gets the body all the same.
+const GO_AHEAD: Duration = Duration::from_secs(5);
+/// Inference requests from here up wait for the go-ahead, as those of curl do; smaller ones are not worth the way there
+/// and back.
+const LARGE: usize = 1 << 20;
 /// Largest document that is read: outputs can be as large as inputs.
 const ANSWER_MAX: u64 = 4 << 30;
 
@@ -89,6 +94,7 @@ impl Client {
             .proxy(None)
             .max_redirects(0)
             .timeout_connect(Some(Duration::from_secs(5)))
+            .timeout_await_100(Some(GO_AHEAD))
             .max_idle_connections(1024)
             .max_idle_connections_per_host(1024);
         Self { agent: config.build().into(), base: base.to_owned(), token }
@@ -118,7 +124,7 @@ impl Client {
     /// Sends `len` bytes of `from` as a file.
     pub(super) fn put(&self, path: &str, from: &mut dyn Read, len: u64) -> Result<(), ClientError> {
         let request = self.agent.put(self.url(path)).header(header::CONTENT_LENGTH, len.to_string());
-        self.check(self.authorised(request).send(SendBody::from_reader(&mut *from))).map(drop)
+        self.check(self.authorised(on_go_ahead(request)).send(SendBody::from_reader(&mut *from))).map(drop)
     }
 
     /// Asks for a deployment; `each` sees the events until it returns `false` or they end.
@@ -127,7 +133,8 @@ impl Client {
         request: &DeployRequest,
         mut each: impl FnMut(DeployEvent) -> bool,
     ) -> Result<(), ClientError> {
-        let call = self.authorised(self.agent.post(self.url("/api/deploy"))).send_json(request);
+        let post = on_go_ahead(self.agent.post(self.url("/api/deploy")));
+        let call = self.authorised(post).send_json(request);
         let response = self.check(call)?;
         let mut lines = BufReader::new(response.into_body().into_reader());
         let mut line = String::new();
@@ -166,6 +173,7 @@ impl Client {
             .build()
             .content_type("application/octet-stream")
             .header(wire::JSON_LENGTH, json_len.to_string());
+        let request = if body.len() >= LARGE { on_go_ahead(request) } else { request };
         let mut response = self.check(self.authorised(request).send(&body[..]))?;
         let json_len = response.headers().get(wire::JSON_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let body = self.read(&mut response)?;
@@ -222,6 +230,12 @@ impl Client {
     }
 }
 
+/// Has the body sent only when the daemon wants it: what it refuses by the head alone breaks the connection while the
+/// body is sent, and its words would be lost.
+fn on_go_ahead<B>(request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+    request.header(header::EXPECT, "100-continue")
+}
+
 /// `host:port` or `http://host:port` as the start of URLs.
 pub(super) fn base_of(listen: &str) -> Result<String, CliError> {
     let rest = listen.strip_prefix("http://").unwrap_or(listen).trim_end_matches('/');
@@ -261,7 +275,98 @@ pub(super) fn file_error(path: &std::path::Path, error: &io::Error) -> CliError 
 
 #[cfg(test)]
 mod tests {
-    use super::{base_of, segment};
+    use std::{
+        io::{self, BufRead, BufReader, Read, Write},
+        net::TcpListener,
+        thread,
+        time::Duration,
+    };
+
+    use mesh_inference::tensor::Tensor;
+
+    use super::{Client, ClientError, LARGE, base_of, segment};
+    use crate::{api::tests::Served, app::DeployRequest, cli::exit::CliError};
+
+    /// A body that must not be asked for.
+    struct Unwanted;
+
+    impl Read for Unwanted {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("the body of a refused request is sent");
+        }
+    }
+
+    /// Has a request answered by its head alone, as by a daemon that closes then; returns the head.
+    fn refused(status: &str, ask: impl FnOnce(&Client) -> Result<(), ClientError>) -> (String, ClientError) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::at(&format!("http://{}", listener.local_addr().unwrap()), None);
+        let body = r#"{"error": "not this"}"#;
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        thread::scope(|scope| {
+            let daemon = scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut head = String::new();
+                let mut lines = BufReader::new(stream.try_clone().unwrap());
+                while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).unwrap() > 0 {}
+                stream.write_all(answer.as_bytes()).unwrap();
+                head.to_lowercase()
+            });
+            let error = ask(&client).unwrap_err();
+            (daemon.join().unwrap(), error)
+        })
+    }
+
+    #[test]
+    fn what_is_refused_by_its_head_is_told_and_not_sent() {
+        let put = |client: &Client| client.put("/api/uploads/u/m", &mut Unwanted, 1 << 40);
+        let values = vec![0.5f32; LARGE / 4];
+        let tensor = Tensor::from_slice(&[i64::try_from(values.len()).unwrap()], &values).unwrap();
+        let inputs = [("x".to_owned(), tensor)];
+        let infer = |client: &Client| client.infer("m", &inputs, Duration::from_secs(20)).map(drop);
+        let request = DeployRequest {
+            name: "m".into(),
+            upload: "u".into(),
+            file: "m.onnx".into(),
+            objective: mesh_planner::Objective::Throughput,
+            shapes: Vec::new(),
+            stages: None,
+            pin: None,
+            dry_run: false,
+        };
+        let deploy = |client: &Client| client.deploy(&request, |_| panic!("it is refused"));
+        for (what, (head, error), code) in [
+            ("upload", refused("507 Insufficient Storage", put), 1),
+            ("upload", refused("429 Too Many Requests", put), 1),
+            ("infer", refused("413 Payload Too Large", infer), 1),
+            ("infer", refused("503 Service Unavailable", infer), 69),
+            ("deploy", refused("401 Unauthorized", deploy), 1),
+        ] {
+            assert!(head.contains("expect: 100-continue"), "{what}: {head}");
+            assert!(matches!(error, ClientError::Refused { .. }), "{what}: {error:?}");
+            let error = CliError::from(error);
+            assert!(error.message().starts_with("not this"), "{what}: {}", error.message());
+            assert_eq!(error.code(), code, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_says_go_ahead_or_why_not() {
+        let served = Served::new();
+        let client = Client::at(&format!("http://{}", served.address), None);
+        let bytes = vec![7; 3 << 20];
+        client.put("/api/uploads/u/m", &mut &bytes[..], 3 << 20).unwrap();
+        client.put("/api/uploads/u/empty", &mut io::empty(), 0).unwrap();
+        // More than any disk has.
+        let error = client.put("/api/uploads/u/large", &mut Unwanted, 1 << 60).unwrap_err();
+        assert!(error.to_string().contains("too full"), "{error}");
+        let values = vec![0.5f32; LARGE / 4];
+        let tensor = Tensor::from_slice(&[i64::try_from(values.len()).unwrap()], &values).unwrap();
+        let answer = client.infer("echo-FP32", &[("x".to_owned(), tensor)], Duration::from_secs(20)).unwrap();
+        assert_eq!(answer.outputs[0].1.as_slice::<f32>(), Some(&values[..]));
+    }
 
     #[test]
     fn addresses() {
