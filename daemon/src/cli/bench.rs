@@ -93,8 +93,24 @@ struct Tally {
     latencies_ms: Vec<f64>,
     errors: u64,
     last_error: Option<String>,
+    /// When the last verdict came: the end of measuring, whenever somebody looks.
+    ended: Option<Instant>,
     /// Set when going on makes no sense: nobody answers any more.
     lost: Option<String>,
+}
+
+impl Tally {
+    /// Counts a request that took so long and was judged at `at`.
+    fn count(&mut self, verdict: Result<(), String>, took: Duration, at: Instant) {
+        self.ended = self.ended.max(Some(at));
+        match verdict {
+            Ok(()) => self.latencies_ms.push(took.as_secs_f64() * 1e3),
+            Err(error) => {
+                self.errors += 1;
+                self.last_error = Some(error);
+            }
+        }
+    }
 }
 
 struct Load {
@@ -127,7 +143,7 @@ impl Load {
             Ok::<(), io::Error>(())
         })
         .map_err(|error| CliError::failed(format!("the clients could not be started: {error}")))?;
-        self.report(start.elapsed())
+        self.report(start)
     }
 
     fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
@@ -155,15 +171,9 @@ impl Load {
             lost = if matches!(result, Err(ClientError::NoDaemon { .. })) { lost + 1 } else { 0 };
             let verdict = result.map_err(|error| error.to_string()).and_then(|got| same(&got, expected));
             let mut tally = self.tally();
-            match verdict {
-                Ok(()) => tally.latencies_ms.push(took.as_secs_f64() * 1e3),
-                Err(error) => {
-                    tally.errors += 1;
-                    if lost == LOST_MAX {
-                        tally.lost = Some(error.clone());
-                    }
-                    tally.last_error = Some(error);
-                }
+            tally.count(verdict, took, Instant::now());
+            if lost == LOST_MAX {
+                tally.lost = tally.last_error.clone();
             }
             drop(tally);
             if lost > 0 {
@@ -193,7 +203,7 @@ impl Load {
         ));
     }
 
-    fn report(&self, took: Duration) -> Result<Report, CliError> {
+    fn report(&self, start: Instant) -> Result<Report, CliError> {
         let mut tally = self.tally();
         if let Some(error) = tally.lost.take() {
             return Err(CliError::unreachable(error));
@@ -203,7 +213,8 @@ impl Load {
         }
         tally.latencies_ms.sort_by(f64::total_cmp);
         let answered = tally.latencies_ms.len() as u64;
-        let seconds = took.as_secs_f64();
+        let ended = tally.ended.unwrap_or_else(Instant::now);
+        let seconds = ended.saturating_duration_since(start).as_secs_f64();
         Ok(Report {
             model: self.model.clone(),
             seconds,
@@ -270,9 +281,41 @@ pub(super) fn difference(got: &Tensor, reference: &Tensor) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::{Mutex, atomic::AtomicU64},
+        time::{Duration, Instant},
+    };
+
     use mesh_inference::tensor::Tensor;
 
-    use super::{Report, difference, percentile};
+    use super::{Client, Load, Report, Tally, difference, percentile};
+
+    #[test]
+    fn measuring_ends_with_the_last_verdict() {
+        let end = Instant::now();
+        let (start, ms) = (end - Duration::from_millis(500), Duration::from_millis);
+        let mut tally = Tally::default();
+        // Clients come to the tally in any order.
+        for (verdict, before_end) in [(Ok(()), 400), (Err("gone".to_owned()), 0), (Ok(()), 200)] {
+            tally.count(verdict, ms(7), end - ms(before_end));
+        }
+        let load = Load {
+            client: Client::at("http://127.0.0.1:1", None),
+            model: "m".into(),
+            cases: Vec::new(),
+            limit: 3,
+            until: None,
+            started: AtomicU64::new(3),
+            tally: Mutex::new(tally),
+        };
+        // Whoever watches wakes later.
+        std::thread::sleep(ms(20));
+        let report = load.report(start).unwrap();
+        assert_eq!((report.requests, report.errors), (3, 1));
+        assert!((report.seconds - 0.5).abs() < 1e-9, "{}", report.seconds);
+        assert!((report.throughput_rps - 4.0).abs() < 1e-6, "{}", report.throughput_rps);
+        assert!((report.p50_ms - 7.0).abs() < 1e-9);
+    }
 
     #[test]
     fn percentiles_are_nearest_rank() {
