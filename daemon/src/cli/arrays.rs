@@ -1,15 +1,19 @@
 //! NumPy files: `.npy` in, `.npz` out.
 
 use std::{
-    fs::File,
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, BufReader, BufWriter, Read, Seek, Write},
-    path::Path,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
 };
 
 use mesh_inference::tensor::{DType, Tensor, TensorError};
 use npyz::{NpyFile, Order, WriterBuilder, npz::NpzWriter};
 
 use super::{client::file_error, exit::CliError};
+
+/// The system follows as many links of a path.
+const LINKS_MAX: usize = 40;
 
 /// NumPy's type strings, for little-endian data. There is none for BF16.
 const TYPES: [(&str, DType); 12] = [
@@ -91,19 +95,68 @@ impl From<TensorError> for Fill {
     }
 }
 
-/// Writes tensors to a `.npz` archive; the file appears when it is complete. BF16 becomes float32, which holds it.
+/// Writes tensors to a `.npz` archive. A file appears when it is complete, in place of what a link points to; what is
+/// no file, such as a pipe, is written to. BF16 becomes float32, which holds it.
 pub(super) fn write_npz(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), CliError> {
-    let fail = |error: io::Error| file_error(path, &error);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
-    let mut archive = NpzWriter::new(BufWriter::new(&mut file));
-    for (name, tensor) in tensors {
-        write_array(&mut archive, name, tensor).map_err(fail)?;
+    let written = match fs::metadata(path) {
+        Ok(target) if !target.is_file() => write_into(path, tensors),
+        Ok(target) => replace(path, tensors, Some(target.permissions())),
+        Err(_) => replace(path, tensors, None),
+    };
+    written.map_err(|error| match error.kind() == io::ErrorKind::BrokenPipe {
+        // Its reader has what it wants.
+        true => error.into(),
+        false => file_error(path, &error),
+    })
+}
+
+/// Whether a path is where stdout goes.
+pub(super) fn is_stdout(path: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    place(path).is_some_and(|found| place(Path::new("/dev/stdout")) == Some(found))
+}
+
+/// Writes into what is there already. The archive is made elsewhere first: its writer goes back in it.
+fn write_into(path: &Path, tensors: &[(String, Tensor)]) -> io::Result<()> {
+    let mut target = OpenOptions::new().write(true).open(path)?;
+    let mut whole = tempfile::tempfile()?;
+    write_archive(&mut whole, tensors)?;
+    whole.rewind()?;
+    io::copy(&mut whole, &mut target)?;
+    target.flush()
+}
+
+/// Writes a file beside the target and gives it the target's name, and the rights of what it replaces, or those of any
+/// new file.
+fn replace(path: &Path, tensors: &[(String, Tensor)], rights: Option<Permissions>) -> io::Result<()> {
+    let target = behind_links(path)?;
+    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // The system takes from these rights what the user's umask says.
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    write_archive(&mut file, tensors)?;
+    if let Some(rights) = rights {
+        file.as_file().set_permissions(rights)?;
     }
-    archive.zip_writer().finish().map_err(io::Error::from).and_then(|mut out| out.flush()).map_err(fail)?;
-    drop(archive);
-    file.persist(path).map_err(|error| fail(error.error))?;
+    file.persist(&target).map_err(|error| error.error)?;
     Ok(())
+}
+
+/// What a path leads to when its links are followed, though there may be nothing yet.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    let mut target = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(next) = fs::read_link(&target) else { return Ok(target) };
+        target = target.parent().unwrap_or(Path::new("")).join(next);
+    }
+    Err(io::Error::other("it is a link that leads to itself"))
+}
+
+fn write_archive(out: impl Write + Seek, tensors: &[(String, Tensor)]) -> io::Result<()> {
+    let mut archive = NpzWriter::new(BufWriter::new(out));
+    for (name, tensor) in tensors {
+        write_array(&mut archive, name, tensor)?;
+    }
+    archive.zip_writer().finish().map_err(io::Error::from).and_then(|mut out| out.flush())
 }
 
 fn write_array<W: Write + Seek>(archive: &mut NpzWriter<W>, name: &str, tensor: &Tensor) -> io::Result<()> {
@@ -125,9 +178,85 @@ fn write_array<W: Write + Seek>(archive: &mut NpzWriter<W>, name: &str, tensor: 
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::{self, File, Permissions},
+        io::{Cursor, Read},
+        os::unix::fs::{PermissionsExt, symlink},
+        path::Path,
+        thread,
+    };
+
     use mesh_inference::tensor::{DType, Tensor};
 
-    use super::{TYPES, read, read_npy, write_npz};
+    use super::{TYPES, is_stdout, read, read_npy, write_npz};
+
+    fn one(value: f32) -> Vec<(String, Tensor)> {
+        vec![("x".to_owned(), Tensor::from_slice(&[1], &[value]).unwrap())]
+    }
+
+    /// The one value of an archive.
+    fn value(bytes: Vec<u8>) -> f32 {
+        let mut archive = npyz::npz::NpzArchive::new(Cursor::new(bytes)).unwrap();
+        let tensor = read(archive.by_name("x").unwrap().unwrap()).unwrap();
+        tensor.as_slice::<f32>().unwrap()[0]
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_file_has_the_rights_of_any_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("out.npz"), folder.path().join("other"));
+        drop(File::create(&other).unwrap());
+        write_npz(&path, &one(1.0)).unwrap();
+        assert_eq!(mode(&path), mode(&other));
+        // What is replaced keeps its own.
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        write_npz(&path, &one(2.0)).unwrap();
+        assert_eq!((mode(&path), value(fs::read(&path).unwrap())), (0o640, 2.0));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn links_stay_and_what_they_point_to_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("real")).unwrap();
+        symlink("real/out.npz", at("first")).unwrap();
+        symlink(at("first"), at("second")).unwrap();
+        // At first there is nothing behind them.
+        for number in [1.0, 2.0] {
+            write_npz(&at("second"), &one(number)).unwrap();
+            assert!(
+                at("first").is_symlink() && at("second").is_symlink() && !at("real/out.npz").is_symlink()
+            );
+            assert!((value(fs::read(at("real/out.npz")).unwrap()) - number).abs() < 1e-9);
+        }
+        symlink("loop", at("loop")).unwrap();
+        assert!(write_npz(&at("loop"), &one(1.0)).unwrap_err().message().contains("link"));
+        assert!(write_npz(&at("real"), &one(1.0)).unwrap_err().message().contains("real"), "a folder");
+    }
+
+    #[test]
+    fn a_pipe_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut bytes = Vec::new();
+                File::open(&pipe).unwrap().read_to_end(&mut bytes).unwrap();
+                value(bytes)
+            });
+            write_npz(&pipe, &one(3.0)).unwrap();
+            assert!((reader.join().unwrap() - 3.0).abs() < 1e-9);
+        });
+        assert!(!is_stdout(&pipe) && !is_stdout(&folder.path().join("nothing")));
+        assert_eq!(is_stdout(Path::new("/dev/stdout")), Path::new("/dev/stdout").exists());
+    }
 
     #[test]
     fn every_type_comes_back_from_an_archive() {

@@ -27,6 +27,8 @@ pub(super) fn run(global: &Global, args: &Infer) -> Result<(), CliError> {
     for (name, tensor) in &answer.outputs {
         text.push_str(&summary(name, tensor));
     }
+    // Looked at before: a file that stdout goes to is replaced.
+    let fills_stdout = args.output.as_deref().is_some_and(arrays::is_stdout);
     if let Some(path) = &args.output {
         arrays::write_npz(path, &answer.outputs)?;
         output::note(&format!("wrote {}", path.display()));
@@ -40,6 +42,10 @@ pub(super) fn run(global: &Global, args: &Infer) -> Result<(), CliError> {
             n => format!(", sent again {n} times"),
         }
     ));
+    if fills_stdout {
+        output::note(text.trim_end());
+        return Ok(());
+    }
     output::print(&text)
 }
 
