@@ -16,10 +16,13 @@ use crate::{
     api::{ApiOptions, Server},
     control::{self, RunError, Running},
     data::DataLimits,
+    net,
 };
 
 /// Time for the API's last requests and the core to end, beyond which the process ends anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Time for a network interface to appear.
+const INTERFACES_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(global: &Global, args: &Run) -> Result<(), CliError> {
     let config = settings::load(global)?;
@@ -66,7 +69,7 @@ async fn daemon(config: Config) -> Result<(), CliError> {
     notify(NotifyState::Ready);
     let watchdog = tokio::spawn(feed_watchdog());
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(server.serve(core.app.clone(), async {
+    let mut serving = tokio::spawn(server.serve(core.app.clone(), async {
         let _ = end.await;
     }));
     let result = tokio::select! {
@@ -76,13 +79,19 @@ async fn daemon(config: Config) -> Result<(), CliError> {
             tracing::error!(error = %chain(&error), "the daemon cannot go on");
             Err(CliError::because("the daemon cannot go on", &error))
         }
+        _ = &mut serving => {
+            tracing::error!("the HTTP server has ended by itself");
+            Err(CliError::failed("the HTTP server has ended by itself: see the log"))
+        }
     };
     notify(NotifyState::Stopping);
     tracing::info!("ending");
     watchdog.abort();
     drop(ended);
     // Open requests have a few seconds; the core stays until they are through.
-    let _ = serving.await;
+    if !serving.is_finished() {
+        let _ = serving.await;
+    }
     core.shutdown().await;
     result
 }
@@ -118,7 +127,25 @@ async fn feed_watchdog() {
 
 /// Starts the core. A port that is taken, a damaged store, a missing ONNX Runtime are told here.
 async fn start_core(config: Config) -> Result<Running, CliError> {
+    wait_for_interfaces(&config.network.interfaces).await;
     control::start(config).await.map_err(|error| refused(&error))
+}
+
+/// At boot an adapter may come up after this program.
+async fn wait_for_interfaces(names: &[String]) {
+    let start = std::time::Instant::now();
+    let mut is_told = false;
+    loop {
+        let missing = net::missing_interfaces(names);
+        if missing.is_empty() || start.elapsed() > INTERFACES_WAIT {
+            return;
+        }
+        if !is_told {
+            tracing::info!(?missing, "waiting for network interfaces that network.interfaces names");
+            is_told = true;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// What the config asks for and this device does not have is its defect, with the exit code at which systemd does not

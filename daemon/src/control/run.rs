@@ -86,7 +86,11 @@ impl RunError {
                 matches!(error, EngineError::Unusable { .. } | EngineError::Provider { .. })
             }
             Self::Net(error) => matches!(error, NetStartError::UnknownInterface { .. }),
-            Self::DataDir { .. } | Self::Identity(_) | Self::Blobs(_) | Self::Consensus(_) => false,
+            Self::DataDir { .. }
+            | Self::Identity(_)
+            | Self::Blobs(_)
+            | Self::Consensus(_)
+            | Self::Task(_) => false,
         }
     }
 

@@ -41,6 +41,7 @@ use frames::{Frame, MAX_CALL, MAX_MESSAGE, MAX_REPORT};
 pub use identity::{Identity, IdentityError};
 pub use probe::{Chore, Chores, Probe};
 use shared::Shared;
+pub use reach::missing_interfaces;
 pub use start::{NetConfig, NetStartError};
 pub use stream::NetStream;
 use streams::{BLOB, DATA, OpenStream, PROBE};

@@ -116,6 +116,11 @@ pub(super) struct Changes {
     pub(super) end: Vec<IpAddr>,
 }
 
+/// The interfaces of a list that this device does not have, or not yet.
+pub fn missing_interfaces(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).filter(|name| !exists(name)).collect()
+}
+
 /// An interface may be there and have no address yet.
 fn exists(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).exists()
