@@ -266,11 +266,7 @@ fn store(
 }
 
 /// Refuses what would not leave as much of the disk free as the store of weights does.
-fn check_room(
-    folder: &FilePath,
-    bytes: u64,
-    disk: impl Fn(&FilePath) -> io::Result<Disk>,
-) -> io::Result<()> {
+fn check_room(folder: &FilePath, bytes: u64, disk: impl Fn(&FilePath) -> io::Result<Disk>) -> io::Result<()> {
     match disk(folder)?.fits(bytes) {
         true => Ok(()),
         false => Err(io::ErrorKind::StorageFull.into()),

@@ -134,7 +134,8 @@ impl Forecasts {
             let enters = |problem: &mut Problem| set_ingress(problem, &deployment.name, facts);
             let served = |problem: &Problem| served(problem, deployment, active, facts, &devices);
             let of = (*deployment, *active);
-            if let Some(forecast) = forecast(&state.corrections, of, profile, &devices, &report, (enters, served))
+            if let Some(forecast) =
+                forecast(&state.corrections, of, profile, &devices, &report, (enters, served))
             {
                 current.insert(deployment.name.clone(), Arc::new(forecast));
             }

@@ -147,7 +147,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_ends_or_panics_ends_the_daemon() {
-        let tasks: [(fn(&mut Tasks), &str); 2] = [
+        type Spawn = fn(&mut Tasks);
+        let tasks: [(Spawn, &str); 2] = [
             (|tasks| tasks.spawn("upkeep", async {}), "ended early"),
             (|tasks| tasks.spawn("upkeep", async { panic!("on purpose") }), "panicked"),
         ];

@@ -2,10 +2,10 @@
 
 use mesh_consensus::{Command, Conf, Node, RedbStore, Request, RequestId};
 
+use super::happening::Happening;
 use super::options::Story;
 use super::process::{Process, device_id, device_index};
 use super::workload;
-use super::happening::Happening;
 use super::world::{Device, World};
 
 /// A kind of fault.

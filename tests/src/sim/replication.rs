@@ -61,7 +61,8 @@ impl World {
                 let copies = self.holders(&hash).min(copies(members)) as u64;
                 let tracked = self.replication.models.entry(model.clone());
                 let tracked = tracked.or_insert_with(|| Tracked { known_at: applied, ..Tracked::default() });
-                let known = tracked.copies.get(&hash).map_or(0, |(had, before)| had.saturating_sub(losses - before));
+                let known =
+                    tracked.copies.get(&hash).map_or(0, |(had, before)| had.saturating_sub(losses - before));
                 if copies > known {
                     tracked.copies.insert(hash, (copies, losses));
                 }
@@ -85,11 +86,14 @@ impl World {
     pub(crate) fn lost_blob(&self) -> Option<String> {
         let losses = self.replication.losses;
         self.replication.models.iter().find_map(|(model, tracked)| {
-            let (_, (copies, before)) = tracked.copies.iter().find(|(hash, (copies, before))| {
-                losses - before < *copies && self.holders(hash) == 0
-            })?;
+            let (_, (copies, before)) = tracked
+                .copies
+                .iter()
+                .find(|(hash, (copies, before))| losses - before < *copies && self.holders(hash) == 0)?;
             let since = losses - before;
-            Some(format!("a blob of model {model} had {copies} copies, {since} disks were lost since, and it is gone"))
+            Some(format!(
+                "a blob of model {model} had {copies} copies, {since} disks were lost since, and it is gone"
+            ))
         })
     }
 

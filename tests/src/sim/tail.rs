@@ -8,11 +8,11 @@ use mesh_consensus::{
 use mesh_planner::solve;
 
 use super::Report;
+use super::happening::Happening;
 use super::options::Story;
 use super::process::{Process, device_id, device_index};
 use super::serving::problem;
 use super::workload;
-use super::happening::Happening;
 use super::world::{Device, Failure, World};
 
 /// Virtual time after healing in which all devices must be in one cluster with the right voters.

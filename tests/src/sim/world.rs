@@ -182,7 +182,9 @@ impl World {
                 return Err((self.now_ms, format!("{EVENTS_MAX} events and no end")));
             }
             let happened = self.happen(next.happening);
-            happened.and_then(|()| self.broken.take().map_or(Ok(()), Err)).map_err(|what| (self.now_ms, what))?;
+            happened
+                .and_then(|()| self.broken.take().map_or(Ok(()), Err))
+                .map_err(|what| (self.now_ms, what))?;
         }
         self.now_ms = end_ms;
         Ok(())
@@ -351,7 +353,8 @@ impl World {
         let incarnation = device.incarnation;
         let memory = serves.then_some(device.memory);
         let held = device.blobs.clone();
-        let setup = Setup { index, devices, seed, snapshot_entries, kept_entries, memory, zero, sabotage, held };
+        let setup =
+            Setup { index, devices, seed, snapshot_entries, kept_entries, memory, zero, sabotage, held };
         match Process::start(setup, &device.disk) {
             Ok(mut process) => {
                 if device.is_spoilt {

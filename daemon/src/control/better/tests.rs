@@ -179,7 +179,10 @@ fn small_changes_make_no_other_problem() {
     assert!(differs(&problem(), &other));
     let entering = |a: f64| Some(BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), 1.0 - a)]));
     let (even, shifted) = (entering(0.5), entering(0.6));
-    assert!(!differs(&Problem { ingress: even.clone(), ..problem() }, &Problem { ingress: shifted, ..problem() }));
+    assert!(!differs(
+        &Problem { ingress: even.clone(), ..problem() },
+        &Problem { ingress: shifted, ..problem() }
+    ));
     let all = Problem { ingress: entering(1.0), ..problem() };
     assert!(differs(&Problem { ingress: even, ..problem() }, &all));
     let pair = |bytes_per_s, latency_s| mesh_planner::PairLink {

@@ -10,18 +10,18 @@ use crate::plan::Objective;
 use crate::problem::Problem;
 
 /// Few devices and blocks in turns; else the stages of plans with fewer of them divided further.
-pub(super) fn search(
-    instance: &Instance<'_>,
-    steps: u64,
-) -> Result<(Solution, Vec<Considered>), Infeasible> {
+pub(super) fn search(instance: &Instance<'_>, steps: u64) -> Result<(Solution, Vec<Considered>), Infeasible> {
     let (wanted, devices) = (instance.stage_limits().0, instance.usable().len());
-    let found = if wanted > 1 { in_turns(instance, steps).or_else(|| divisions(instance, steps)) } else { None };
+    let found =
+        if wanted > 1 { in_turns(instance, steps).or_else(|| divisions(instance, steps)) } else { None };
     let (mut solution, considered) = found.ok_or_else(|| Infeasible::no_arrangement(instance))?;
     solution.remark = Some(match devices < wanted {
         true => format!(
             "{wanted} stages were asked for and {devices} devices can run them, so some devices run several."
         ),
-        false => format!("{wanted} stages were asked for; some devices run several, as others cannot take one."),
+        false => {
+            format!("{wanted} stages were asked for; some devices run several, as others cannot take one.")
+        }
     });
     Ok((solution, considered))
 }

@@ -102,7 +102,8 @@ fn file(number: u64) -> PathBuf {
 
 fn write_section(all: &[Measured], text: &mut String) {
     // What is not a published system's has a column of its own.
-    let baselines: Vec<Policy> = Policy::ALL.into_iter().filter(|policy| is_baseline(policy.name())).collect();
+    let baselines: Vec<Policy> =
+        Policy::ALL.into_iter().filter(|policy| is_baseline(policy.name())).collect();
     let names: Vec<&str> = baselines.iter().map(|policy| policy.name()).collect();
     let _ = writeln!(
         text,

@@ -44,7 +44,8 @@ impl Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let by = if self.by.is_empty() { String::new() } else { format!(", measured by that of {}", self.by) };
+        let by =
+            if self.by.is_empty() { String::new() } else { format!(", measured by that of {}", self.by) };
         write!(f, "Host: {}. Code: {}{by}.", self.host, self.code)
     }
 }

@@ -65,7 +65,9 @@ impl Serving {
     /// Fetches what is missing of this device's share, and drops what no model needs.
     pub(super) fn look_at_blobs(&mut self, now_ms: u64, state: &ClusterState, is_led: bool) {
         let since_ms = *self.blobs.since_ms.get_or_insert(now_ms);
-        self.blobs.importing.retain(|model, until_ms| *until_ms > now_ms && !state.models.contains_key(model));
+        self.blobs
+            .importing
+            .retain(|model, until_ms| *until_ms > now_ms && !state.models.contains_key(model));
         let (held, arriving) = (&mut self.blobs.held, &mut self.blobs.arriving);
         held.extend(arriving.extract_if(.., |(due_ms, _)| *due_ms <= now_ms).map(|(_, hash)| hash));
         let is_member = state.members.values().any(|member| member.device == device_id(self.index));
