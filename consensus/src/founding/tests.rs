@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use self::world::{Chaos, World};
 use super::*;
+use crate::{Listed, StorageId};
 
 /// Everybody up, connected and loss-free: one cluster, quickly, with the right number of voters.
 #[test]
