@@ -64,12 +64,12 @@ fn a_member_that_its_cluster_lists_otherwise_finds_out() {
             founding.handle(now_ms, says(listed, Some("device-3"), Some(5)));
             assert_eq!(founding.unlisted(), None, "it may be about to hear better");
         }
-        let effects = founding.handle(6_000, Event::Tick);
+        let effects = founding.handle(6_020, Event::Tick);
         let asks = |effect: &Effect| {
             matches!(effect, Effect::Send { message: Message::Hello(Hello { answer: true, .. }), .. })
         };
         assert!(effects.iter().any(asks), "it asks again: {effects:?}");
-        founding.handle(6_010, says(listed, Some("device-3"), Some(5)));
+        founding.handle(6_030, says(listed, Some("device-3"), Some(5)));
         assert_eq!(founding.unlisted(), Some(expected));
         founding.handle(9_010, says(Some(me().storage), Some("device-3"), Some(6)));
         assert_eq!(founding.unlisted(), None, "told otherwise");
