@@ -11,9 +11,9 @@ use crate::app::AppError;
 /// An answer that is not what was asked for.
 #[derive(Debug)]
 pub(super) struct ApiError {
-    status: StatusCode,
-    message: String,
-    retry_after_s: Option<u64>,
+    pub(super) status: StatusCode,
+    pub(super) message: String,
+    pub(super) retry_after_s: Option<u64>,
 }
 
 impl ApiError {
@@ -43,6 +43,14 @@ impl ApiError {
                  give stages more memory here (limits.memory)",
                 mesh_planner::size(max as u64)
             ),
+        )
+    }
+
+    /// 500: a request met a panic.
+    pub(super) fn defect() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this request met a defect of the daemon, which goes on; its log has the place",
         )
     }
 
@@ -76,11 +84,18 @@ impl From<AppError> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// What the daemon itself did wrong goes into its log.
+    pub(super) fn log(&self) {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error = %self.message, "a request failed");
         }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.log();
         let mut response = (self.status, Json(serde_json::json!({ "error": self.message }))).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -22,11 +22,7 @@ pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) 
     }
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
-        Err(_) => ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "this request met a defect of the daemon, which goes on; its log has the place",
-        )
-        .into_response(),
+        Err(_) => ApiError::defect().into_response(),
     }
 }
 
@@ -54,7 +50,7 @@ fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// Whether the request carries the token whose hash is given; in constant time, as `blake3::Hash` compares so.
-fn carries(headers: &HeaderMap, token: &blake3::Hash) -> bool {
+pub(super) fn carries(headers: &HeaderMap, token: &blake3::Hash) -> bool {
     let given = text(headers, header::AUTHORIZATION).and_then(|value| value.split_once(' '));
     given.is_some_and(|(scheme, given)| {
         scheme.eq_ignore_ascii_case("bearer") && blake3::hash(given.trim().as_bytes()) == *token

@@ -1,4 +1,5 @@
-//! Accepts a bounded number of connections and serves HTTP on them. Whoever vanishes or is idle loses its place.
+//! Accepts a bounded number of connections, and serves HTTP on those of its port. Whoever vanishes or is idle loses its
+//! place.
 
 use std::{
     future::Future,
@@ -16,7 +17,7 @@ use hyper::{
 };
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::{GracefulConnection, GracefulShutdown},
+    server::graceful::GracefulConnection,
     service::TowerToHyperService,
 };
 use socket2::{SockRef, TcpKeepalive};
@@ -25,6 +26,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::socket::{Socket, Unread, Watched};
 
@@ -70,29 +72,53 @@ pub(super) struct Limited {
 
 impl Limited {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)), patience: PATIENCE }
+        Self::with_room(listener, CONNECTIONS_MAX)
     }
 
-    /// Serves until `shutdown` ends; then open requests have a few seconds to finish.
-    pub(super) async fn serve(mut self, router: Router, shutdown: impl Future<Output = ()>) {
-        let open = GracefulShutdown::new();
+    /// Lets so many clients be connected at once.
+    pub(super) fn with_room(listener: TcpListener, connections_max: usize) -> Self {
+        Self { listener, room: Arc::new(Semaphore::new(connections_max)), patience: PATIENCE }
+    }
+
+    /// Serves HTTP until `shutdown` ends; then open requests have a few seconds to finish.
+    pub(super) async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) {
+        let patience = self.patience;
+        let serve = move |stream: TcpStream, client: Client, ending: CancellationToken| {
+            let connection = connection(stream, client, router.clone(), patience);
+            async move {
+                if let Err(error) = drive(connection, ending.cancelled_owned()).await {
+                    tracing::trace!(%error, "a connection to the API ended");
+                }
+            }
+        };
+        self.serve_each(shutdown, serve).await;
+    }
+
+    /// Hands every connection to `serve` until `shutdown` ends. Then the token that it was given is cancelled, and it has
+    /// a few seconds to end.
+    pub(super) async fn serve_each<F: Future<Output = ()> + Send + 'static>(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        serve: impl Fn(TcpStream, Client, CancellationToken) -> F,
+    ) {
+        let (open, ending) = (TaskTracker::new(), CancellationToken::new());
         let mut shutdown = pin!(shutdown);
         loop {
             let (stream, client, place) = tokio::select! {
                 accepted = self.accept() => accepted,
                 () = &mut shutdown => break,
             };
-            let connection = open.watch(connection(stream, client, router.clone(), self.patience));
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::trace!(%error, "a connection to the API ended");
-                }
+            let connection = serve(stream, client, ending.clone());
+            open.spawn(async move {
+                connection.await;
                 drop(place);
             });
         }
         drop(self.listener);
+        open.close();
+        ending.cancel();
         tokio::select! {
-            () = open.shutdown() => {}
+            () = open.wait() => {}
             () = tokio::time::sleep(DRAIN_LIMIT) => {
                 tracing::info!("closing API connections that are still open");
             }
@@ -116,6 +142,19 @@ impl Limited {
         let client = Client::of(&stream, address);
         (stream, client, place)
     }
+}
+
+/// Serves a connection to its end. From `ending` on it takes no more requests, and ends when those it has are answered.
+pub(super) async fn drive<C: GracefulConnection>(
+    connection: C,
+    ending: impl Future<Output = ()>,
+) -> Result<(), C::Error> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        () = ending => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
 }
 
 /// HTTP on one connection. hyper starts its timer when it waits for a request's head, and stops it when it has one.
@@ -230,7 +269,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let limited = Limited { listener, room: Arc::new(Semaphore::new(1)), patience: IMPATIENCE };
+        let limited = Limited { patience: IMPATIENCE, ..Limited::with_room(listener, 1) };
         let serving = tokio::spawn(limited.serve(router(), async { drop(stopped.await) }));
         let silent = TcpStream::connect(address).await.unwrap();
         let mut other = TcpStream::connect(address).await.unwrap();

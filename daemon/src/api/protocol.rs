@@ -13,6 +13,8 @@ use super::{Api, error::ApiError, extract::Path};
 
 /// The only version that a deployment has: deploying again under the same name replaces it.
 pub(super) const VERSION: &str = "1";
+/// What the protocol calls the kind of model that is served.
+pub(super) const PLATFORM: &str = "onnxruntime_onnx";
 
 /// Path parameters of a model's endpoints.
 #[derive(Debug, Deserialize)]
@@ -24,13 +26,18 @@ pub(super) struct ModelPath {
 impl ModelPath {
     /// Refuses versions that there are not.
     pub(super) fn check(&self) -> Result<(), ApiError> {
-        match self.version.as_deref() {
-            None | Some("" | VERSION) => Ok(()),
-            Some(other) => Err(ApiError::new(
-                StatusCode::NOT_FOUND,
-                format!("model {} has only version {VERSION}, not {other}", self.name),
-            )),
-        }
+        check_version(&self.name, self.version.as_deref().unwrap_or_default())
+    }
+}
+
+/// Refuses versions of a model that there are not; an empty one stands for whichever there is.
+pub(super) fn check_version(model: &str, version: &str) -> Result<(), ApiError> {
+    match version {
+        "" | VERSION => Ok(()),
+        other => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("model {model} has only version {VERSION}, not {other}"),
+        )),
     }
 }
 
@@ -87,7 +94,7 @@ pub(super) async fn model(State(api): State<Api>, Path(path): Path<ModelPath>) -
     Ok(Json(ModelDocument {
         name: metadata.name,
         versions: [VERSION],
-        platform: "onnxruntime_onnx",
+        platform: PLATFORM,
         inputs: document(metadata.inputs),
         outputs: document(metadata.outputs),
     })

@@ -9,10 +9,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// Inputs or outputs that a request may name.
-const TENSORS_MAX: usize = 1024;
-/// Dimensions that a tensor may have.
-const RANK_MAX: usize = 32;
+use super::checks::{RANK_MAX, TENSORS_MAX};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Header<'a> {

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use half::{bf16, f16};
 use mesh_inference::tensor::{DType, Tensor};
 use serde::{
     Deserializer, Serialize, Serializer,
@@ -10,101 +9,36 @@ use serde::{
     ser::Error as _,
 };
 
+use super::fill::Filler;
+
 /// Lists in lists that data may have; also what keeps the recursion short.
 const DEPTH_MAX: usize = 32;
 
-/// Reads JSON `text` into `target`, which has room for exactly the elements wanted.
-pub(super) fn read(text: &str, dtype: DType, target: &mut [u8]) -> Result<(), String> {
-    let mut filler = Filler { dtype, target, at: 0, depth: 0 };
+/// Reads JSON `text` into the memory of a tensor.
+pub(super) fn read(text: &str, filler: Filler<'_>) -> Result<(), String> {
+    let mut reading = Reading { filler, depth: 0 };
     let mut from = serde_json::Deserializer::from_str(text);
-    filler.deserialize_into(&mut from).map_err(|error| {
+    reading.deserialize_into(&mut from).map_err(|error| {
         // The position is inside this piece of the request and would mislead.
         let text = error.to_string();
         text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
     })?;
-    let size = dtype.size();
-    match filler.at == filler.target.len() {
-        true => Ok(()),
-        false => Err(format!("{} elements where the shape wants {}", filler.at / size, target.len() / size)),
-    }
+    reading.filler.end()
 }
 
-struct Filler<'t> {
-    dtype: DType,
-    target: &'t mut [u8],
-    at: usize,
+struct Reading<'t> {
+    filler: Filler<'t>,
     depth: usize,
 }
 
-impl Filler<'_> {
+impl Reading<'_> {
     fn deserialize_into<'de, D: Deserializer<'de>>(&mut self, from: D) -> Result<(), D::Error> {
         Element(self).deserialize(from)
-    }
-
-    fn push(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let end = self.at + bytes.len();
-        match self.target.get_mut(self.at..end) {
-            Some(slot) => slot.copy_from_slice(bytes),
-            None => {
-                let wanted = self.target.len() / bytes.len();
-                return Err(format!("more elements than the {wanted} that the shape wants"));
-            }
-        }
-        self.at = end;
-        Ok(())
-    }
-
-    fn integer(&mut self, value: i128) -> Result<(), String> {
-        macro_rules! as_int {
-            ($t:ty) => {
-                match <$t>::try_from(value) {
-                    Ok(number) => self.push(&number.to_le_bytes()),
-                    Err(_) => Err(format!("{value} does not fit {}", stringify!($t))),
-                }
-            };
-        }
-        match self.dtype {
-            DType::Bool => match value {
-                0 | 1 => self.push(&[u8::from(value == 1)]),
-                _ => Err(format!("{value} is neither true nor false")),
-            },
-            DType::Uint8 => as_int!(u8),
-            DType::Uint16 => as_int!(u16),
-            DType::Uint32 => as_int!(u32),
-            DType::Uint64 => as_int!(u64),
-            DType::Int8 => as_int!(i8),
-            DType::Int16 => as_int!(i16),
-            DType::Int32 => as_int!(i32),
-            DType::Int64 => as_int!(i64),
-            // A literal integer is a good way to write a float; rounding is what a cast does.
-            DType::Fp16 | DType::Bf16 | DType::Fp32 | DType::Fp64 => self.float(value as f64),
-        }
-    }
-
-    fn float(&mut self, value: f64) -> Result<(), String> {
-        match self.dtype {
-            DType::Fp64 => self.push(&value.to_le_bytes()),
-            DType::Fp32 if (value as f32).is_finite() => self.push(&(value as f32).to_le_bytes()),
-            DType::Fp16 if f16::from_f64(value).is_finite() => self.push(&f16::from_f64(value).to_le_bytes()),
-            DType::Bf16 if bf16::from_f64(value).is_finite() => {
-                self.push(&bf16::from_f64(value).to_le_bytes())
-            }
-            DType::Fp32 | DType::Fp16 | DType::Bf16 => Err(format!("{value} does not fit the datatype")),
-            DType::Bool
-            | DType::Uint8
-            | DType::Uint16
-            | DType::Uint32
-            | DType::Uint64
-            | DType::Int8
-            | DType::Int16
-            | DType::Int32
-            | DType::Int64 => Err(format!("{value:?} is not an integer")),
-        }
     }
 }
 
 /// One element, or a list of them.
-struct Element<'f, 't>(&'f mut Filler<'t>);
+struct Element<'f, 't>(&'f mut Reading<'t>);
 
 impl<'de> DeserializeSeed<'de> for Element<'_, '_> {
     type Value = ();
@@ -118,7 +52,7 @@ impl<'de> Visitor<'de> for Element<'_, '_> {
     type Value = ();
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(if self.0.dtype == DType::Bool {
+        out.write_str(if self.0.filler.dtype() == DType::Bool {
             "true, false or a list of them"
         } else {
             "a number or a list of numbers"
@@ -136,22 +70,22 @@ impl<'de> Visitor<'de> for Element<'_, '_> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        if self.0.dtype == DType::Bool {
-            return self.0.push(&[u8::from(value)]).map_err(E::custom);
+        if self.0.filler.dtype() == DType::Bool {
+            return self.0.filler.integer(value.into()).map_err(E::custom);
         }
         Err(E::custom(format!("{value} is not a number")))
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.0.integer(value.into()).map_err(E::custom)
+        self.0.filler.integer(value.into()).map_err(E::custom)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.0.integer(value.into()).map_err(E::custom)
+        self.0.filler.integer(value.into()).map_err(E::custom)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.0.float(value).map_err(E::custom)
+        self.0.filler.float(value).map_err(E::custom)
     }
 }
 

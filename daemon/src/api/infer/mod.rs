@@ -1,9 +1,12 @@
-//! `POST /v2/models/{name}/infer`: JSON and the binary tensor extension, in both directions.
+//! `POST /v2/models/{name}/infer`: JSON and the binary tensor extension, in both directions. What gRPC shares with it is
+//! here, too: the checks of a request, filling tensors, and running it.
 
+pub(super) mod checks;
+pub(super) mod fill;
 mod header;
 mod json_data;
 mod request;
-mod response;
+pub(super) mod response;
 
 use std::time::Duration;
 
@@ -15,14 +18,14 @@ use axum::{
 };
 
 use super::{Api, body, error::ApiError, extract::Path, listener::Client, protocol::ModelPath};
-use crate::app::AppError;
+use crate::app::{AppError, InferRequest, InferResponse};
 
 /// Time for a request that names none.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Longest time that a request may ask for: its inputs are kept as long.
-const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Bodies from here up are turned into tensors and back on a blocking thread.
-const BLOCKING_BYTES: usize = 256 << 10;
+pub(super) const BLOCKING_BYTES: usize = 256 << 10;
 /// The core answers by the deadline; this much later the API answers for it.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -44,6 +47,13 @@ pub(super) async fn infer(
     let parsed = off_thread(large, move || request::parse(body, json_len, &metadata, inputs_max)).await?;
     let request::Parsed { mut request, answer } = parsed;
     request.from_elsewhere = client.is_elsewhere;
+    let response = run(&api, request).await?;
+    let large = response.outputs.iter().any(|(_, tensor)| tensor.bytes().len() >= BLOCKING_BYTES);
+    off_thread(large, move || response::encode(&answer, response)).await
+}
+
+/// Runs a request through the mesh.
+pub(super) async fn run(api: &Api, request: InferRequest) -> Result<InferResponse, ApiError> {
     let timeout = request.timeout;
     let result = tokio::time::timeout(timeout + GRACE, api.app.infer(request)).await;
     let response = result.unwrap_or_else(|_| {
@@ -52,8 +62,7 @@ pub(super) async fn infer(
             timeout.as_millis()
         )))
     })?;
-    let large = response.outputs.iter().any(|(_, tensor)| tensor.bytes().len() >= BLOCKING_BYTES);
-    off_thread(large, move || response::encode(&answer, response)).await
+    Ok(response)
 }
 
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
@@ -68,7 +77,7 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
 }
 
 /// Runs `work` here when it is short, on a blocking thread when it is long.
-async fn off_thread<T: Send + 'static>(
+pub(super) async fn off_thread<T: Send + 'static>(
     long: bool,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

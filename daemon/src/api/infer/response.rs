@@ -69,12 +69,16 @@ struct OutputParameters {
     binary_data_size: usize,
 }
 
-/// A tensor's memory as a body's piece.
-struct Shared(Tensor);
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
+/// An output of an answer by its name.
+pub(in crate::api) fn output<'r>(
+    response: &'r InferResponse,
+    name: &str,
+    model: &str,
+) -> Result<&'r Tensor, ApiError> {
+    let found = response.outputs.iter().find(|(known, _)| known == name);
+    match found {
+        Some((_, tensor)) => Ok(tensor),
+        None => Err(internal(format!("the answer of model {model} lacks output {name:?}"))),
     }
 }
 
@@ -82,16 +86,10 @@ pub(super) fn encode(answer: &Answer, response: InferResponse) -> Result<Respons
     let mut outputs = Vec::with_capacity(answer.outputs.len());
     let mut binary = Vec::new();
     for wanted in &answer.outputs {
-        let found = response.outputs.iter().find(|(name, _)| *name == wanted.name);
-        let Some((_, tensor)) = found else {
-            return Err(internal(format!(
-                "the answer of model {} lacks output {:?}",
-                answer.model, wanted.name
-            )));
-        };
+        let tensor = output(&response, &wanted.name, &answer.model)?;
         let data = match wanted.binary {
             true => {
-                binary.push(Bytes::from_owner(Shared(tensor.clone())));
+                binary.push(Bytes::from_owner(tensor.clone()));
                 None
             }
             false => {
