@@ -141,7 +141,8 @@ devices = {devices}                        # how many devices there will be when
 
 [api]
 # listen = "127.0.0.1:7401"
-# token_file = ""                  # required when listen is not loopback
+# grpc_listen = ""                 # "127.0.0.1:7402": the Open Inference Protocol over gRPC, too
+# token_file = ""                  # required when one of them is not loopback
 
 [limits]
 # memory = "auto"                  # "512MiB": what stages may use on this device

@@ -24,6 +24,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("network", "peers", r#"["10.0.0.2:7400"]"#),
     key("network", "interfaces", r#"["eth0"]"#),
     key("api", "listen", r#""127.0.0.1:7401""#),
+    key("api", "grpc_listen", r#""127.0.0.1:7402""#),
     key("api", "token_file", r#""api.token""#),
     key("limits", "memory", r#""512MiB""#),
     key("limits", "threads", "4"),

@@ -33,7 +33,7 @@ pub struct Config {
     pub node: Node,
     /// How devices reach each other.
     pub network: Network,
-    /// The HTTP API.
+    /// The API, over HTTP and gRPC.
     pub api: Api,
     /// What the daemon may use of this device.
     pub limits: Limits,
@@ -94,8 +94,10 @@ pub struct Network {
 /// `[api]`.
 #[derive(Debug, Clone)]
 pub struct Api {
-    /// Where clients reach this device; port 0 means any free one.
+    /// Where clients reach this device over HTTP; port 0 means any free one.
     pub listen: SocketAddr,
+    /// Where they reach it over gRPC, if anywhere.
+    pub grpc_listen: Option<SocketAddr>,
     /// What clients must present, if anything.
     pub token: Option<Secret>,
 }

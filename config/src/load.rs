@@ -30,14 +30,15 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config,
     let mut reader = reader(path, env)?;
     let values = values(&mut reader);
     let key = values.key_file.and_then(|given| secret(&mut reader, given, read_key));
-    let token = values.token_file.and_then(|given| secret(&mut reader, given, read_token));
+    let token = values.api.token_file.and_then(|given| secret(&mut reader, given, read_token));
     if !reader.defects.is_empty() {
         return Err(ConfigErrors::all(reader.defects));
     }
     let (node, limits, inference) = (values.node, values.limits, values.inference);
-    match (values.name, key, values.devices, values.network, values.listen) {
+    let grpc_listen = values.api.grpc_listen;
+    match (values.name, key, values.devices, values.network, values.api.listen) {
         (Some(name), Some(key), Some(devices), Some(network), Some(listen)) => {
-            let (cluster, api) = (Cluster { name, key, devices }, Api { listen, token });
+            let (cluster, api) = (Cluster { name, key, devices }, Api { listen, grpc_listen, token });
             Ok(Config { file: path.to_owned(), cluster, node, network, api, limits, inference })
         }
         (..) => Err(incomplete(path)),
@@ -55,9 +56,9 @@ pub fn load_client(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<
     if !reader.defects.is_empty() {
         return Err(ConfigErrors::all(reader.defects));
     }
-    let Some(listen) = values.listen else { return Err(incomplete(path)) };
+    let Some(listen) = values.api.listen else { return Err(incomplete(path)) };
     let read = |given: Given<PathBuf>| read_token(&given.value).map_err(|unread| unread.at(given.place));
-    let (token, token_defect) = match values.token_file.map(read) {
+    let (token, token_defect) = match values.api.token_file.map(read) {
         None => (None, None),
         Some(Ok(token)) => (Some(token), None),
         Some(Err(defect)) => (None, Some(defect)),
@@ -77,10 +78,16 @@ struct Values {
     key_file: Option<Given<PathBuf>>,
     node: Node,
     network: Option<Network>,
-    listen: Option<SocketAddr>,
-    token_file: Option<Given<PathBuf>>,
+    api: ApiValues,
     limits: Limits,
     inference: Inference,
+}
+
+/// Where the API listens, and the file of its token.
+struct ApiValues {
+    listen: Option<SocketAddr>,
+    grpc_listen: Option<SocketAddr>,
+    token_file: Option<Given<PathBuf>>,
 }
 
 fn reader<'a>(path: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Reader<'a>, ConfigErrors> {
@@ -98,9 +105,9 @@ fn values(reader: &mut Reader<'_>) -> Values {
     let devices = devices.and_then(|devices| u32::try_from(devices).ok());
     let key_file = key_file(reader);
     let (node, network) = (node(reader), network(reader));
-    let (listen, token_file) = api(reader, network.as_ref());
+    let api = api(reader, network.as_ref());
     let (limits, inference) = (limits(reader), inference(reader));
-    Values { name, devices, key_file, node, network, listen, token_file, limits, inference }
+    Values { name, devices, key_file, node, network, api, limits, inference }
 }
 
 /// Opens a file with a secret.
@@ -219,28 +226,56 @@ fn network(reader: &mut Reader<'_>) -> Option<Network> {
     Some(Network { listen: listen?.value, mdns, peers, interfaces })
 }
 
-/// Where the API listens, and the file of its token.
-fn api(reader: &mut Reader<'_>, network: Option<&Network>) -> (Option<SocketAddr>, Option<Given<PathBuf>>) {
+fn api(reader: &mut Reader<'_>, network: Option<&Network>) -> ApiValues {
     let listen = listen(reader, "api", 7401, [127, 0, 0, 1]);
+    let grpc = grpc_listen(reader);
     let token_file = reader.read("api", "token_file", text).filter(|given| !given.value.is_empty());
     let token_file = token_file.map(|given| Given { value: reader.path(&given.value), place: given.place });
-    let Some(listen) = listen else { return (None, token_file) };
-    if !listen.value.ip().is_loopback() && token_file.is_none() {
-        let message = format!(
-            "the API listens on {}, which others can reach, without a token; set `token_file` in [api] to a file with \
-             one, or listen on 127.0.0.1",
-            listen.value
-        );
-        reader.defect(listen.place.clone(), message);
+    for (what, given) in [("API", &listen), ("gRPC API", &grpc)] {
+        check_reach(reader, what, given.as_ref(), token_file.is_some());
     }
-    if network.is_some_and(|network| do_clash(network.listen, listen.value)) {
-        let port = listen.value.port();
-        let message = format!(
-            "`listen` in [api] and in [network] both take port {port}; give one of them another port"
-        );
-        reader.defect(listen.place, message);
+    let (peers, http) = (network.map(|network| network.listen), listen.as_ref().map(|given| given.value));
+    check_clash(reader, "`listen` in [api] and in [network]", listen.as_ref(), peers);
+    check_clash(reader, "`grpc_listen` in [api] and `listen` in [network]", grpc.as_ref(), peers);
+    check_clash(reader, "`grpc_listen` and `listen` in [api]", grpc.as_ref(), http);
+    ApiValues { listen: http, grpc_listen: grpc.map(|given| given.value), token_file }
+}
+
+/// Where gRPC is spoken; nowhere when it is empty or not given.
+fn grpc_listen(reader: &mut Reader<'_>) -> Option<Given<SocketAddr>> {
+    let given = reader.read("api", "grpc_listen", |value, from_environment| match value {
+        Value::Text(text) if text.trim().is_empty() => Ok(None),
+        Value::Text(_) | Value::Integer(_) | Value::Boolean(_) | Value::List(_) | Value::Other(_) => {
+            address(value, from_environment).map(Some)
+        }
+    })?;
+    given.value.map(|value| Given { value, place: given.place })
+}
+
+/// Whom others can reach must have a token.
+fn check_reach(reader: &mut Reader<'_>, what: &str, given: Option<&Given<SocketAddr>>, has_token: bool) {
+    let Some(given) = given.filter(|given| !given.value.ip().is_loopback() && !has_token) else { return };
+    let message = format!(
+        "the {what} listens on {}, which others can reach, without a token; set `token_file` in [api] to a file with \
+         one, or listen on 127.0.0.1",
+        given.value
+    );
+    reader.defect(given.place.clone(), message);
+}
+
+/// Two keys must not take one port.
+fn check_clash(
+    reader: &mut Reader<'_>,
+    both: &str,
+    given: Option<&Given<SocketAddr>>,
+    other: Option<SocketAddr>,
+) {
+    let (Some(given), Some(other)) = (given, other) else { return };
+    if do_clash(other, given.value) {
+        let port = given.value.port();
+        let message = format!("{both} both take port {port}; give one of them another port");
+        reader.defect(given.place.clone(), message);
     }
-    (Some(listen.value), token_file)
 }
 
 fn limits(reader: &mut Reader<'_>) -> Limits {

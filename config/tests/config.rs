@@ -65,7 +65,7 @@ fn the_least_file_gets_the_defaults() {
     assert_eq!(config.network.listen, "0.0.0.0:7400".parse().unwrap());
     assert!(config.network.mdns && config.network.peers.is_empty() && config.network.interfaces.is_empty());
     assert_eq!(config.api.listen, "127.0.0.1:7401".parse().unwrap());
-    assert!(config.api.token.is_none());
+    assert!(config.api.token.is_none() && config.api.grpc_listen.is_none());
     assert_eq!((config.limits.memory, config.limits.threads, config.limits.disk), (None, 0, None));
     assert_eq!(config.inference.onnxruntime, None);
     assert_eq!(config.inference.execution_providers, ["cpu"]);
@@ -90,6 +90,7 @@ fn a_full_file_is_taken_as_it_stands() {
         interfaces = ["eth0"]
         [api]
         listen = "0.0.0.0:80"
+        grpc_listen = "[::]:81"
         token_file = "api.token"
         [limits]
         memory = "512MiB"
@@ -103,6 +104,7 @@ fn a_full_file_is_taken_as_it_stands() {
     assert_eq!(config.node.data_dir, place.path("state"));
     assert_eq!(config.network.listen, "[::]:0".parse().unwrap());
     assert_eq!(config.network.peers, ["10.0.0.2:7400", "attic:7400"]);
+    assert_eq!(config.api.grpc_listen, Some("[::]:81".parse().unwrap()));
     assert!(config.api.token.as_ref().unwrap().matches("0123456789abcdef"));
     assert!(!config.api.token.as_ref().unwrap().matches("0123456789abcdeX"));
     assert!(!config.api.token.as_ref().unwrap().matches("0123456789abcdef0"));
@@ -130,6 +132,7 @@ fn every_key_can_come_from_the_environment() {
         ("MESH_NETWORK_PEERS", "a:1, b:2"),
         ("MESH_NETWORK_INTERFACES", "eth0,wlan0"),
         ("MESH_API_LISTEN", "127.0.0.1:2"),
+        ("MESH_API_GRPC_LISTEN", "127.0.0.1:3"),
         ("MESH_API_TOKEN_FILE", "api.token"),
         ("MESH_LIMITS_MEMORY", "1GiB"),
         ("MESH_LIMITS_THREADS", "3"),
@@ -146,6 +149,7 @@ fn every_key_can_come_from_the_environment() {
         assert_eq!(config.network.peers, ["a:1", "b:2"]);
         assert_eq!(config.network.interfaces, ["eth0", "wlan0"]);
         assert_eq!(config.api.listen, "127.0.0.1:2".parse().unwrap());
+        assert_eq!(config.api.grpc_listen, Some("127.0.0.1:3".parse().unwrap()));
         assert!(config.api.token.is_some());
         assert_eq!((config.limits.memory, config.limits.threads), (Some(1 << 30), 3));
         assert_eq!(config.limits.disk, Some(2_000_000_000));
@@ -206,6 +210,25 @@ const BAD: &[(&str, &str)] = &[
     (
         "[api]\nlisten = \"127.0.0.1:7400\"\n",
         "DIR/mesh.toml:6: `listen` in [api] and in [network] both take port 7400; give one of them another port",
+    ),
+    (
+        "[api]\ngrpc_listen = \"192.168.1.7:7402\"\n",
+        "DIR/mesh.toml:6: the gRPC API listens on 192.168.1.7:7402, which others can reach, without a token; set \
+         `token_file` in [api] to a file with one, or listen on 127.0.0.1",
+    ),
+    (
+        "[api]\ngrpc_listen = \"127.0.0.1:7401\"\n",
+        "DIR/mesh.toml:6: `grpc_listen` and `listen` in [api] both take port 7401; give one of them another port",
+    ),
+    (
+        "[api]\ngrpc_listen = \"127.0.0.1:7400\"\n",
+        "DIR/mesh.toml:6: `grpc_listen` in [api] and `listen` in [network] both take port 7400; give one of them \
+         another port",
+    ),
+    (
+        "[api]\ngrpc_listen = 7402\n",
+        "DIR/mesh.toml:6: `grpc_listen` in [api] is 7402; it must be an IP address of this device and a port, for \
+         example `grpc_listen = \"127.0.0.1:7402\"`",
     ),
     (
         "[api]\ntoken_file = \"gone\"\n",
@@ -380,7 +403,8 @@ fn the_written_file_loads() {
     assert_eq!(opened.network, least.network);
     assert_eq!(opened.limits, least.limits);
     assert_eq!(opened.inference, least.inference);
-    assert_eq!((opened.api.listen, opened.node.data_dir), (least.api.listen, least.node.data_dir));
+    assert_eq!((opened.api.listen, opened.api.grpc_listen), (least.api.listen, None));
+    assert_eq!(opened.node.data_dir, least.node.data_dir);
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
 }
 

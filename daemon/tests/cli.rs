@@ -214,6 +214,13 @@ fn doctor_needs_no_daemon() {
     for check in ["config", "key", "clock", "ports", "mDNS", "disk", "memory", "ONNX Runtime", "daemon"] {
         assert!(text.contains(check), "{check}: {text}");
     }
+    assert!(text.contains("(api.listen)") && !text.contains("api.grpc_listen"), "{text}");
+    let config = folder.path().join("mesh.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    write(&config, text.replace("# grpc_listen = \"\"", "grpc_listen = \"127.0.0.1:0\"").as_bytes());
+    let output = mesh(folder.path(), &["doctor"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("127.0.0.1:0 (api.grpc_listen) is free"), "{text}");
 }
 
 #[test]

@@ -1,34 +1,25 @@
 //! Request bodies: read in the pieces they arrive in, bounded per request and over all requests.
 
-use std::{
-    collections::VecDeque,
-    io::{self, Read},
-    mem,
-    sync::Arc,
-    time::Duration,
-};
+mod pieces;
+
+use std::{io::Read, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
 };
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 
+pub(super) use self::pieces::Pieces;
 use super::{Api, error::ApiError};
 
 /// A client that sends nothing for this long has gone.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
-
-/// A smaller piece is copied behind others: as it came it would hold its HTTP chunk's frame and its place in the queue,
-/// together up to a hundred times its bytes.
-const SMALL: usize = 4 << 10;
-/// Small pieces are gathered in runs of this length.
-const RUN: usize = 64 << 10;
 
 /// How fast a body has to come. Who is slower holds room that others need.
 #[derive(Debug, Clone, Copy)]
@@ -75,108 +66,65 @@ impl Late {
     }
 }
 
-/// A body as the pieces it came in, so that a tensor is copied once: from the pieces into its own memory.
-#[derive(Debug, Default)]
-pub(super) struct Pieces {
-    pieces: VecDeque<Bytes>,
-    /// Small pieces that came after those.
-    tail: BytesMut,
-    /// Bytes of both.
-    len: usize,
-    /// Given back on drop.
-    room: Room,
-}
-
-impl Pieces {
-    /// Bytes that are left.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Takes room for `bytes` more that are made from this body, such as tensors from their text.
-    pub(super) fn make_room(&mut self, bytes: usize) -> Result<(), ApiError> {
-        self.room.grow_by(bytes)
-    }
-
-    /// Takes the first `count` bytes as one run; copies only when they lie in several pieces.
-    pub(super) fn take_front(&mut self, count: usize) -> Bytes {
-        assert!(count <= self.len, "the caller has checked the length");
-        if let Some(first) = self.first()
-            && first.len() >= count
-        {
-            let run = first.split_to(count);
-            self.len -= count;
-            return run;
-        }
-        let mut run = vec![0; count];
-        self.fill(&mut run);
-        run.into()
-    }
-
-    /// Moves the first bytes into `target`, which must not be longer than what is left.
-    pub(super) fn fill(&mut self, target: &mut [u8]) {
-        assert!(target.len() <= self.len, "the caller has checked the length");
-        self.len -= target.len();
-        let mut done = 0;
-        while done < target.len() {
-            let piece = self.first().expect("len counts the bytes of all pieces");
-            let count = piece.len().min(target.len() - done);
-            piece.copy_to_slice(&mut target[done..done + count]);
-            done += count;
-            if piece.is_empty() {
-                self.pieces.pop_front();
-            }
-        }
-    }
-
-    fn push(&mut self, piece: Bytes) {
-        self.len += piece.len();
-        if piece.len() < SMALL {
-            self.tail.extend_from_slice(&piece);
-            if self.tail.len() >= RUN {
-                self.close_tail();
-            }
-        } else {
-            self.close_tail();
-            self.pieces.push_back(piece);
-        }
-    }
-
-    fn first(&mut self) -> Option<&mut Bytes> {
-        if self.pieces.is_empty() {
-            self.close_tail();
-        }
-        self.pieces.front_mut()
-    }
-
-    fn close_tail(&mut self) {
-        if !self.tail.is_empty() {
-            self.pieces.push_back(mem::take(&mut self.tail).freeze());
-        }
-    }
-}
-
-impl Read for Pieces {
-    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        let count = target.len().min(self.len);
-        self.fill(&mut target[..count]);
-        Ok(count)
-    }
-}
-
 /// Reads a whole body of at most `api.body_max` bytes, decompressed if the client compressed it.
 pub(super) async fn read(api: &Api, headers: &HeaderMap, body: Body) -> Result<Pieces, ApiError> {
     let pieces = collect(body, headers, api.body_max, Some(&api.body_budget), PACE).await?;
-    let encoding =
-        headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_ascii_lowercase());
-    let max = api.body_max;
+    decompress(api, headers, header::CONTENT_ENCODING, pieces, api.body_max).await
+}
+
+/// Before a gRPC message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// Reads the one message of a unary gRPC call, at most `max` bytes, decompressed if the client compressed it.
+pub(super) async fn read_message(
+    api: &Api,
+    headers: &HeaderMap,
+    body: Body,
+    max: usize,
+) -> Result<Pieces, ApiError> {
+    let told =
+        |pieces: &Pieces| pieces.front::<PREFIX>().map(|prefix| announced(prefix).saturating_add(PREFIX));
+    let budget = Some(&api.body_budget);
+    let mut pieces = collect_announced(body, headers, max.saturating_add(PREFIX), budget, PACE, told).await?;
+    let Some(prefix) = pieces.front::<PREFIX>() else {
+        return Err(ApiError::bad("the call has no whole message: send one"));
+    };
+    pieces.take_front(PREFIX);
+    let (sent, length) = (pieces.len(), announced(prefix));
+    if sent < length {
+        return Err(ApiError::bad(format!("the message ends {} bytes before its end", length - sent)));
+    }
+    if sent > length {
+        return Err(ApiError::bad("more comes after the message: a call takes one"));
+    }
+    match prefix[0] {
+        0 => Ok(pieces),
+        1 => decompress(api, headers, HeaderName::from_static("grpc-encoding"), pieces, max).await,
+        other => Err(ApiError::bad(format!("the message's compressed-flag is {other}, not 0 or 1"))),
+    }
+}
+
+/// How long the message behind a prefix is.
+fn announced([_, length @ ..]: [u8; PREFIX]) -> usize {
+    usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX)
+}
+
+/// Undoes the compression that a header names.
+async fn decompress(
+    api: &Api,
+    headers: &HeaderMap,
+    name: HeaderName,
+    pieces: Pieces,
+    max: usize,
+) -> Result<Pieces, ApiError> {
+    let encoding = headers.get(&name).map(|v| v.to_str().unwrap_or("?").to_ascii_lowercase());
     match encoding.as_deref() {
         None | Some("identity" | "") => Ok(pieces),
         Some("gzip") => unpack(pieces, max, api.body_budget.clone(), flate2::read::MultiGzDecoder::new).await,
         Some("deflate") => unpack(pieces, max, api.body_budget.clone(), flate2::read::ZlibDecoder::new).await,
         Some(other) => Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("Content-Encoding {other} is not known here: use gzip, deflate or none"),
+            format!("{name} {other} is not known here: use gzip, deflate or none"),
         )),
     }
 }
@@ -195,6 +143,18 @@ async fn collect(
     budget: Option<&Budget>,
     pace: Pace,
 ) -> Result<Pieces, ApiError> {
+    collect_announced(body, headers, max, budget, pace, |_| None).await
+}
+
+/// `told` gives the whole length when what has come says so, which counts as one in the head does.
+async fn collect_announced(
+    body: Body,
+    headers: &HeaderMap,
+    max: usize,
+    budget: Option<&Budget>,
+    pace: Pace,
+    told: impl Fn(&Pieces) -> Option<usize>,
+) -> Result<Pieces, ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|len| len > max) {
         return Err(ApiError::too_large(max));
@@ -203,19 +163,26 @@ async fn collect(
     let mut room = Room::new(budget.cloned());
     room.grow_to(announced.unwrap_or(0))?;
     let mut stream = body.into_data_stream();
-    let begun = Instant::now();
+    let (begun, mut is_told) = (Instant::now(), false);
     loop {
-        let (deadline, late) = pace.deadline(begun, Instant::now(), pieces.len);
+        let (deadline, late) = pace.deadline(begun, Instant::now(), pieces.len());
         let next = tokio::time::timeout_at(deadline, stream.next()).await.map_err(|_| late.error(pace))?;
         let Some(piece) = next else { break };
         let piece = piece.map_err(|error| ApiError::bad(format!("the request's body broke off: {error}")))?;
-        if piece.len() > max - pieces.len {
+        if piece.len() > max - pieces.len() {
             return Err(ApiError::too_large(max));
         }
-        room.grow_to(pieces.len + piece.len())?;
+        room.grow_to(pieces.len() + piece.len())?;
         pieces.push(piece);
+        if !is_told && let Some(length) = told(&pieces) {
+            if length > max {
+                return Err(ApiError::too_large(max));
+            }
+            room.grow_to(length)?;
+            is_told = true;
+        }
     }
-    pieces.room = room;
+    pieces.hold(room);
     Ok(pieces)
 }
 
@@ -293,13 +260,13 @@ async fn unpack<R: Read>(
             if piece.is_empty() {
                 break;
             }
-            if piece.len() > max - pieces.len {
+            if piece.len() > max - pieces.len() {
                 return Err(ApiError::too_large(max));
             }
-            room.grow_to(pieces.len + piece.len())?;
+            room.grow_to(pieces.len() + piece.len())?;
             pieces.push(piece.into());
         }
-        pieces.room = room;
+        pieces.hold(room);
         Ok(pieces)
     };
     match crate::background::spawn(work).await {
@@ -315,64 +282,6 @@ mod tests {
     use axum::response::IntoResponse;
 
     use super::*;
-
-    /// Bytes that tell where they belong.
-    fn bytes(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i % 251) as u8).collect()
-    }
-
-    fn pieces(sizes: &[usize]) -> (Pieces, Vec<u8>) {
-        let all = bytes(sizes.iter().sum());
-        let (mut pieces, mut at) = (Pieces::default(), 0);
-        for size in sizes {
-            pieces.push(Bytes::copy_from_slice(&all[at..at + size]));
-            at += size;
-        }
-        (pieces, all)
-    }
-
-    #[test]
-    fn a_body_is_the_same_in_whatever_pieces_it_comes() {
-        let ones = vec![1; 200_000];
-        let mixed: Vec<_> = (0..60).map(|i| [1, SMALL - 1, 0, SMALL, 70_000, 17][i % 6]).collect();
-        let (huge, one): (&[usize], &[usize]) = (&[300_000], &[1]);
-        for sizes in [&ones[..], &mixed, huge, one, &[], &[SMALL, 1], &[1, SMALL], &[0, 0]] {
-            for step in [1, 7, SMALL, 65_536, 1 << 20] {
-                let (mut whole, all) = pieces(sizes);
-                let mut got = Vec::new();
-                while whole.len() > 0 {
-                    got.extend_from_slice(&whole.take_front(step.min(whole.len())));
-                    let mut some = vec![0; step.min(whole.len())];
-                    whole.fill(&mut some);
-                    got.append(&mut some);
-                }
-                assert!(got == all, "{} pieces by {step}", sizes.len());
-                let (mut whole, all) = pieces(sizes);
-                got.clear();
-                whole.read_to_end(&mut got).unwrap();
-                assert!(got == all, "{} pieces read", sizes.len());
-            }
-        }
-    }
-
-    #[test]
-    fn small_pieces_cost_little_more_than_their_bytes() {
-        for (size, count, runs) in [
-            (1, 1 << 20, (1 << 20) / RUN),
-            (SMALL - 1, 256, (256 * (SMALL - 1)).div_ceil(RUN)),
-            (SMALL, 256, 256),
-            (1, 10, 1),
-        ] {
-            let (mut pieces, _) = pieces(&vec![size; count]);
-            assert!(pieces.tail.capacity() <= 2 * RUN);
-            pieces.close_tail();
-            assert_eq!(pieces.pieces.len(), runs, "{count} pieces of {size}");
-        }
-        let large = Bytes::from(bytes(SMALL));
-        let mut pieces = Pieces::default();
-        pieces.push(large.clone());
-        assert_eq!(pieces.take_front(SMALL).as_ptr(), large.as_ptr(), "a large piece is not copied");
-    }
 
     #[test]
     fn a_body_has_to_come_at_a_pace() {
@@ -403,7 +312,7 @@ mod tests {
         for (size, count, slow) in [(1, usize::MAX, true), (1, 2, false), (4096, 40, false)] {
             let parts = futures::stream::unfold(0, move |part| async move {
                 tokio::time::sleep(ms(2)).await;
-                (part < count).then(|| (Ok::<_, Infallible>(Bytes::from(bytes(size))), part + 1))
+                (part < count).then(|| (Ok::<_, Infallible>(Bytes::from(vec![0; size])), part + 1))
             });
             let headers = HeaderMap::new();
             let got = collect(Body::from_stream(parts), &headers, 1 << 20, None, pace);

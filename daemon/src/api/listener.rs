@@ -40,17 +40,17 @@ const UNSENT_MAX: u32 = 256 << 10;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
-struct Patience {
+pub(super) struct Patience {
     /// A connection is closed when its next request's head is not complete this long after the last answer. A request
     /// may take any time, and so may its answer.
-    idle_max: Duration,
+    pub(super) idle_max: Duration,
     /// A client that takes nothing of its answer for this long is cut: it holds the memory of the answer.
-    stall_max: Duration,
+    pub(super) stall_max: Duration,
     /// To send the rest of a request that was answered before it had come.
-    linger_max: Duration,
+    pub(super) linger_max: Duration,
 }
 
-const PATIENCE: Patience = Patience {
+pub(super) const PATIENCE: Patience = Patience {
     idle_max: Duration::from_secs(300),
     stall_max: Duration::from_secs(60),
     linger_max: Duration::from_secs(2),

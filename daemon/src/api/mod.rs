@@ -1,12 +1,14 @@
-//! The HTTP API on every device: Open Inference Protocol v2, status, plans, metrics, dashboard and management.
+//! The HTTP API on every device: Open Inference Protocol v2, status, plans, metrics, dashboard and management. The
+//! protocol is spoken over gRPC, too, on a port of its own, when the config names one.
 //!
-//! The router knows the daemon only as [`App`](crate::app::App). [`Server::bind`] takes the port before anything
-//! else starts, so that a taken port is an error at start and not a surprise later.
+//! All of it knows the daemon only as [`App`](crate::app::App). [`Server::bind`] takes the ports before anything else
+//! starts, so that a taken port is an error at start and not a surprise later.
 
 mod body;
 mod deploy;
 mod error;
 mod extract;
+mod grpc;
 mod guard;
 mod infer;
 mod listener;
@@ -27,6 +29,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{any, delete, get, post, put},
 };
+use futures::FutureExt;
 use tokio::{net::TcpListener, sync::Semaphore};
 
 pub(crate) use self::deploy::check_deployment_name;
@@ -43,6 +46,8 @@ pub struct ApiOptions {
     pub body_max: usize,
     /// Most bytes that the inputs of one request may take as tensors; more is answered with 413.
     pub inputs_max: usize,
+    /// Where gRPC is spoken, if anywhere; port 0 takes any free one.
+    pub grpc_listen: Option<SocketAddr>,
 }
 
 /// Whatever memory a device has, no body may be larger...
@@ -53,7 +58,8 @@ const BODY_MIN: usize = 16 << 20;
 impl ApiOptions {
     /// For a device that keeps up to `held` bytes of inputs for requests that are under way.
     pub fn for_held(held: usize) -> Self {
-        Self { token: None, body_max: held.clamp(BODY_MIN, BODY_MAX), inputs_max: held }
+        let body_max = held.clamp(BODY_MIN, BODY_MAX);
+        Self { token: None, body_max, inputs_max: held, grpc_listen: None }
     }
 }
 
@@ -67,16 +73,20 @@ impl Default for ApiOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Another program holds the port.
-    #[error("the API port {address} is taken: stop the other program, or set api.listen to a free port")]
+    #[error("the API port {address} is taken: stop the other program, or set {key} to a free port")]
     PortTaken {
         /// Address that was asked for.
         address: String,
+        /// Key of the config that it comes from.
+        key: &'static str,
     },
     /// The address cannot be used.
-    #[error("the API cannot listen on {address}: check api.listen")]
+    #[error("the API cannot listen on {address}: check {key}")]
     Bind {
         /// Address that was asked for.
         address: String,
+        /// Key of the config that it comes from.
+        key: &'static str,
         /// What the system said.
         #[source]
         source: std::io::Error,
@@ -128,37 +138,67 @@ impl Api {
 /// A bound API that does not answer yet.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
+    http: Port,
+    grpc: Option<Port>,
     options: ApiOptions,
 }
 
-impl Server {
-    /// Takes the port. `listen` is `host:port`; port 0 takes any free one.
-    pub async fn bind(listen: &str, options: ApiOptions) -> Result<Self, ServeError> {
+/// A port that is taken.
+#[derive(Debug)]
+struct Port {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Port {
+    /// `key` is the config's for the address.
+    async fn bind(key: &'static str, listen: &str) -> Result<Self, ServeError> {
         let fail = |source: std::io::Error| {
             let address = listen.to_owned();
             match source.kind() == std::io::ErrorKind::AddrInUse {
-                true => ServeError::PortTaken { address },
-                false => ServeError::Bind { address, source },
+                true => ServeError::PortTaken { address, key },
+                false => ServeError::Bind { address, key, source },
             }
         };
         let listener = TcpListener::bind(listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        Ok(Self { listener, address, options })
+        Ok(Self { listener, address })
+    }
+}
+
+impl Server {
+    /// Takes the ports. `listen` is HTTP's, as `host:port`; port 0 takes any free one.
+    pub async fn bind(listen: &str, options: ApiOptions) -> Result<Self, ServeError> {
+        let http = Port::bind("api.listen", listen).await?;
+        let grpc = match options.grpc_listen {
+            Some(address) => Some(Port::bind("api.grpc_listen", &address.to_string()).await?),
+            None => None,
+        };
+        Ok(Self { http, grpc, options })
     }
 
-    /// Where it listens.
+    /// Where it listens for HTTP.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.http.address
+    }
+
+    /// Where it listens for gRPC, if it does.
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().map(|port| port.address)
     }
 
     /// Answers requests until `shutdown` ends; then open requests have a few seconds to finish.
     pub async fn serve(self, app: AppHandle, shutdown: impl Future<Output = ()> + Send + 'static) {
-        let api = Api::new(app, &self.options, self.address.ip().is_loopback());
-        let router = router(api.clone());
+        let api = Api::new(app, &self.options, self.http.address.ip().is_loopback());
+        let shutdown = shutdown.shared();
+        let http = listener::Limited::new(self.http.listener).serve(router(api.clone()), shutdown.clone());
+        let grpc = async {
+            if let Some(port) = self.grpc {
+                grpc::serve(port.listener, api.clone(), shutdown).await;
+            }
+        };
         tokio::select! {
-            () = listener::Limited::new(self.listener).serve(router, shutdown) => {}
+            _ = futures::future::join(http, grpc) => {}
             () = uploads::sweep(&api) => {}
         }
     }

@@ -3,6 +3,8 @@
 //!
 //! hyper closes the connection when an answer is out before its request has been read, and a socket that is closed with
 //! unread bytes resets its connection: the client would meet the reset in its next write and never read the answer.
+//!
+//! HTTP/2 (`grpc::connection`) has its bytes pass through here, too, but not its bodies.
 
 use std::{
     fmt,

@@ -1,6 +1,7 @@
 //! The API over real connections, against a small daemon that adds numbers itself.
 
 mod adder;
+pub(super) mod grpc;
 mod hostile;
 mod manage;
 mod protocol;
@@ -22,6 +23,7 @@ use super::{ApiOptions, ServeError, Server};
 /// A served API; it ends with the value.
 pub(crate) struct Served {
     pub(crate) address: SocketAddr,
+    grpc: Option<SocketAddr>,
     pub(crate) app: Arc<Adder>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -41,12 +43,18 @@ impl Served {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.unwrap().block_on(async {
                 let server = Server::bind("127.0.0.1:0", options).await.unwrap();
-                tell.send(server.address()).unwrap();
+                tell.send((server.address(), server.grpc_address())).unwrap();
                 server.serve(served, async { drop(stopped.await) }).await;
             });
         };
         let thread = thread::Builder::new().spawn(work).unwrap();
-        Self { address: told.recv().unwrap(), app, stop: Some(stop), thread: Some(thread) }
+        let (address, grpc) = told.recv().unwrap();
+        Self { address, grpc, app, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Begins the end, without waiting for it.
+    fn stop(&mut self) {
+        drop(self.stop.take());
     }
 
     fn send(&self, request: Request<'_>) -> Reply {
@@ -76,7 +84,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
             assert!(ended.is_ok() || thread::panicking());
@@ -173,6 +181,10 @@ fn a_taken_port_is_an_error_of_its_own() {
     let error = runtime.block_on(Server::bind(&address, ApiOptions::default())).unwrap_err();
     assert!(matches!(error, ServeError::PortTaken { .. }), "{error}");
     assert!(error.to_string().contains(&address) && error.to_string().contains("api.listen"));
+    let options = ApiOptions { grpc_listen: Some(served.address), ..ApiOptions::default() };
+    let error = runtime.block_on(Server::bind("127.0.0.1:0", options)).unwrap_err();
+    assert!(matches!(error, ServeError::PortTaken { .. }), "{error}");
+    assert!(error.to_string().contains(&address) && error.to_string().contains("api.grpc_listen"));
     let error = runtime.block_on(Server::bind("203.0.113.1:1", ApiOptions::default())).unwrap_err();
     assert!(matches!(error, ServeError::Bind { .. }), "{error}");
 }

@@ -56,6 +56,7 @@ async fn daemon(config: Config) -> Result<(), CliError> {
     let limits = DataLimits::for_memory(control::budget::of(&config));
     let options = ApiOptions {
         token: config.api.token.as_ref().map(|token| token.expose().to_owned()),
+        grpc_listen: config.api.grpc_listen,
         ..ApiOptions::for_held(limits.held_bytes_max)
     };
     // Ports first: a second daemon on this device must fail before it touches the first one's data.
@@ -64,8 +65,8 @@ async fn daemon(config: Config) -> Result<(), CliError> {
         .map_err(|error| CliError::failed(chain(&error)))?;
     let stop = stop_signal().map_err(|error| CliError::because("signals cannot be received", &error))?;
     let mut core = start_core(config).await?;
-    let api = server.address();
-    tracing::info!(%api, peers = %core.listen, "ready");
+    let (api, grpc) = (server.address(), server.grpc_address().map(tracing::field::display));
+    tracing::info!(%api, grpc, peers = %core.listen, "ready");
     notify(NotifyState::Ready);
     let watchdog = tokio::spawn(feed_watchdog());
     let (ended, end) = tokio::sync::oneshot::channel::<()>();

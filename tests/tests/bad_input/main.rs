@@ -238,7 +238,7 @@ fn append(path: &Path, text: &str) {
     std::fs::write(path, old + text).expect("a file of the device");
 }
 
-const REFUSALS: [Refusal; 15] = [
+const REFUSALS: [Refusal; 17] = [
     Refusal {
         what: "a key that others can read",
         prepare: |d| set_mode(&d.file("cluster.key"), 0o644),
@@ -274,6 +274,21 @@ const REFUSALS: [Refusal; 15] = [
         prepare: |d| d.set("MESH_API_LISTEN", "0.0.0.0:0"),
         code: CONFIG,
         says: &["without a token", "token_file"],
+    },
+    Refusal {
+        what: "a gRPC API for everybody without a token",
+        prepare: |d| d.set("MESH_API_GRPC_LISTEN", "0.0.0.0:0"),
+        code: CONFIG,
+        says: &["MESH_API_GRPC_LISTEN", "without a token", "token_file"],
+    },
+    Refusal {
+        what: "a gRPC API on the API's port",
+        prepare: |d| {
+            let api = d.api.clone();
+            d.set("MESH_API_GRPC_LISTEN", &api);
+        },
+        code: CONFIG,
+        says: &["MESH_API_GRPC_LISTEN", "`grpc_listen` and `listen` in [api] both take port"],
     },
     Refusal {
         what: "no ONNX Runtime where the config says",
@@ -381,6 +396,7 @@ fn ports_that_are_taken() {
     let device = &mut cluster.devices[0];
     for (key, address, own, says) in [
         ("MESH_API_LISTEN", &device.api, own_api, "api.listen"),
+        ("MESH_API_GRPC_LISTEN", &device.api, String::new(), "api.grpc_listen"),
         ("MESH_NETWORK_LISTEN", &device.peer, own_peer, "network.listen"),
     ] {
         second.set(key, address);

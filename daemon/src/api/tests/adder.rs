@@ -4,8 +4,8 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,6 +29,24 @@ pub(crate) struct Adder {
     uploads: TempDir,
     pub(crate) ready: AtomicBool,
     pub(super) draining: Mutex<BTreeSet<String>>,
+    /// Requests to `slow` and `forever` that somebody waits for.
+    pub(super) waiting: Arc<AtomicUsize>,
+}
+
+/// A request that counts as long as somebody waits for it.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn begin(count: Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for Adder {
@@ -37,6 +55,7 @@ impl Default for Adder {
             uploads: tempfile::tempdir().unwrap(),
             ready: AtomicBool::new(true),
             draining: Mutex::default(),
+            waiting: Arc::default(),
         }
     }
 }
@@ -119,7 +138,7 @@ impl App for Adder {
                 vec![spec("a", DType::Fp32, &[-1, 3]), spec("b", DType::Fp32, &[-1, 3])],
                 vec![spec("sum", DType::Fp32, &[-1, 3])],
             ),
-            "busy" | "slow" | "broken" | "late" => (Vec::new(), Vec::new()),
+            "busy" | "slow" | "broken" | "late" | "forever" => (Vec::new(), Vec::new()),
             _ => match name.strip_prefix("echo-").and_then(DType::from_oip_name) {
                 Some(dtype) => (vec![spec("x", dtype, &[-1])], vec![spec("x", dtype, &[-1])]),
                 None => return Err(unknown(name)),
@@ -137,6 +156,7 @@ impl App for Adder {
     }
 
     fn infer(&self, request: InferRequest) -> BoxFuture<'static, Result<InferResponse, AppError>> {
+        let waiting = self.waiting.clone();
         async move {
             let outputs = match request.model.as_str() {
                 "busy" => {
@@ -146,10 +166,15 @@ impl App for Adder {
                     });
                 }
                 "slow" => {
+                    let _here = Waiting::begin(waiting);
                     tokio::time::sleep(request.timeout).await;
                     return Err(AppError::DeadlineExceeded("no answer in time".into()));
                 }
                 "broken" => panic!("this model is made to break"),
+                "forever" => {
+                    let _here = Waiting::begin(waiting);
+                    std::future::pending().await
+                }
                 "late" => return Err(AppError::Internal("the stage is gone".into())),
                 "add" => {
                     let sum = |i: usize| {

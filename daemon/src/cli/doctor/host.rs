@@ -37,10 +37,11 @@ pub(super) fn clock() -> Finding {
     }
 }
 
-/// Whether both ports can be taken, or are by the daemon that runs.
+/// Whether all ports can be taken, or are by the daemon that runs.
 pub(super) fn ports(config: &Config, daemon_runs: bool) -> Vec<Finding> {
     let wanted = [("network.listen", config.network.listen), ("api.listen", config.api.listen)];
-    wanted.into_iter().map(|(key, address)| port(key, address, daemon_runs)).collect()
+    let grpc = config.api.grpc_listen.map(|address| ("api.grpc_listen", address));
+    wanted.into_iter().chain(grpc).map(|(key, address)| port(key, address, daemon_runs)).collect()
 }
 
 fn port(key: &str, address: SocketAddr, daemon_runs: bool) -> Finding {
