@@ -49,22 +49,22 @@ test: runtime lint deny
 	@test "$$(id -u)" = 0 || echo "SKIPPED without root: what needs network namespaces (rack_*, lab*)"
 	@test -n "$$MESH_MODELS" || echo "SKIPPED without MESH_MODELS: real models and tritonclient (make test-models)"
 
-$(MODEL_DIR)/%/model.onnx: | $(MODEL_PYTHON)/done
+$(MODEL_DIR)/%/model.onnx: | $(MODEL_PYTHON)/has-grpc
 	$(MODEL_PYTHON)/bin/python $(MODELS)/materialize.py $* $(@D)
 
-$(MODEL_PYTHON)/done:
+$(MODEL_PYTHON)/has-grpc:
 	python3 -m venv $(MODEL_PYTHON)
-	$(MODEL_PYTHON)/bin/pip install --quiet numpy 'tritonclient[http]' \
+	$(MODEL_PYTHON)/bin/pip install --quiet numpy 'tritonclient[http,grpc]' \
 		"$$(grep -o '^onnxruntime==[0-9.]*' scripts/onnxruntime-requirements.txt)"
 	touch $@
 
-test-models: runtime $(MODEL_PYTHON)/done $(MODEL_NAMES:%=$(MODEL_DIR)/%/model.onnx)
+test-models: runtime $(MODEL_PYTHON)/has-grpc $(MODEL_NAMES:%=$(MODEL_DIR)/%/model.onnx)
 	cargo build -p mesh -p mesh-tests --tests --bins
 	MESH_MODELS=$(MODEL_DIR) MESH_PYTHON=$(MODEL_PYTHON)/bin/python \
 		cargo test -p mesh -p mesh-tests --test rack_models -- --nocapture --test-threads 1
 
 BENCH_MODELS := resnet50 mobilenet_v3_large densenet121 bert_base vit_b_16 vit_l_16
 
-bench: build $(MODEL_PYTHON)/done $(BENCH_MODELS:%=$(MODEL_DIR)/%/model.onnx)
+bench: build $(MODEL_PYTHON)/has-grpc $(BENCH_MODELS:%=$(MODEL_DIR)/%/model.onnx)
 	cargo build --release -p mesh-tests --bins
 	MESH_MODELS=$(MODEL_DIR) ./target/release/bench $(SECTIONS)

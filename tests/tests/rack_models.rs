@@ -1,6 +1,6 @@
 //! Real models in four stages over four devices, each device asked: the whole model's answers. Needs root, and
 //! `MESH_MODELS`: a folder of models (`NAME/model.onnx`), as `make test-models` writes it. `MESH_MODEL` picks one.
-//! The same for tritonclient, where the Python that `MESH_PYTHON` names (default: `python3`) has it.
+//! The same for tritonclient, over HTTP and gRPC, where the Python that `MESH_PYTHON` names (default: `python3`) has it.
 
 #![allow(clippy::print_stderr, reason = "tests say what they skip and measure")]
 
@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Issue 2: difference allowed, as a part of the output's largest magnitude.
 const TOLERANCE: f64 = 1e-5;
 const STAGES: usize = 4;
+/// Where every device speaks gRPC: in its own namespace, so that all can take the same address.
+const GRPC: &str = "127.0.0.1:7402";
 
 #[test]
 fn real_models_in_four_stages_answer_like_the_whole() {
@@ -37,7 +39,9 @@ fn real_models_in_four_stages_answer_like_the_whole() {
 fn tritonclient_gets_the_answers_of_the_whole() {
     const WHAT: &str = "tritonclient gets the answers of the whole";
     let python = std::env::var("MESH_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has_it = Command::new(&python).args(["-c", "import tritonclient.http, onnxruntime"]).output();
+    let has_it = Command::new(&python)
+        .args(["-c", "import tritonclient.http, tritonclient.grpc, onnxruntime"])
+        .output();
     if !has_it.is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED without tritonclient and onnxruntime in {python}: {WHAT}");
         return;
@@ -49,14 +53,17 @@ fn tritonclient_gets_the_answers_of_the_whole() {
     deploy(&rack.devices[0], "digits", &digits::model()).expect("digits is deployed");
     deploy(&rack.devices[1], "real", &real).expect("the real model is deployed");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tritonclient_check.py");
+    let grpc = ["--grpc", "--url", GRPC];
     for device in &rack.devices {
-        let mut command = device.inside(&python);
-        command.arg(&script).arg("--digits").arg("digits").arg(digits::folder());
-        let output = command.arg("--model").arg("real").arg(&real).output().expect("the script runs");
-        let said = String::from_utf8_lossy(&output.stdout);
-        eprintln!("tritonclient at {}:\n{said}", device.name);
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {said}{complaint}\n{}", device.name, rack.logs());
+        for over in [&grpc[..0], &grpc] {
+            let mut command = device.inside(&python);
+            command.arg(&script).args(over).arg("--digits").arg("digits").arg(digits::folder());
+            let output = command.arg("--model").arg("real").arg(&real).output().expect("the script runs");
+            let said = String::from_utf8_lossy(&output.stdout);
+            eprintln!("tritonclient {over:?} at {}:\n{said}", device.name);
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{}: {said}{complaint}\n{}", device.name, rack.logs());
+        }
     }
 }
 
@@ -70,7 +77,7 @@ fn set_up(what: &str) -> Option<(Rack, Vec<PathBuf>)> {
         eprintln!("SKIPPED without root: {what}");
         return None;
     }
-    let mut rack = Rack::new(4, &[("MESH_LIMITS_THREADS", "1")]);
+    let mut rack = Rack::new(4, &[("MESH_LIMITS_THREADS", "1"), ("MESH_API_GRPC_LISTEN", GRPC)]);
     rack.start(4);
     rack.wait_for_one_cluster(PATIENCE);
     Some((rack, models))
