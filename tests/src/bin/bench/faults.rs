@@ -169,8 +169,10 @@ fn all_tries(
     faults: &[Fault],
     origin: &Origin,
 ) -> Result<(), Box<dyn Error>> {
+    let before = player.predicted("resnet50").unwrap_or(f64::NAN);
     let resnet_rate = attempt::capacity(player)? / 2.0;
-    eprintln!("resnet50 is asked {resnet_rate:.2} times a second");
+    let after = player.predicted("resnet50").unwrap_or(f64::NAN);
+    eprintln!("resnet50: {before:.2}/s predicted, {after:.2}/s after load; asked {resnet_rate:.2} times a second");
     for &fault in faults {
         let mut measured = Measured::so_far(fault, origin)?;
         for number in measured.seen.len()..tries {
