@@ -172,7 +172,9 @@ fn all_tries(
     let before = player.predicted("resnet50").unwrap_or(f64::NAN);
     let resnet_rate = attempt::capacity(player)? / 2.0;
     let after = player.predicted("resnet50").unwrap_or(f64::NAN);
-    eprintln!("resnet50: {before:.2}/s predicted, {after:.2}/s after load; asked {resnet_rate:.2} times a second");
+    eprintln!(
+        "resnet50: {before:.2}/s predicted, {after:.2}/s after load; asked {resnet_rate:.2} times a second"
+    );
     for &fault in faults {
         let mut measured = Measured::so_far(fault, origin)?;
         for number in measured.seen.len()..tries {
