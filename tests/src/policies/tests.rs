@@ -127,6 +127,16 @@ fn names_are_read_back() {
     assert!("fastest".parse::<Policy>().unwrap_err().contains("edgepipe"));
 }
 
+/// Some device runs several stages.
+fn has_turns(plan: &Plan) -> bool {
+    let replicas = plan.stages.iter().flat_map(|stage| &stage.replicas);
+    let mut devices: Vec<&str> = replicas.map(|replica| replica.device.as_str()).collect();
+    let all = devices.len();
+    devices.sort_unstable();
+    devices.dedup();
+    devices.len() < all
+}
+
 fn small() -> impl Strategy<Value = Problem> {
     (1usize..7, 1usize..5).prop_flat_map(|(blocks, devices)| {
         let block = (0u64..8, 0u8..10).prop_map(|(bytes, seconds)| (bytes, f64::from(seconds)));
@@ -142,15 +152,16 @@ fn small() -> impl Strategy<Value = Problem> {
 
 proptest! {
     /// What respects memory runs, no policy beats a plan that is called optimal, and equal links leave EdgePipe's
-    /// model no difference from ours.
+    /// model no difference from ours, but that no device of it has two stages.
     #[test]
     fn policies_never_beat_the_optimum(problem in small(), seed in 0u64..100) {
         let choices = Choices { seed, ..Choices::default() };
         let mesh = plan(Policy::Mesh, &problem, &choices);
+        let has_turns = mesh.as_ref().is_ok_and(has_turns);
         for policy in Policy::ALL {
             let Ok(stages) = stages(policy, &problem, &choices) else {
                 let exact = [Policy::Edgepipe, Policy::Mesh].contains(&policy);
-                prop_assert!(!exact || mesh.is_err(), "{policy:?} found nothing");
+                prop_assert!(!exact || mesh.is_err() || has_turns, "{policy:?} found nothing");
                 continue;
             };
             let costed = cost(&problem, stages);
@@ -162,7 +173,7 @@ proptest! {
             check(&pinned, &costed).unwrap();
             let mesh = mesh.as_ref().unwrap();
             prop_assert!(costed.bottleneck_s >= mesh.lower_bound_s * (1.0 - 1e-9), "{policy:?}");
-            if policy == Policy::Edgepipe && mesh.optimal {
+            if policy == Policy::Edgepipe && mesh.optimal && !has_turns {
                 prop_assert!(costed.bottleneck_s <= mesh.bottleneck_s * (1.0 + 1e-9));
             }
         }

@@ -99,7 +99,7 @@ fn commands_with_bad_input() {
         ("plan nope", FAILED, &["no deployment `nope`", "mesh deploy"]),
         ("undeploy nope", FAILED, &["no deployment `nope`"]),
         ("model rm nope", FAILED, &["no model `nope`", "mesh models"]),
-        ("model rm model.onnx", FAILED, &["used by deployment digits", "mesh undeploy digits"]),
+        ("model rm model.onnx", FAILED, &["in use by digits", "mesh undeploy digits"]),
         ("node drain nope", FAILED, &["no device `nope`", "mesh node list"]),
         ("node remove device-1", FAILED, &["cannot remove itself", "another one"]),
         ("status NOBODY", UNREACHABLE, &["no daemon answers at http://127.0.0.1:", "mesh run", "--api URL"]),
