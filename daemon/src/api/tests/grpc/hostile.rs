@@ -197,7 +197,9 @@ async fn all_bodies_together_are_bounded() {
         breakers.push(waiting.breaker());
         // Refused where a call of below has room just then.
         tokio::spawn(async move {
-            while waiting.send("ModelInfer", &[], unfinished(vec![0, 0, 1, 0, 0])).await.code() == 14 {}
+            while waiting.send("ModelInfer", &[], unfinished(vec![0, 0, 1, 0, 0])).await.code() == 14 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         });
     }
     let (deadline, body) = (Instant::now() + PATIENCE, framed(&[0; 8 << 10]));
@@ -240,7 +242,9 @@ async fn inputs_in_memory_are_bounded_too() {
     let breaks = waiting.breaker();
     // Refused where a call of below has room just then.
     tokio::spawn(async move {
-        while waiting.send("ModelInfer", &[], unfinished(vec![0, 0, 1, 0, 0])).await.code() == 14 {}
+        while waiting.send("ModelInfer", &[], unfinished(vec![0, 0, 1, 0, 0])).await.code() == 14 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     });
     let deadline = Instant::now() + PATIENCE;
     let code = async || client.infer(ones(8 << 10)).await.map_or_else(|status| status.code(), |_| Code::Ok);
