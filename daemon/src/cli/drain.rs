@@ -12,7 +12,10 @@ use super::{
     output,
     progress::{Progress, Unit},
 };
-use crate::status::{DeploymentStatus, NodeStatus, Status};
+use crate::{
+    control::select,
+    status::{DeploymentStatus, NodeStatus, Status},
+};
 
 /// Moving a stage fetches its weights and prepares it elsewhere first.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -72,14 +75,8 @@ pub(super) fn run(client: &Client, node: &str, no_wait: bool) -> Result<(), CliE
 /// The device that a name, an id, or the start or end of an id means, as the daemon reads it.
 fn find<'s>(status: &'s Status, text: &str) -> Option<&'s NodeStatus> {
     let exact = |node: &&NodeStatus| node.id == text || node.name == text;
-    // As `mesh node list` shows the end of an id.
-    let part = text.trim_start_matches('…');
     let nodes = &status.nodes;
-    nodes
-        .iter()
-        .find(exact)
-        .or_else(|| nodes.iter().find(|node| node.id.starts_with(part)))
-        .or_else(|| nodes.iter().find(|node| node.id.ends_with(part)))
+    nodes.iter().find(exact).or_else(|| nodes.iter().find(|node| select::is_part_of(&node.id, text)))
 }
 
 /// A deployment that still runs on the device.

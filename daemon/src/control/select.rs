@@ -24,13 +24,18 @@ pub fn short_id(id: &str) -> String {
     format!("{REST}{}", id.chars().skip(count - ID_END).collect::<String>())
 }
 
+/// Whether a text is the start or the end of an id, with or without a `…` before.
+pub fn is_part_of(id: &str, text: &str) -> bool {
+    let end = text.strip_prefix(REST).unwrap_or(text);
+    !end.is_empty() && (id.starts_with(text) || id.ends_with(end))
+}
+
 /// The one member that is meant by its name, its id, or the start or the end of its id, with or without a `…` before.
 pub fn member<'s>(state: &'s ClusterState, text: &str) -> Result<&'s Member, AppError> {
     let members = || state.members.values();
     let exact: Vec<&Member> = members().filter(|m| m.device.0 == text || m.name == text).collect();
-    let end = text.strip_prefix(REST).unwrap_or(text);
-    let is_part = |id: &str| !end.is_empty() && (id.starts_with(text) || id.ends_with(end));
-    let found = if exact.is_empty() { members().filter(|m| is_part(&m.device.0)).collect() } else { exact };
+    let is_part = |m: &&Member| is_part_of(&m.device.0, text);
+    let found = if exact.is_empty() { members().filter(is_part).collect() } else { exact };
     match found.as_slice() {
         [one] => Ok(*one),
         [] => Err(AppError::NotFound(format!("no device `{text}`; `mesh node list` shows all"))),
