@@ -1,12 +1,16 @@
 //! Shapes of plans on problems whose answer is known beforehand, and the words that go with them.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use mesh_planner::{
     Block, CheckError, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PinnedStage, Plan, Problem,
     ProblemError, TransferCost, check, evaluate, lifts, replan, solve, with_standbys,
 };
+
+use common::{is_close, solved};
 
 const MIB: u64 = 1 << 20;
 
@@ -35,16 +39,6 @@ fn even(blocks: usize, devices: usize, memory_bytes: u64) -> Problem {
         max_stages: None,
         pin: None,
     }
-}
-
-fn solved(problem: &Problem) -> Plan {
-    let plan = solve(problem, DEFAULT_STEPS).unwrap();
-    check(problem, &plan).unwrap();
-    plan
-}
-
-fn is_close(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-6 * b
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Plans that need a device in turns, fewer devices than were asked for, or replicas where requests enter.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use mesh_planner::{
-    Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PairLink, Plan, Problem, TransferCost, check,
-    solve,
+    Block, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PairLink, Problem, TransferCost, solve,
 };
+
+use common::{is_close, solved};
 
 /// Blocks of bytes and seconds, devices of one class and so many bytes, links of one rate.
 fn problem(blocks: &[(u64, f64)], cuts: &[u64], memories: &[u64], bytes_per_s: f64) -> Problem {
@@ -48,16 +51,6 @@ fn entering(shares: &[f64]) -> Option<BTreeMap<String, f64>> {
 
 fn without_link(from: usize, to: usize) -> PairLink {
     PairLink { from: name(from), to: name(to), bytes_per_s: 0.0, latency_s: 0.0 }
-}
-
-fn solved(problem: &Problem) -> Plan {
-    let plan = solve(problem, DEFAULT_STEPS).unwrap();
-    check(problem, &plan).unwrap();
-    plan
-}
-
-fn is_close(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-6 * b
 }
 
 #[test]
