@@ -187,7 +187,10 @@ fn verdict(all: &[Measured]) -> String {
         let rows = all.iter().flat_map(|measured| &measured.rows).filter(|row| is_of(&row.label));
         let off: Vec<f64> =
             rows.filter(|row| predicted(row) > 0.0).map(|row| row.rate / predicted(row) - 1.0).collect();
-        format!("{} of {}", off.iter().filter(|off| off.abs() <= NEAR).count(), off.len())
+        match off.len() {
+            0 => "none that was looked at".to_owned(),
+            all => format!("{} of {all}", off.iter().filter(|off| off.abs() <= NEAR).count()),
+        }
     };
     let is_mesh = |name: &str| name == Policy::Mesh.name();
     format!(
