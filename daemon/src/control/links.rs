@@ -45,8 +45,13 @@ const CARD_RARELY: u32 = 3;
 const CARD_PROBES: u64 = 4;
 /// A link whose writer was at work for this part of the time carries what it can...
 const FULL: f64 = 0.8;
-/// ...unless this device's processors were busy for this part of the time.
+/// ...unless this device's processors were busy for this part of the time, or weights went over it as well...
 const PROCESSOR_BOUND: f64 = 0.6;
+/// ...which does not make it so many times slower: then it need not be full for more than this part of the time, nor have
+/// carried more than these bytes.
+const FAR_SLOWER: f64 = 8.0;
+const FAR_SLOWER_FULL: f64 = 0.3;
+const FAR_SLOWER_BYTES: u64 = 128 * 1024;
 /// Fewer bytes between two looks say nothing.
 const BYTES_MIN: u64 = 512 * 1024;
 /// More bytes than buffers hold show that a link is faster than was known.
@@ -204,7 +209,7 @@ impl Links {
     }
 
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
-    /// of a link to activations says nothing.
+    /// of a link to activations says little.
     pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
         let (mut watch, mut card) = (LinkWatch::default(), CardWatch::default());
         let mut flows_before = BTreeMap::new();
@@ -218,8 +223,8 @@ impl Links {
             let live = self.facts.peers().live();
             self.learn_from_ways_back(&live);
             let flows = flows(&self.data.metrics().links, &live);
-            let believed = busy < PROCESSOR_BOUND && !is_serving_blobs();
-            for suspicion in watch.look(now.0, believed, &flows, |peer| self.known(peer).bytes_per_s) {
+            let beside = Beside { processors: busy >= PROCESSOR_BOUND, weights: is_serving_blobs() };
+            for suspicion in watch.look(now.0, beside, &flows, |peer| self.known(peer).bytes_per_s) {
                 let change = self.clear_up(&suspicion).await;
                 watch.cleared_up(&suspicion, change, Instant::now());
             }
@@ -313,6 +318,15 @@ fn flows(links: &[LinkMetrics], live: &[PeerId]) -> BTreeMap<PeerId, Flow> {
     flows
 }
 
+/// What else may make a link look slow.
+#[derive(Debug, Clone, Copy, Default)]
+struct Beside {
+    /// This device's processors are busy.
+    processors: bool,
+    /// Weights go out.
+    weights: bool,
+}
+
 /// A link that seems to have another rate than the one known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Suspicion {
@@ -352,11 +366,11 @@ struct Watched {
 }
 
 impl LinkWatch {
-    /// Looks at all links of live peers. Where nothing is `believed`, looks start anew.
+    /// Looks at all links of live peers.
     fn look(
         &mut self,
         now: Instant,
-        believed: bool,
+        beside: Beside,
         flows: &BTreeMap<PeerId, Flow>,
         known: impl Fn(PeerId) -> f64,
     ) -> Vec<Suspicion> {
@@ -367,7 +381,7 @@ impl LinkWatch {
             let fresh =
                 Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now, probed: now };
             let link = self.links.entry(peer).or_insert(fresh);
-            let seen = link.look(now, believed, flow, known(peer), self.slowed.contains_key(&peer));
+            let seen = link.look(now, beside, flow, known(peer), self.slowed.contains_key(&peer));
             (link.at, link.flow) = (now, flow);
             if let Some(seen) = seen {
                 suspicions.push(Suspicion { peer, seen });
@@ -400,7 +414,7 @@ impl Watched {
     fn look(
         &mut self,
         now: Instant,
-        believed: bool,
+        beside: Beside,
         flow: Flow,
         known: f64,
         was_slowed: bool,
@@ -411,8 +425,10 @@ impl Watched {
             return Some(0.0);
         }
         let busy_s = flow.busy_s - self.flow.busy_s;
-        let is_full = sent >= BYTES_MIN && busy_s >= FULL * took;
-        let is_slow = believed && is_full && sent as f64 / busy_s < known * (1.0 - NEWS);
+        let (rate, full) = (sent as f64 / busy_s, busy_s / took);
+        let is_slower = sent >= BYTES_MIN && full >= FULL && rate < known * (1.0 - NEWS);
+        let is_far_slower = sent >= FAR_SLOWER_BYTES && full >= FAR_SLOWER_FULL && rate * FAR_SLOWER < known;
+        let is_slow = !beside.processors && (is_far_slower || (is_slower && !beside.weights));
         let is_fast = sent >= BYTES_FAST && sent as f64 / took > known * (1.0 + NEWS);
         if !is_slow && !is_fast {
             self.since = None;

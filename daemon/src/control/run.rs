@@ -232,9 +232,9 @@ fn build(
     let budget = budget::of(config);
     let facts = Facts::new(net.local_peer(), Peers::default(), first_report(config, budget, threads));
     facts.update_own(&net, |own| own.cluster = Some(consensus.view().borrow().state.cluster_id));
-    let transfer = Transfer::new(net.clone(), store, facts.peers().clone());
-    let models = Models::new(transfer.clone());
     let data = DataPlane::start(net.local_peer(), net.clone(), DataLimits::for_memory(budget));
+    let transfer = Transfer::new(net.clone(), store, facts.peers().clone(), data.under_way());
+    let models = Models::new(transfer.clone());
     let proposer = Proposer::new(net.clone(), consensus.clone());
     let options = SessionOptions {
         threads,

@@ -19,6 +19,7 @@ use mesh_inference::blobs::{BlobError, BlobStore, Hash};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 mod claims;
+mod courtesy;
 mod patience;
 mod pull;
 mod serve;
@@ -27,6 +28,7 @@ mod share;
 mod tests;
 
 use claims::Claims;
+use courtesy::Courtesy;
 use patience::{Next, Patience};
 use share::{Faults, distribute};
 
@@ -34,7 +36,10 @@ use super::{
     peers::Peers,
     rpc::{HAVE_MAX, HaveCall, HaveReply, METHOD_HAVE, decode, encode},
 };
-use crate::net::{Net, PeerId};
+use crate::{
+    data::UnderWay,
+    net::{Net, PeerId},
+};
 
 /// Bytes moved at once; also what a stalled transfer is measured by.
 const CHUNK: usize = 256 * 1024;
@@ -115,6 +120,7 @@ pub struct Transfer {
     /// Who in this process reads which blob through.
     checks: Claims,
     turns: Arc<Semaphore>,
+    courtesy: Courtesy,
 }
 
 /// A blob that is wanted.
@@ -127,10 +133,18 @@ pub struct Wanted {
 }
 
 impl Transfer {
-    /// On this network and store.
-    pub fn new(net: Net, store: BlobStore, peers: Peers) -> Self {
+    /// On this network and store. On slow links, activations `under_way` go first.
+    pub fn new(net: Net, store: BlobStore, peers: Peers, under_way: UnderWay) -> Self {
         let (claims, checks) = (Claims::default(), Claims::default());
-        Self { net, store, peers, claims, checks, turns: Arc::new(Semaphore::new(CHECKS)) }
+        Self {
+            net,
+            store,
+            peers,
+            claims,
+            checks,
+            turns: Arc::new(Semaphore::new(CHECKS)),
+            courtesy: Courtesy::new(under_way),
+        }
     }
 
     /// The local store.

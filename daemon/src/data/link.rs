@@ -23,11 +23,10 @@ use super::{
     sent::Sent,
     taken::Taken,
     transport::{DataStream, Transport},
+    underway::UnderWay,
     wire::{Outgoing, now},
 };
 
-/// Frames from this size on are used to measure the stream.
-const MEASURED_MIN: usize = 64 << 10;
 /// Weight of the newest measurement.
 const SMOOTHING: f64 = 0.2;
 /// Pause after a stream could not be opened; doubles up to [`REOPEN_MAX`].
@@ -89,9 +88,10 @@ impl Link {
         peer: PeerId,
         transport: Arc<dyn Transport>,
         limits: &DataLimits,
-        busy: Arc<Busy>,
+        counted: (Arc<Busy>, UnderWay),
         on_lost: OnLost,
     ) -> Self {
+        let (busy, under_way) = counted;
         let (queue, frames) = mpsc::channel(limits.link_queue_frames.max(1));
         let shared = Arc::new(Shared {
             peer,
@@ -106,6 +106,7 @@ impl Link {
             peer,
             transport,
             stall: limits.stall_max,
+            under_way,
             stream: None,
             taken: Taken::default(),
             lost: Vec::new(),
@@ -276,6 +277,7 @@ struct Sender {
     peer: PeerId,
     transport: Arc<dyn Transport>,
     stall: Duration,
+    under_way: UnderWay,
     stream: Option<Box<dyn DataStream>>,
     /// What it has taken.
     taken: Taken,
@@ -351,10 +353,12 @@ impl Sender {
         outgoing: &Outgoing,
     ) -> io::Result<()> {
         let start = now();
+        let wire_bytes = outgoing.wire_bytes();
+        // A large one also measures the stream.
+        let crossing = self.under_way.begin(wire_bytes as u64);
         outgoing.write(&mut stream, self.stall).await?;
         let seconds = now().saturating_duration_since(start).as_secs_f64();
         self.stream = Some(stream);
-        let wire_bytes = outgoing.wire_bytes();
         let mut numbers = shared.numbers();
         numbers.frames += 1;
         numbers.bytes_sent += wire_bytes as u64;
@@ -362,7 +366,7 @@ impl Sender {
         if let Body::Activation { stage, .. } = frame.body {
             numbers.sent.add(&frame.address, stage, wire_bytes);
         }
-        if wire_bytes >= MEASURED_MIN && seconds > 0.0 {
+        if crossing.is_some() && seconds > 0.0 {
             numbers.busy_s += seconds;
             numbers.bytes_per_s = smooth(numbers.bytes_per_s, wire_bytes as f64 / seconds);
         }

@@ -6,7 +6,7 @@
 //! - [`reachable`] says which stages frames reach and how others are refused. Pure.
 //! - [`frame`] is the wire format, checked before anything is allocated; [`wire`] moves frames over a byte stream.
 //! - [`link`] owns the one outbound stream to a peer, [`sent`] how large its frames were, [`taken`] which of them may be
-//!   lost with it; [`hosting`] the queue in front of a stage that runs here.
+//!   lost with it; [`underway`] counts large ones that cross; [`hosting`] is the queue in front of a stage that runs here.
 //! - [`plane`] ties them together behind [`DataPlane`], the only thing that the rest of the daemon sees.
 //!
 //! Nothing here blocks on something that another device may hold up: readers only ever *try* to queue work, and what
@@ -28,6 +28,7 @@ mod route;
 mod sent;
 mod taken;
 mod transport;
+mod underway;
 mod wire;
 
 pub use balance::Detour;
@@ -41,6 +42,7 @@ pub use reachable::Reachable;
 pub use route::{Route, RouteStage, StageKey};
 pub use sent::SentMetrics;
 pub use transport::{DataStream, Transport};
+pub use underway::UnderWay;
 
 #[cfg(test)]
 mod tests;

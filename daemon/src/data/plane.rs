@@ -29,6 +29,7 @@ use super::{
     reachable::Reachable,
     route::{Route, StageKey},
     transport::{DataStream, Transport},
+    underway::UnderWay,
     wire::now,
 };
 use mesh_inference::tensor::Tensor;
@@ -60,6 +61,8 @@ struct Shared {
     on_done: Arc<OnDone>,
     /// How much of the time this device computes.
     busy: Arc<Busy>,
+    /// Large frames that are on their way now.
+    under_way: UnderWay,
     /// Bytes of the frames that came, as they were on the wire.
     received: AtomicU64,
     /// Bytes of the tensors that clients brought and took.
@@ -114,6 +117,7 @@ impl DataPlane {
                 readers: Mutex::new(HashMap::new()),
                 on_done,
                 busy: Arc::new(Busy::new(now())),
+                under_way: UnderWay::default(),
                 received: AtomicU64::new(0),
                 entered: AtomicU64::new(0),
                 rates: Mutex::new(BTreeMap::new()),
@@ -124,6 +128,11 @@ impl DataPlane {
         });
         shared.runtime.spawn(keep_time(Arc::downgrade(&shared), stop));
         Self { shared }
+    }
+
+    /// Large frames that are on their way to or from this device, for what can wait to give way to.
+    pub fn under_way(&self) -> UnderWay {
+        self.shared.under_way.clone()
     }
 
     /// Replaces all routes. Called on every change of the replicated state.
@@ -210,7 +219,13 @@ impl DataPlane {
     /// Takes an inbound stream of a peer.
     pub fn accept(&self, peer: PeerId, stream: impl DataStream) {
         let stop = self.shared.stop.clone();
-        let reading = read_stream(Arc::downgrade(&self.shared), peer, stream, self.shared.limits.clone());
+        let reading = read_stream(
+            Arc::downgrade(&self.shared),
+            peer,
+            stream,
+            self.shared.limits.clone(),
+            self.under_way(),
+        );
         let task = self.shared.runtime.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -355,7 +370,8 @@ impl Shared {
             }
         });
         let transport = self.transport.clone();
-        let link = Link::start(&self.runtime, peer, transport, &self.limits, self.busy.clone(), on_lost);
+        let counted = (self.busy.clone(), self.under_way.clone());
+        let link = Link::start(&self.runtime, peer, transport, &self.limits, counted, on_lost);
         link.set_rate_hint(lock(&self.rates).get(&peer).copied().unwrap_or(0.0));
         link.set_moving(lock(&self.moving).get(&peer).copied().unwrap_or(0.0));
         link

@@ -21,6 +21,7 @@ use super::{
         decode_header, encode_header, header_length,
     },
     limits::DataLimits,
+    underway::UnderWay,
 };
 
 /// Frames up to this size go out in one piece.
@@ -139,13 +140,14 @@ pub(super) fn work(codec: Codec, bytes: usize) -> usize {
     }
 }
 
-/// Reads the next frame; tells also how many bytes it was on the wire. `None` when the stream ended between frames.
-/// `buffer` is for packed tensors; giving the same
-/// again for the next frame saves the work of getting fresh memory.
+/// Reads the next frame, which counts as `under_way` meanwhile; tells also how many bytes it was on the wire. `None` when
+/// the stream ended between frames. `buffer` is for packed tensors; giving the same again for the next frame saves the work
+/// of getting fresh memory.
 pub(super) async fn read_frame(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
     limits: &DataLimits,
+    under_way: &UnderWay,
 ) -> Result<Option<(Frame, u64)>, FrameError> {
     let mut prefix = [0u8; 8];
     // Between frames the wait is as long as the peer is silent; its connection is watched elsewhere.
@@ -164,6 +166,7 @@ pub(super) async fn read_frame(
     let arrived = now();
     let packed: u64 = header.tensors.iter().map(|tensor| tensor.length).sum();
     let bytes = (prefix.len() + length) as u64 + packed;
+    let _crossing = under_way.begin(packed);
     let mut tensors = Vec::with_capacity(header.tensors.len());
     for wire in header.tensors {
         tensors.push(read_tensor(stream, buffer, wire, limits).await?);

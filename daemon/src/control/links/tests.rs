@@ -11,20 +11,21 @@ struct World {
     rate: f64,
     wanted: f64,
     known: f64,
-    believed: bool,
+    beside: Beside,
 }
 
 impl World {
     fn new(known: f64, rate: f64, wanted: f64) -> Self {
         let (watch, peer, flow) = (LinkWatch::default(), PeerId::random(), Flow::default());
-        let mut world = Self { watch, peer, now: Instant::now(), flow, rate, wanted, known, believed: true };
+        let mut world =
+            Self { watch, peer, now: Instant::now(), flow, rate, wanted, known, beside: Beside::default() };
         assert_eq!(world.look(), None, "the first look shows nothing");
         world
     }
 
     fn look(&mut self) -> Option<Suspicion> {
         let flows = BTreeMap::from([(self.peer, self.flow)]);
-        let found = self.watch.look(self.now, self.believed, &flows, |_| self.known);
+        let found = self.watch.look(self.now, self.beside, &flows, |_| self.known);
         found.first().copied()
     }
 
@@ -86,12 +87,24 @@ fn a_link_that_got_faster_is_found() {
 #[test]
 fn busy_processors_are_not_slow_links() {
     let mut world = World::new(125e6, 5e6, 50e6);
-    world.believed = false;
+    world.beside.processors = true;
     assert_eq!(world.suspicions(20, false), 0, "this device is busy");
-    world.believed = true;
+    world.beside.processors = false;
     let asked = world.suspicions(360, true);
     assert!((2..=12).contains(&asked), "the peer is busy: {asked} probes in an hour");
     assert!((world.known - 125e6).abs() < 1.0);
+}
+
+/// As on a link that has become slow while standbys get their weights over it.
+#[test]
+fn weights_beside_hide_only_a_link_that_is_a_little_slower() {
+    let mut world = World::new(12.5e6, 3e6, 5e6);
+    world.beside.weights = true;
+    assert_eq!(world.suspicions(20, false), 0, "the weights may be all of it");
+    let mut world = World::new(12.5e6, 0.6e6, 0.3e6);
+    world.beside.weights = true;
+    assert_eq!(world.suspicions(20, false), 1, "and with one frame in a while");
+    assert!((world.known / 0.6e6 - 1.0).abs() < 1e-3, "{}", world.known);
 }
 
 #[test]
@@ -110,7 +123,7 @@ fn a_slowed_link_at_rest_is_tried_until_it_has_recovered() {
 fn peers_that_are_gone_are_forgotten() {
     let mut world = World::new(12.5e6, 1e6, 50e6);
     assert_eq!(world.suspicions(3, false), 1);
-    assert!(world.watch.look(world.now, true, &BTreeMap::new(), |_| 0.0).is_empty());
+    assert!(world.watch.look(world.now, Beside::default(), &BTreeMap::new(), |_| 0.0).is_empty());
     assert!(world.watch.links.is_empty() && world.watch.slowed.is_empty());
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
 };
 
 use mesh_inference::blobs::{BlobError, Hash};
@@ -158,7 +159,9 @@ impl Transfer {
         let mut chunk = vec![0u8; CHUNK];
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            let began = Instant::now();
             timeout(STALL, stream.read_exact(&mut chunk[..want])).await.map_err(stalled)??;
+            self.courtesy.after(began.elapsed()).await;
             partial.append(&chunk[..want]).map_err(PullError::Store)?;
             counted.add(want as u64);
             left -= want as u64;

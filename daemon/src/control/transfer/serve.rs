@@ -1,6 +1,9 @@
 //! The serving side of blob streams.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use mesh_inference::blobs::Hash;
 use tokio::{
@@ -62,7 +65,9 @@ impl Transfer {
             let read = file.read_exact(&mut chunk[..want]).await;
             // Whatever the disk has lost since the check, the next request finds out.
             read.inspect_err(|_| self.store.doubt(&hash))?;
+            let began = Instant::now();
             timeout(STALL, stream.write_all(&chunk[..want])).await.map_err(stalled)??;
+            self.courtesy.after(began.elapsed()).await;
             left -= want as u64;
         }
         stream.flush().await

@@ -9,6 +9,7 @@ use super::{
     super::rpc::{HaveCall, METHOD_HAVE, decode, encode},
     *,
 };
+use crate::data::UnderWay;
 use crate::net::{Channel, Identity, NetConfig, NetEvent, NetEvents};
 
 /// Far above what any step needs on a loaded machine; only a failing test waits this long.
@@ -52,7 +53,12 @@ impl Device {
         .await
         .unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let transfer = Transfer::new(net, BlobStore::open(folder.path()).unwrap(), Peers::default());
+        let transfer = Transfer::new(
+            net,
+            BlobStore::open(folder.path()).unwrap(),
+            Peers::default(),
+            UnderWay::default(),
+        );
         tokio::spawn(serve(events, transfer.clone()));
         Self { transfer, folder }
     }

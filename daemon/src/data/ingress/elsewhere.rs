@@ -16,8 +16,14 @@ impl Ingress {
         let State::Sent(sent) = &mut request.state else { return };
         let is_over = sent.gives_up <= now;
         let waited = now.saturating_duration_since(sent.at);
-        if !is_over && !deployment.patience.may_copy(now, sent) {
-            // A queue may come to a stop, and other copies be answered.
+        if !deployment.patience.may_copy(now, sent) {
+            // A queue may come to a stop, and other copies be answered. Where all that waited for too long went out again,
+            // they would wait for longer still.
+            if is_over {
+                request.timeouts += 1;
+                let route = deployment.route.as_deref();
+                sent.gives_up = now + deployment.patience.timeout(route, request.timeouts, &self.limits);
+            }
             sent.until = sent.gives_up.min(now + (waited / 2).max(self.limits.copy_min));
             self.set_timer(id);
             return;
@@ -43,9 +49,7 @@ impl Ingress {
             self.set_timer(id);
             return;
         }
-        if !is_over {
-            deployment.patience.copied(now);
-        }
+        deployment.patience.copied(now);
         self.resend(now, id);
     }
 

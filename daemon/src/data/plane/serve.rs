@@ -16,6 +16,7 @@ use super::{
         limits::DataLimits,
         route::StageKey,
         transport::DataStream,
+        underway::UnderWay,
         wire::{now, read_frame},
     },
     Shared,
@@ -143,10 +144,11 @@ pub(super) async fn read_stream(
     peer: PeerId,
     mut stream: impl DataStream,
     limits: DataLimits,
+    under_way: UnderWay,
 ) {
     let mut buffer = Vec::new();
     loop {
-        match read_frame(&mut stream, &mut buffer, &limits).await {
+        match read_frame(&mut stream, &mut buffer, &limits, &under_way).await {
             Ok(Some((frame, bytes))) => match shared.upgrade() {
                 Some(shared) => {
                     shared.received.fetch_add(bytes, Ordering::Relaxed);

@@ -204,6 +204,22 @@ fn a_slow_attempt_is_left_alone_where_there_is_no_other_device() {
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 0), "{effects:?}");
 }
 
+/// As on links that have become a hundred times slower: all that waits for too long must not be sent twice.
+#[test]
+fn requests_that_all_take_too_long_do_not_all_go_out_again() {
+    let mut world = World::with_peers();
+    // As many as the window of the route lets through.
+    let window = 4;
+    world.plan(0, &[0b0110]);
+    (0..window).for_each(|_| world.begin(0, 60_000));
+    world.check();
+    for _ in 0..300 {
+        world.apply(Event::Wait { ms: 100 });
+        world.check();
+    }
+    assert_eq!((world.sends.len(), world.open.len()), (window + 3, window), "three copies, nothing given up");
+}
+
 /// The only device of a stage is back and has not loaded it yet: what is before it must not run in vain all the time.
 #[test]
 fn a_stage_that_is_not_there_yet_is_asked_for_less_and_less() {
