@@ -29,8 +29,7 @@ impl Ingress {
             return;
         }
         let (epoch, devices) = (sent.address.epoch, Arc::clone(&sent.address.devices));
-        devices.iter().for_each(|device| request.avoid(*device));
-        let picked = self.would_pick(now, id);
+        let picked = self.pick_elsewhere(now, id, &devices);
         let is_same = picked.as_ref().is_some_and(|picked| picked.0 == epoch && picked.1[..] == devices[..]);
         let Some(request) = self.requests.get_mut(&id) else { return };
         let Some(deployment) = self.deployments.get_mut(&request.deployment) else { return };
@@ -51,6 +50,37 @@ impl Ingress {
         }
         deployment.patience.copied(now);
         self.resend(now, id);
+    }
+
+    /// What the request would be sent to instead of `devices`, which it keeps away from from now on. Where others in the
+    /// place of all of them are not to be had, it leaves one of them only, each request another: nobody knows which is bad,
+    /// and two that stand by for each other would only change places.
+    fn pick_elsewhere(&mut self, now: Instant, id: u64, devices: &[PeerId]) -> Option<(u64, Vec<PeerId>)> {
+        let request = self.requests.get_mut(&id)?;
+        let before = request.avoided.clone();
+        devices.iter().for_each(|device| request.avoid(*device));
+        let all_avoided = request.avoided.clone();
+        let picked = self.would_pick(now, id);
+        let mut suspects: Vec<PeerId> = devices.iter().copied().filter(|device| *device != self.me).collect();
+        suspects.dedup();
+        let leads_back =
+            picked.as_ref().is_some_and(|picked| picked.1.iter().any(|at| suspects.contains(at)));
+        if !leads_back || suspects.len() < 2 {
+            return picked;
+        }
+        let first = usize::try_from(id % suspects.len() as u64).unwrap_or(0);
+        suspects.rotate_left(first);
+        for suspect in suspects {
+            let request = self.requests.get_mut(&id)?;
+            request.avoided.clone_from(&before);
+            request.avoid(suspect);
+            let without = self.would_pick(now, id);
+            if without.as_ref().is_some_and(|picked| !picked.1.contains(&suspect)) {
+                return without;
+            }
+        }
+        self.requests.get_mut(&id)?.avoided = all_avoided;
+        picked
     }
 
     /// The plan and the devices that the request would be sent to now.

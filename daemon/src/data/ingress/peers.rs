@@ -40,10 +40,14 @@ impl Ingress {
         let here = Here { device: self.me, jobs: self.own_jobs };
         let deployment = self.deployments.get_mut(&address.deployment)?;
         let at = (address.epoch, stage, picked);
+        let is_gone = self.late.contains(&picked) || !self.up.contains(&picked);
+        // A request that goes out again keeps away from devices that this one may still think well of.
+        if address.attempt > 0 && !is_gone {
+            return None;
+        }
         let well = but(&self.up, &self.late, self.doubts.list(now));
         let other = deployment.detour(now, here, &well, at, by);
         // Who is back is better than who is gone.
-        let is_gone = self.late.contains(&picked) || !self.up.contains(&picked);
         if other.is_none() && is_gone {
             return deployment.detour(now, here, &but(&self.up, &self.late, &[]), at, by);
         }

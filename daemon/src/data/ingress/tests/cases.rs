@@ -1,6 +1,7 @@
 //! The ingress in single cases.
 
 use super::*;
+use crate::data::Detour;
 
 #[test]
 fn a_late_answer_of_an_older_attempt_is_taken() {
@@ -218,6 +219,55 @@ fn requests_that_all_take_too_long_do_not_all_go_out_again() {
         world.check();
     }
     assert_eq!((world.sends.len(), world.open.len()), (window + 3, window), "three copies, nothing given up");
+}
+
+/// Two devices that stand by for each other, one of which answers nothing any more: it is not known which.
+#[test]
+fn copies_leave_one_device_each_where_not_all_can_be_left() {
+    let mut world = World::with_peers();
+    let (a, b) = (world.peers[1], world.peers[2]);
+    world.plan(0, &[0b0010, 0b0100]);
+    let mut route = (*world.routes[NAMES[0]]).clone();
+    route.epoch += 1;
+    world.epoch += 1;
+    (route.stages[0].standbys, route.stages[1].standbys) = (vec![b], vec![a]);
+    world.routes.insert(NAMES[0].into(), Arc::new(route));
+    world.ingress.set_routes(world.now, world.routes.clone());
+    (0..2).for_each(|_| world.begin(0, 60_000));
+    world.check();
+    world.apply(Event::Wait { ms: 700 });
+    world.check();
+    let mut routes: Vec<Vec<PeerId>> = world.sends.iter().map(|send| send.devices.to_vec()).collect();
+    assert_eq!(routes[..2], [vec![a, b], vec![a, b]]);
+    let mut copies = routes.split_off(2);
+    copies.sort();
+    let mut alone = vec![vec![a, a], vec![b, b]];
+    alone.sort();
+    assert_eq!(copies, alone);
+}
+
+/// A device in the middle of the way doubts whom its ingress has picked for a request that waited for another one.
+#[test]
+fn a_request_that_goes_out_again_is_led_back_by_nobody() {
+    let mut world = World::with_peers();
+    let (a, b) = (world.peers[1], world.peers[2]);
+    world.plan(0, &[0b0001, 0b0110]);
+    world.ingress.peer_late(world.now, a, true);
+    world.ingress.peer_late(world.now, a, false);
+    world.begin(0, 60_000);
+    world.check();
+    let mut address = world.sends[0].clone();
+    let by = Detour { fresh: Duration::from_secs(1), is_near: &|_| true };
+    address.devices = [address.devices[0], a].into();
+    assert_eq!(
+        world.ingress.detour(world.now, &address, 1, &by),
+        Some(b),
+        "it was not heard of a moment ago"
+    );
+    address.attempt = 1;
+    assert_eq!(world.ingress.detour(world.now, &address, 1, &by), None);
+    world.ingress.peer_late(world.now, a, true);
+    assert_eq!(world.ingress.detour(world.now, &address, 1, &by), Some(b), "it is not heard of now");
 }
 
 /// The only device of a stage is back and has not loaded it yet: what is before it must not run in vain all the time.
