@@ -13,7 +13,7 @@ use std::{
 
 pub use device::{Client, Device, NoAnswer};
 pub use namespace::{Namespace, is_root, move_into};
-pub use tensors::BinaryRequest;
+pub use tensors::{Answer, BinaryRequest};
 
 /// Devices joined by one bridge.
 #[derive(Debug)]

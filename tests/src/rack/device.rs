@@ -14,7 +14,7 @@ use mesh_inference::tensor::Tensor;
 use super::{
     binary,
     namespace::Namespace,
-    tensors::{self, BinaryRequest},
+    tensors::{self, Answer, BinaryRequest},
 };
 
 /// A device of a rack.
@@ -247,15 +247,12 @@ impl Client {
         model: &str,
         inputs: &[(String, Tensor)],
     ) -> Result<Vec<(String, Tensor)>, String> {
-        self.infer_encoded(model, &BinaryRequest::new(inputs)).map_err(|why| why.to_string())
+        let answer = self.infer_encoded(model, &BinaryRequest::new(inputs));
+        answer.map(|answer| answer.outputs).map_err(|why| why.to_string())
     }
 
     /// The same with a request that was encoded before.
-    pub fn infer_encoded(
-        &self,
-        model: &str,
-        request: &BinaryRequest,
-    ) -> Result<Vec<(String, Tensor)>, NoAnswer> {
+    pub fn infer_encoded(&self, model: &str, request: &BinaryRequest) -> Result<Answer, NoAnswer> {
         let broken = |error: ureq::Error| NoAnswer::Broken(error.to_string());
         let url = format!("{}/v2/models/{model}/infer", self.base);
         let post = self.agent.post(url).content_type("application/octet-stream");

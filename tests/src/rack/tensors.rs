@@ -43,8 +43,17 @@ fn encode(inputs: &[(String, Tensor)]) -> (Vec<u8>, usize) {
     (body, json_length)
 }
 
-/// The outputs of an answer whose JSON part is `json_length` bytes long.
-pub(super) fn decode(body: &[u8], json_length: usize) -> Option<Vec<(String, Tensor)>> {
+/// An answer to a request for inference.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Outputs by name.
+    pub outputs: Vec<(String, Tensor)>,
+    /// How often the mesh sent the request again.
+    pub retries: u64,
+}
+
+/// The answer whose JSON part is `json_length` bytes long.
+pub(super) fn decode(body: &[u8], json_length: usize) -> Option<Answer> {
     let (header, mut rest) = body.split_at_checked(json_length)?;
     let header: Value = serde_json::from_slice(header).ok()?;
     let mut outputs = Vec::new();
@@ -57,5 +66,6 @@ pub(super) fn decode(body: &[u8], json_length: usize) -> Option<Vec<(String, Ten
         let tensor = Tensor::from_bytes(dtype, &shape?, bytes).ok()?;
         outputs.push((output["name"].as_str()?.to_owned(), tensor));
     }
-    rest.is_empty().then_some(outputs)
+    let retries = header["parameters"]["retries"].as_u64()?;
+    rest.is_empty().then_some(Answer { outputs, retries })
 }

@@ -91,7 +91,11 @@ impl Fault {
 struct Clients {
     /// Whether a device that the fault hit had a stage of it.
     was_hit: bool,
-    /// From the fault to the first right answer to a request that was sent after it; of several faults the longest.
+    /// From the fault to the first right answer by a route that was picked after it; of several faults the longest. Not
+    /// looked at by earlier code.
+    #[serde(default)]
+    new_route_s: Option<f64>,
+    /// The same to a request that was sent after it.
     first_s: f64,
     /// Longest time without an answer.
     silence_s: f64,
@@ -181,10 +185,12 @@ fn all_tries(
             let one = attempt::attempt(player, fault, number, resnet_rate)?;
             let resnet = one.resnet.unwrap_or(one.digits);
             eprintln!(
-                "{} {}: first answer of digits after {:.2} s, of resnet50 {:.2} s; silent {:.2} and {:.2} s; a client \
-                 waited {:.2} s; {} lost",
+                "{} {}: by the new route after {:.2} and {:.2} s; to a new request after {:.2} and {:.2} s; silent {:.2} \
+                 and {:.2} s; a client waited {:.2} s; {} lost",
                 fault.name(),
                 number + 1,
+                one.digits.new_route_s.unwrap_or(f64::NAN),
+                resnet.new_route_s.unwrap_or(f64::NAN),
                 one.digits.first_s,
                 resnet.first_s,
                 one.digits.silence_s,

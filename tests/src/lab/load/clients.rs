@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_inference::tensor::Tensor;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -17,7 +16,7 @@ use super::{
     Entrance, Expected, LoadSpec,
     record::{Outcome, Shared},
 };
-use crate::rack::{Client, NoAnswer, move_into};
+use crate::rack::{Answer, Client, NoAnswer, move_into};
 
 /// After an error a client of a closed loop waits so long: it would ask again at once otherwise.
 const AFTER_ERROR: Duration = Duration::from_millis(20);
@@ -71,6 +70,7 @@ impl Worker {
                 }
                 None => self.shared.done(
                     job.scheduled,
+                    false,
                     Outcome::Failed,
                     Some("there is no such namespace".into()),
                 ),
@@ -85,7 +85,7 @@ impl Worker {
             && let Err(error) = move_into(name)
         {
             let why = format!("the namespace {name} cannot be entered: {error}");
-            self.shared.done(Instant::now(), Outcome::Failed, Some(why));
+            self.shared.done(Instant::now(), false, Outcome::Failed, Some(why));
             return None;
         }
         Some(self.client_at(&self.entrance))
@@ -97,7 +97,7 @@ impl Worker {
     }
 
     /// The same question at the second entrance, if there is one. Its connection is not kept.
-    fn ask_second(&self, input: usize) -> Option<Result<Vec<(String, Tensor)>, NoAnswer>> {
+    fn ask_second(&self, input: usize) -> Option<Result<Answer, NoAnswer>> {
         let second = self.second.as_ref()?;
         self.shared.turned();
         let enter = |entrance: &Entrance| entrance.namespace.as_ref().map_or(Ok(()), |name| move_into(name));
@@ -117,8 +117,9 @@ impl Worker {
             Err(why) => self.ask_second(input).unwrap_or(Err(why)),
             answer => answer,
         };
+        let is_resent = answer.as_ref().is_ok_and(|answer| answer.retries > 0);
         let (outcome, said) = match answer {
-            Ok(answer) => match self.expected.check(input, &answer) {
+            Ok(answer) => match self.expected.check(input, &answer.outputs) {
                 Ok(()) => (Outcome::Right, None),
                 Err(why) => (Outcome::Wrong, Some(why)),
             },
@@ -128,7 +129,7 @@ impl Worker {
             Err(why) => (Outcome::Failed, Some(why.to_string())),
         };
         let said = said.map(|said| format!("{}: {said}", self.entrance.url));
-        self.shared.done(since, outcome, said);
+        self.shared.done(since, is_resent, outcome, said);
         self.shared.ended(self.number);
         matches!(outcome, Outcome::Right | Outcome::Wrong)
     }

@@ -33,6 +33,8 @@ pub(super) struct Event {
     pub(super) at: Duration,
     /// Time since it arrived.
     pub(super) latency_us: u32,
+    /// The mesh sent it again.
+    pub(super) is_resent: bool,
     pub(super) outcome: Outcome,
 }
 
@@ -137,13 +139,14 @@ impl Shared {
     }
 
     /// A request that arrived at `since` has ended.
-    pub(super) fn done(&self, since: Instant, outcome: Outcome, said: Option<String>) {
+    pub(super) fn done(&self, since: Instant, is_resent: bool, outcome: Outcome, said: Option<String>) {
         let mut record = self.record();
         // Taken under the lock, so that events lie in the order of their times.
         let now = Instant::now();
         let latency = now.saturating_duration_since(since).as_micros();
         let latency_us = u32::try_from(latency).unwrap_or(u32::MAX);
-        record.add(Event { at: now.saturating_duration_since(self.origin), latency_us, outcome }, said);
+        let at = now.saturating_duration_since(self.origin);
+        record.add(Event { at, latency_us, is_resent, outcome }, said);
         if matches!(outcome, Outcome::Right | Outcome::Wrong) {
             self.answers.fetch_add(1, Ordering::Release);
         }

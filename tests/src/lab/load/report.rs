@@ -46,6 +46,9 @@ pub struct LoadReport {
     /// Time of each right answer, in order, in seconds, and its latency in milliseconds.
     #[serde(skip)]
     answers: Vec<(f64, f64)>,
+    /// Times of those to requests that the mesh had sent again, in order.
+    #[serde(skip)]
+    resent: Vec<f64>,
     /// Times of everything else, in order.
     #[serde(skip)]
     errors: Vec<f64>,
@@ -102,8 +105,11 @@ pub struct Mark {
 impl LoadReport {
     pub(super) fn of(record: &Record, seconds: f64) -> Self {
         let mut answers = Vec::with_capacity(record.events.len());
-        let mut errors = Vec::new();
+        let (mut resent, mut errors) = (Vec::new(), Vec::new());
         for event in &record.events {
+            if event.is_resent && event.outcome == Outcome::Right {
+                resent.push(event.at.as_secs_f64());
+            }
             match event.outcome {
                 Outcome::Right => answers.push((event.at.as_secs_f64(), f64::from(event.latency_us) / 1e3)),
                 Outcome::Wrong | Outcome::Refused | Outcome::Failed => errors.push(event.at.as_secs_f64()),
@@ -128,6 +134,7 @@ impl LoadReport {
             marks: marks.map(|(at, label)| Mark { at_s: at.as_secs_f64(), label: label.clone() }).collect(),
             untimed: record.untimed,
             answers,
+            resent,
             errors,
         };
         (report.longest_gap_from_s, report.longest_gap_s) = report.longest_gap(0.0, seconds);
@@ -177,6 +184,13 @@ impl LoadReport {
     pub fn first_answer_since(&self, since_s: f64) -> Option<f64> {
         let arrived_later = |(at, latency_ms): &&(f64, f64)| at - latency_ms / 1e3 >= since_s;
         self.answers.iter().find(arrived_later).map(|(at, _)| at - since_s)
+    }
+
+    /// The first right answer by a route that was picked at `since_s` or later, as seconds after that: to a request that
+    /// arrived since, or that the mesh has sent again.
+    pub fn first_answer_by_new_route(&self, since_s: f64) -> Option<f64> {
+        let resent = self.resent.iter().find(|at| **at >= since_s).map(|at| at - since_s);
+        self.first_answer_since(since_s).into_iter().chain(resent).reduce(f64::min)
     }
 
     /// Latencies of the right answers that came within a window.
@@ -267,7 +281,7 @@ mod tests {
         let mut record = Record::default();
         for (at, outcome) in events {
             let at = Duration::from_secs_f64(*at);
-            record.add(Event { at, latency_us: 2_000, outcome: *outcome }, None);
+            record.add(Event { at, latency_us: 2_000, is_resent: false, outcome: *outcome }, None);
         }
         LoadReport::of(&record, seconds)
     }
@@ -277,7 +291,8 @@ mod tests {
         let mut record = Record::default();
         for (at, under_way) in answers {
             let latency_us = (under_way * 1e6).round() as u32;
-            record.add(Event { at: Duration::from_secs_f64(*at), latency_us, outcome: Outcome::Right }, None);
+            let (at, outcome) = (Duration::from_secs_f64(*at), Outcome::Right);
+            record.add(Event { at, latency_us, is_resent: false, outcome }, None);
         }
         LoadReport::of(&record, seconds)
     }
@@ -328,6 +343,24 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_by_a_new_route_is_to_a_request_that_was_sent_again_or_came_later() {
+        let mut record = Record::default();
+        // Asked at 0.5, 0.9 and 1.2; the one in the middle is sent again.
+        for (at, latency_us, is_resent) in
+            [(1.1, 600_000, false), (1.4, 500_000, true), (1.8, 600_000, false)]
+        {
+            let at = Duration::from_secs_f64(at);
+            record.add(Event { at, latency_us, is_resent, outcome: Outcome::Right }, None);
+        }
+        let report = LoadReport::of(&record, 2.0);
+        let first = |since| report.first_answer_by_new_route(since).unwrap_or(f64::NAN);
+        assert!((first(1.0) - 0.4).abs() < 1e-6, "{}", first(1.0));
+        assert!((first(1.15) - 0.25).abs() < 1e-6, "{}", first(1.15));
+        assert!((first(0.4) - 0.7).abs() < 1e-6, "{}", first(0.4));
+        assert_eq!(report.first_answer_by_new_route(1.9), None);
+    }
+
+    #[test]
     fn answers_after_the_stop_count_but_not_in_the_rate() {
         let report = report(&[(0.5, Outcome::Right), (1.5, Outcome::Right)], 1.0);
         assert_eq!((report.right, report.throughput_rps), (2, 1.0));
@@ -355,8 +388,8 @@ mod tests {
         ) {
             let mut record = Record::default();
             for latency_us in &latencies {
-                let outcome = Outcome::Right;
-                record.add(Event { at: Duration::from_secs(1), latency_us: *latency_us, outcome }, None);
+                let (at, outcome) = (Duration::from_secs(1), Outcome::Right);
+                record.add(Event { at, latency_us: *latency_us, is_resent: false, outcome }, None);
             }
             let latency = LoadReport::of(&record, 2.0).latency;
             latencies.sort_unstable();

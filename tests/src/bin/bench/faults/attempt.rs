@@ -91,10 +91,13 @@ fn clients(report: &LoadReport, was_hit: bool) -> Clients {
     if faults.is_empty() {
         faults.push(from_s);
     }
-    let first_s = |since_s: f64| report.first_answer_since(since_s).unwrap_or(report.seconds - since_s);
+    let longest = |first: &dyn Fn(f64) -> Option<f64>| {
+        faults.iter().map(|since_s| first(*since_s).unwrap_or(report.seconds - since_s)).fold(0.0, f64::max)
+    };
     Clients {
         was_hit,
-        first_s: faults.into_iter().map(first_s).fold(0.0, f64::max),
+        new_route_s: Some(longest(&|since_s| report.first_answer_by_new_route(since_s))),
+        first_s: longest(&|since_s| report.first_answer_since(since_s)),
         silence_s: report.longest_gap_between(from_s, report.seconds),
         wait_s: report.latency_between(from_s, f64::INFINITY).max_ms / 1e3,
     }

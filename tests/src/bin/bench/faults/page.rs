@@ -14,14 +14,27 @@ pub(super) fn write(about: &str, all: &[(Fault, Measured)], text: &mut String) {
          with so few tries the 99th percentile is the longest. What others publish: a device that is killed is noticed after \
          up to 40 s (exo), about 41 s (mesh-llm) or 30 s (Parallax), and requests that were on it end with an error. Losses \
          come from a relay in user space (`tests/lab/scenarios/faults-far.toml`), which also delays what a card sends by \
-         1 ms.\n\nFrom the fault to the first answer to a request that was sent after it, the time to the next request \
-         included; over the tries that hit a device with a stage of the model, or over all where none did.\n\n\
+         1 ms.\n\nFrom the fault to the first answer by a route that was picked after it (to a request that the mesh has sent \
+         again, or that arrived since), the time to the next request included; over the tries that hit a device with a stage \
+         of the model, or over all where none did.\n\n\
          | what happens | promised | digits: tries that hit it | median | longest | ResNet-50: tries that hit it | median | \
          longest | answers wrong | lost | refused (503) | tries after which the mesh was not whole again |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for (fault, measured) in all {
-        let _ = writeln!(text, "{}", first_answers(*fault, measured));
+        let _ = writeln!(text, "{}", new_routes(*fault, measured));
+    }
+    let _ = writeln!(
+        text,
+        "\nThe same to the first answer to a request that arrived after the fault. Those that the fault held up come before \
+         it.\n\n| what happens | digits: median | longest | ResNet-50: median | longest |\n|---|---|---|---|---|"
+    );
+    for (fault, measured) in all {
+        let of = |clients: &dyn Fn(&Seen) -> Option<Clients>| {
+            spread(counted(measured, clients).1.iter().map(|clients| clients.first_s).collect())
+        };
+        let (digits, resnet) = (of(&|seen| Some(seen.digits)), of(&|seen| seen.resnet));
+        let _ = writeln!(text, "| {} | {digits} | {resnet} |", fault.name());
     }
     let _ = writeln!(
         text,
@@ -49,12 +62,17 @@ fn spread(mut values: Vec<f64>) -> String {
     }
 }
 
-fn first_answers(fault: Fault, measured: &Measured) -> String {
+/// How many tries hit a device with a stage, and what clients saw in those; in all where none did.
+fn counted(measured: &Measured, clients: &dyn Fn(&Seen) -> Option<Clients>) -> (usize, Vec<Clients>) {
+    let all: Vec<Clients> = measured.seen.iter().filter_map(clients).collect();
+    let hit: Vec<Clients> = all.iter().copied().filter(|clients| clients.was_hit).collect();
+    (hit.len(), if hit.is_empty() { all } else { hit })
+}
+
+fn new_routes(fault: Fault, measured: &Measured) -> String {
     let of = |clients: &dyn Fn(&Seen) -> Option<Clients>| {
-        let all: Vec<Clients> = measured.seen.iter().filter_map(clients).collect();
-        let hit: Vec<Clients> = all.iter().copied().filter(|clients| clients.was_hit).collect();
-        let counted = if hit.is_empty() { &all } else { &hit };
-        format!("{} | {}", hit.len(), spread(counted.iter().map(|clients| clients.first_s).collect()))
+        let (hit, counted) = counted(measured, clients);
+        format!("{hit} | {}", spread(counted.iter().filter_map(|clients| clients.new_route_s).collect()))
     };
     let sum = |value: fn(&Seen) -> u64| measured.seen.iter().map(value).sum::<u64>();
     format!(
