@@ -140,9 +140,9 @@ impl Patience {
         Some(after.saturating_mul(doubled(before)))
     }
 
-    /// Whether a copy of an attempt that has waited for long, or for all the time it was given, is worth it: there is one left, or none was sent since it
-    /// was, and some device of it lets nothing through. Where answers come, there is a queue, which a copy would only
-    /// make longer.
+    /// Whether a copy of an attempt that has waited for long, or for all the time it was given, is worth it: there is
+    /// one left, or none was sent since it was, and some device of it lets nothing through. Where answers come, there is
+    /// a queue, which a copy would only make longer.
     pub(super) fn may_copy(&self, now: Instant, attempt: &Sent) -> bool {
         let may = self.copies >= 1.0 || self.last_copy.is_none_or(|at| at < attempt.at);
         may && attempt.address.devices.iter().any(|device| self.is_stuck(now, *device, attempt.at))
