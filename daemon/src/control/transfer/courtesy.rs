@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use super::STALL;
 use crate::data::UnderWay;
 
 /// A link that takes less for a chunk of weights is fast: those are over soon.
 const SLOW: Duration = Duration::from_millis(40);
 /// While activations are on their way, weights pause for so many times what their last chunk took: they keep a quarter.
 const PAUSES: u32 = 3;
-/// No pause is longer: the other side takes a transfer that moves nothing for stalled.
+/// No pause is longer, nor as long that it and a chunk come near [`STALL`]: the other side would take the transfer for
+/// stalled.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Of one device, to what it serves and what it fetches.
@@ -31,7 +33,8 @@ impl Courtesy {
 }
 
 fn pause(took: Duration, is_needed: bool) -> Option<Duration> {
-    (is_needed && took >= SLOW).then(|| (took * PAUSES).min(PAUSE_MAX))
+    let most = PAUSE_MAX.min((STALL / 2).saturating_sub(took));
+    (is_needed && took >= SLOW && !most.is_zero()).then(|| (took * PAUSES).min(most))
 }
 
 #[cfg(test)]
@@ -45,7 +48,9 @@ mod tests {
             (ms(2), true, None),
             (ms(200), true, Some(ms(600))),
             (ms(200), false, None),
-            (ms(5000), true, Some(PAUSE_MAX)),
+            (ms(1000), true, Some(PAUSE_MAX)),
+            (ms(4000), true, Some(ms(1000))),
+            (ms(8000), true, None),
         ] {
             assert_eq!(pause(took, is_needed), pauses, "{took:?} {is_needed}");
         }
