@@ -228,8 +228,8 @@ Examples:
   mesh bench resnet50 --seconds 30 --concurrency 8
   mesh bench digits --requests 1000 --input digit.npy --json
 
-Each of the concurrent clients sends its next request when the answer to its last one is there. Without --input the
-values are random within the model's types and shapes. Answers that differ from the first one for the same input by
+Each of the concurrent clients sends its next request when the answer to its last one is there. Without --input the \
+values are random within the model's types and shapes. Answers that differ from the first one for the same input by \
 more than 1e-5 of its largest magnitude count as errors.")]
 pub(super) struct Bench {
     /// Deployment
@@ -321,7 +321,7 @@ Examples:
   mesh node drain camera-1 && sudo poweroff
   mesh node drain camera-1 --no-wait
 
-It ends when nothing runs on the device any more, and fails when something cannot be moved. The device gets no new work
+It ends when nothing runs on the device any more, and fails when something cannot be moved. The device gets no new work \
 until `mesh node undrain`.")]
     Drain {
         #[arg(help = NODE_HELP)]

@@ -6,8 +6,11 @@
 
 use std::ops::Range;
 
-/// Blocks in a window of the finer kind.
+/// Blocks in a window of the finest kind.
 const WINDOW: usize = 8;
+/// Times as many blocks are in a window of the next kind. What a session pays at its ends grows with the tensors there,
+/// which differ along a model: windows as long as stages are say what stages cost.
+const COARSER: usize = 2;
 
 /// A run of blocks measured in one session.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,23 +19,33 @@ pub(super) struct Window {
     pub(super) seconds: f64,
 }
 
-/// The runs of blocks to measure: neighbours in groups of some blocks, then in groups as large as `memory` bytes of
-/// weights allow; the whole model is the last when it fits. Groups of one block are left out.
+/// The runs of blocks to measure, of which `memory` bytes of weights can be held: equal parts of the model, each level
+/// of some times as many blocks as the one before, then neighbours in groups as large as the memory allows; the whole
+/// model is the last when it fits. Groups of one block are left out.
 pub(super) fn windows(weights: &[u64], memory: u64) -> Vec<Range<usize>> {
-    let fine = groups(weights, memory, WINDOW);
-    let coarse = groups(weights, memory, usize::MAX);
-    let mut windows: Vec<Range<usize>> = fine.into_iter().filter(|group| !coarse.contains(group)).collect();
-    windows.extend(coarse);
+    let blocks = weights.len();
+    let fits = |group: &Range<usize>| weights[group.clone()].iter().sum::<u64>() <= memory;
+    let largest = groups(weights, memory);
+    let mut windows: Vec<Range<usize>> = Vec::new();
+    let mut size = WINDOW;
+    while size < blocks {
+        let parts = blocks.div_ceil(size);
+        windows
+            .extend((0..parts).map(|part| part * blocks / parts..(part + 1) * blocks / parts).filter(fits));
+        size *= COARSER;
+    }
+    windows.retain(|group| !largest.contains(group));
+    windows.extend(largest);
     windows.retain(|group| group.len() > 1);
     windows
 }
 
-fn groups(weights: &[u64], memory: u64, most: usize) -> Vec<Range<usize>> {
+fn groups(weights: &[u64], memory: u64) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let mut held = 0_u64;
     for (block, weight) in weights.iter().enumerate() {
         match groups.last_mut() {
-            Some(group) if group.len() < most && held.saturating_add(*weight) <= memory => {
+            Some(group) if held.saturating_add(*weight) <= memory => {
                 group.end = block + 1;
                 held = held.saturating_add(*weight);
             }
@@ -68,11 +81,33 @@ mod tests {
 
     #[test]
     fn windows_are_fine_then_coarse_and_within_the_memory() {
-        assert_eq!(windows(&[1; 20], u64::MAX), [0..8, 8..16, 16..20, 0..20]);
+        assert_eq!(windows(&[1; 20], u64::MAX), [0..6, 6..13, 13..20, 0..10, 10..20, 0..20]);
         assert_eq!(windows(&[1; 5], u64::MAX), std::iter::once(0..5).collect::<Vec<_>>());
+        let lengths: Vec<usize> = windows(&[1; 122], u64::MAX).iter().map(ExactSizeIterator::len).collect();
+        assert!(lengths[..16].iter().all(|length| [7, 8].contains(length)), "{lengths:?}");
+        assert_eq!(lengths[16..], [15, 15, 15, 16, 15, 15, 15, 16, 30, 31, 30, 31, 61, 61, 122]);
         assert_eq!(windows(&[5, 5, 5, 20, 5, 5], 10), [0..2, 4..6], "single blocks are measured already");
         assert!(windows(&[7], u64::MAX).is_empty());
         assert!(windows(&[], u64::MAX).is_empty());
+    }
+
+    /// As in ResNet-50: blocks cost the same, but the tensors between the early ones are large, and a session pays for
+    /// those at its ends.
+    #[test]
+    fn what_sessions_pay_at_their_ends_is_not_counted_where_it_is_most() {
+        let ends = |cut: usize| 0.5 / f64::from(1 << (cut / 16));
+        let session = |blocks: &Range<usize>| blocks.len() as f64 + ends(blocks.start) + ends(blocks.end);
+        let mut seconds: Vec<f64> = (0..64).map(|block| session(&(block..block + 1))).collect();
+        let windows: Vec<Window> = windows(&[1; 64], u64::MAX)
+            .into_iter()
+            .map(|blocks| Window { seconds: session(&blocks), blocks })
+            .collect();
+        correct(&mut seconds, &windows);
+        for stage in [0..16, 16..32, 32..64, 0..21, 43..64] {
+            let predicted: f64 = seconds[stage.clone()].iter().sum();
+            let is = stage.len() as f64;
+            assert!((predicted / is - 1.0).abs() < 0.03, "{stage:?}: {predicted} for {is}");
+        }
     }
 
     #[test]
