@@ -4,6 +4,8 @@
 //! another rate than what is known, the link is probed again, and the higher of both rates counts.
 
 mod card;
+mod nearby;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +13,8 @@ use std::{
 };
 
 use card::{CardWatch, Round, Rounds, Shown};
+use nearby::{Nearby, Rates};
+use watch::{BYTES_MIN, Beside, FAR_SLOWER_BYTES, Flow, LinkWatch, NEWS, PROCESSOR_BOUND, Suspicion};
 
 use super::{
     facts::Facts,
@@ -43,33 +47,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const CARD_RARELY: u32 = 3;
 /// Probes that this takes.
 const CARD_PROBES: u64 = 4;
-/// A link whose writer was at work for this part of the time carries what it can...
-const FULL: f64 = 0.8;
-/// ...unless this device's processors were busy for this part of the time, or weights went over it as well...
-const PROCESSOR_BOUND: f64 = 0.6;
-/// ...which does not make it so many times slower: then it need not be full for more than this part of the time, nor have
-/// carried more than these bytes.
-const FAR_SLOWER: f64 = 8.0;
-const FAR_SLOWER_FULL: f64 = 0.3;
-const FAR_SLOWER_BYTES: u64 = 128 * 1024;
-/// Fewer bytes between two looks say nothing.
-const BYTES_MIN: u64 = 512 * 1024;
-/// More bytes than buffers hold show that a link is faster than was known.
-const BYTES_FAST: u64 = 4 * 1024 * 1024;
-/// A rate that differs by this part is another one.
-const NEWS: f64 = 0.25;
 /// A latency that differs by this part, and by more than this: processors that are busy make as much of it.
 const LATENCY_NEWS_S: f64 = 0.003;
-/// So many looks in a row have to show it.
-const LOOKS: u32 = 2;
-/// A link that was found as it was known is left alone for this long; doubles each time.
-const PAUSE_MIN: Duration = Duration::from_secs(20);
-const PAUSE_MAX: Duration = Duration::from_secs(640);
-/// A link that was found slower and carries nothing any more is probed again this often: it may have recovered, and
-/// no plan would use it to find out.
-const RECOVERED_EVERY: Duration = Duration::from_secs(60);
-/// A link at rest is probed again after this long: what was measured once, perhaps in a bad moment, is not true for ever.
-const STALE: Duration = Duration::from_secs(600);
 
 /// Measures the links and puts what they carry into this device's report.
 #[derive(Debug, Clone)]
@@ -179,6 +158,15 @@ impl Links {
         (!is_assumed(rate) && rate.is_finite() && rate > 0.0).then_some(rate)
     }
 
+    /// The links to live peers as they were measured.
+    fn rates(&self, live: &[PeerId]) -> BTreeMap<PeerId, Rates> {
+        let own = self.facts.own();
+        let to = |peer: &PeerId| own.links.get(&peer.to_string()).map(|link| link.bytes_per_s);
+        let measured = |rate: &f64| !is_assumed(*rate);
+        let rates = |peer: &PeerId| Rates { to: to(peer).filter(measured), back: self.way_back(*peer) };
+        live.iter().map(|peer| (*peer, rates(peer))).collect()
+    }
+
     /// A link of which probes have shown processors only is as good as its way back, once that is known.
     fn learn_from_ways_back(&self, live: &[PeerId]) {
         let own = self.facts.own();
@@ -211,7 +199,8 @@ impl Links {
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
     /// of a link to activations says little.
     pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
-        let (mut watch, mut card) = (LinkWatch::default(), CardWatch::default());
+        let (mut watch, mut nearby, mut card) =
+            (LinkWatch::default(), Nearby::default(), CardWatch::default());
         let mut flows_before = BTreeMap::new();
         let mut before = (Instant::now(), processor_s());
         loop {
@@ -225,6 +214,14 @@ impl Links {
             let flows = flows(&self.data.metrics().links, &live);
             let beside = Beside { processors: busy >= PROCESSOR_BOUND, weights: is_serving_blobs() };
             for suspicion in watch.look(now.0, beside, &flows, |peer| self.known(peer).bytes_per_s) {
+                let change = self.clear_up(&suspicion).await;
+                watch.cleared_up(&suspicion, change, Instant::now());
+            }
+            let is_at_rest = |peer| {
+                let sent = |flows: &BTreeMap<PeerId, Flow>| flows.get(&peer).map_or(0, |flow| flow.sent);
+                sent(&flows).saturating_sub(sent(&flows_before)) < FAR_SLOWER_BYTES
+            };
+            for suspicion in nearby.look(self.rates(&live), is_at_rest) {
                 let change = self.clear_up(&suspicion).await;
                 watch.cleared_up(&suspicion, change, Instant::now());
             }
@@ -281,7 +278,7 @@ impl Links {
         tracing::info!(
             peer = %suspicion.peer,
             known = known.bytes_per_s,
-            seen = suspicion.seen,
+            ground = ?suspicion.ground,
             ?probe,
             "the link has another rate now"
         );
@@ -297,15 +294,6 @@ fn another_latency(known: f64, seen: f64) -> Option<f64> {
     (change > LATENCY_NEWS_S && change > NEWS * known).then_some(seen)
 }
 
-/// What a link has carried so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Flow {
-    /// Bytes sent.
-    sent: u64,
-    /// Seconds that writes of large frames have taken.
-    busy_s: f64,
-}
-
 /// A peer may have several streams: their bytes add up, the busiest one tells whether the link was full.
 fn flows(links: &[LinkMetrics], live: &[PeerId]) -> BTreeMap<PeerId, Flow> {
     let mut flows: BTreeMap<PeerId, Flow> = live.iter().map(|peer| (*peer, Flow::default())).collect();
@@ -318,146 +306,9 @@ fn flows(links: &[LinkMetrics], live: &[PeerId]) -> BTreeMap<PeerId, Flow> {
     flows
 }
 
-/// What else may make a link look slow.
-#[derive(Debug, Clone, Copy, Default)]
-struct Beside {
-    /// This device's processors are busy.
-    processors: bool,
-    /// Weights go out.
-    weights: bool,
-}
-
-/// A link that seems to have another rate than the one known.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Suspicion {
-    peer: PeerId,
-    /// Bytes per second that it carried, full or not; 0 where it carried nothing.
-    seen: f64,
-}
-
-impl Suspicion {
-    /// The link's rate after a probe, where it is another one.
-    fn rate(&self, known: f64, probe: Probe) -> Option<f64> {
-        // The probe had to share the link with the activations, and the activations with the probe.
-        let rate = self.seen.max(probe.bytes_per_s);
-        let is_slow = rate < known && !probe.processor_bound && self.seen > 0.0;
-        ((is_slow || rate > known) && apart(rate, known)).then_some(rate)
-    }
-}
-
-/// Finds links that carry more or less than is known of them.
-#[derive(Debug, Default)]
-struct LinkWatch {
-    links: BTreeMap<PeerId, Watched>,
-    /// Links that were found slower than they had been, and what they had carried.
-    slowed: BTreeMap<PeerId, f64>,
-}
-
-#[derive(Debug)]
-struct Watched {
-    at: Instant,
-    flow: Flow,
-    /// Where the looks began that show another rate, and how many they are.
-    since: Option<(Instant, Flow, u32)>,
-    pause: Duration,
-    not_before: Instant,
-    /// When it was probed, or the peer came.
-    probed: Instant,
-}
-
-impl LinkWatch {
-    /// Looks at all links of live peers.
-    fn look(
-        &mut self,
-        now: Instant,
-        beside: Beside,
-        flows: &BTreeMap<PeerId, Flow>,
-        known: impl Fn(PeerId) -> f64,
-    ) -> Vec<Suspicion> {
-        self.links.retain(|peer, _| flows.contains_key(peer));
-        self.slowed.retain(|peer, _| flows.contains_key(peer));
-        let mut suspicions = Vec::new();
-        for (&peer, &flow) in flows {
-            let fresh =
-                Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now, probed: now };
-            let link = self.links.entry(peer).or_insert(fresh);
-            let seen = link.look(now, beside, flow, known(peer), self.slowed.contains_key(&peer));
-            (link.at, link.flow) = (now, flow);
-            if let Some(seen) = seen {
-                suspicions.push(Suspicion { peer, seen });
-            }
-        }
-        suspicions
-    }
-
-    /// A suspicion was looked into: the link's rate before and now, where it is another one.
-    fn cleared_up(&mut self, suspicion: &Suspicion, change: Option<(f64, f64)>, now: Instant) {
-        let Some(link) = self.links.get_mut(&suspicion.peer) else { return };
-        (link.since, link.probed) = (None, now);
-        let was_at_rest = suspicion.seen == 0.0;
-        link.pause = match change {
-            Some(_) => PAUSE_MIN,
-            None if was_at_rest => link.pause,
-            None => (link.pause * 2).min(PAUSE_MAX),
-        };
-        link.not_before = now + if was_at_rest { RECOVERED_EVERY } else { link.pause };
-        let Some((known, rate)) = change else { return };
-        let before = *self.slowed.entry(suspicion.peer).or_insert(known);
-        if rate >= before * (1.0 - NEWS) {
-            self.slowed.remove(&suspicion.peer);
-        }
-    }
-}
-
-impl Watched {
-    /// The rate that was seen, if it is worth a probe.
-    fn look(
-        &mut self,
-        now: Instant,
-        beside: Beside,
-        flow: Flow,
-        known: f64,
-        was_slowed: bool,
-    ) -> Option<f64> {
-        let (sent, took) = between((self.at, self.flow), (now, flow));
-        let is_stale = now.saturating_duration_since(self.probed) >= STALE;
-        if sent == 0 && (was_slowed || is_stale) && now >= self.not_before {
-            return Some(0.0);
-        }
-        let busy_s = flow.busy_s - self.flow.busy_s;
-        let (rate, full) = (sent as f64 / busy_s, busy_s / took);
-        let is_slower = sent >= BYTES_MIN && full >= FULL && rate < known * (1.0 - NEWS);
-        let is_far_slower = sent >= FAR_SLOWER_BYTES && full >= FAR_SLOWER_FULL && rate * FAR_SLOWER < known;
-        let is_slow = !beside.processors && (is_far_slower || (is_slower && !beside.weights));
-        let is_fast = sent >= BYTES_FAST && sent as f64 / took > known * (1.0 + NEWS);
-        if !is_slow && !is_fast {
-            self.since = None;
-            return None;
-        }
-        let (start, at_start, looks) = self.since.unwrap_or((self.at, self.flow, 0));
-        self.since = Some((start, at_start, looks + 1));
-        if looks + 1 < LOOKS || now < self.not_before {
-            return None;
-        }
-        let (sent, took) = between((start, at_start), (now, flow));
-        Some(sent as f64 / if is_slow { flow.busy_s - at_start.busy_s } else { took })
-    }
-}
-
-/// Bytes and seconds between two moments.
-fn between(before: (Instant, Flow), now: (Instant, Flow)) -> (u64, f64) {
-    let took = now.0.saturating_duration_since(before.0).as_secs_f64();
-    // A stream that began anew counts from nothing.
-    (now.1.sent.saturating_sub(before.1.sent), took.max(1e-3))
-}
-
 /// Not measured: no probe gives this very number.
 fn is_assumed(bytes_per_s: f64) -> bool {
     bytes_per_s.to_bits() == BYTES_PER_S_UNMEASURED.to_bits()
-}
-
-fn apart(a: f64, b: f64) -> bool {
-    (a - b).abs() > NEWS * a.max(b)
 }
 
 #[cfg(test)]

@@ -142,9 +142,9 @@ pub struct DeviceUse {
 }
 
 impl DeviceUse {
-    /// From the usage before and after.
-    pub fn between(name: &str, before: Usage, after: Usage, seconds: f64, answers: u64) -> Self {
-        let each = |total: f64| total / answers.max(1) as f64;
+    /// From the usage before and after, `seconds` apart, in which the mesh gave `rate` answers per second.
+    pub fn between(name: &str, before: Usage, after: Usage, seconds: f64, rate: f64) -> Self {
+        let each = |total: f64| total / (rate * seconds).max(1.0);
         let cpu_s = after.cpu_s - before.cpu_s;
         let sent = after.sent.saturating_sub(before.sent) as f64;
         let received = after.received.saturating_sub(before.received) as f64;

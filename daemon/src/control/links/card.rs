@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::net::{PeerId, Probe};
 
-use super::apart;
+use super::watch::apart;
 
 /// Two links are compared when the slower one carries this part of what the faster one does: else both ways to share
 /// take nearly as long.

@@ -1,6 +1,6 @@
 //! A link's flow over time, and what the watch makes of it.
 
-use super::*;
+use super::{watch::*, *};
 
 /// A link of `rate` bytes per second that somebody wants to send `wanted` bytes per second over.
 struct World {
@@ -105,6 +105,14 @@ fn weights_beside_hide_only_a_link_that_is_a_little_slower() {
     world.beside.weights = true;
     assert_eq!(world.suspicions(20, false), 1, "and with one frame in a while");
     assert!((world.known / 0.6e6 - 1.0).abs() < 1e-3, "{}", world.known);
+}
+
+/// As between two stages of a plan that another link limits.
+#[test]
+fn a_far_slower_link_is_found_though_it_waits_for_others() {
+    let mut world = World::new(120e6, 1.2e6, 0.1e6);
+    assert_eq!(world.suspicions(20, false), 1);
+    assert!((world.known / 1.2e6 - 1.0).abs() < 1e-3, "{}", world.known);
 }
 
 #[test]

@@ -40,8 +40,9 @@ impl Player {
         let deployment = deployment.clone();
         load.wait_for(warmup, PATIENCE)?;
         let (mut moves, mut forecasts) = (0, Forecasts::default());
-        let (status, before, steady) = loop {
+        let (status, before, begun, steady) = loop {
             let status = self.status();
+            let begun = Instant::now();
             let before: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
             let window = Window { warmup_answers: 0, answers, seconds, bound: PATIENCE };
             forecasts.clear();
@@ -51,12 +52,13 @@ impl Player {
                 status.deployments.iter().find(|d| d.name == deployment).map(|deployed| deployed.epoch)
             };
             if moves == MOVES || status.as_ref().and_then(epoch) == self.status().as_ref().and_then(epoch) {
-                break (status, before, steady);
+                break (status, before, begun, steady);
             }
             moves += 1;
             (self.tell)(&format!("            {label}: the plan has changed, measured again"));
         };
-        let length = steady.to_s - steady.from_s;
+        // Where answers are slow, the devices are at work for long after the window, until its last requests are answered.
+        let worked = begun.elapsed().as_secs_f64();
         let after: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
         let deployed = status.as_ref().and_then(|s| s.deployments.iter().find(|d| d.name == deployment));
         let predicted = forecasts.mean();
@@ -67,7 +69,7 @@ impl Player {
         let devices = self.hall.devices.iter().zip(before.iter().zip(&after));
         Ok(Measurement {
             label: label.to_owned(),
-            seconds: length,
+            seconds: steady.to_s - steady.from_s,
             answers: steady.answers,
             faults: steady.errors,
             rate: steady.rate_rps,
@@ -80,7 +82,7 @@ impl Player {
                 .map_or(String::new(), |(deployed, status)| plan(deployed, status)),
             devices: devices
                 .map(|(device, (before, after))| {
-                    DeviceUse::between(device.name(), *before, *after, length, steady.answers)
+                    DeviceUse::between(device.name(), *before, *after, worked, steady.rate_rps)
                 })
                 .collect(),
             deployment,
