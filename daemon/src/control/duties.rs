@@ -3,6 +3,8 @@
 //!
 //! Everything follows from replicated state and the newest reports, so that a new leader carries on.
 
+mod exclusions;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -12,9 +14,8 @@ use mesh_consensus::{ClusterState, Deployment, EpochPlan, state::MAX_TEXT};
 use mesh_planner::Plan;
 
 use super::{memory::gives_way, report::StageState};
+use exclusions::Exclusions;
 
-/// A device that failed to prepare a stage is left out for this long.
-const EXCLUSION: Duration = Duration::from_secs(30);
 /// A deployment that could not be planned is tried again this often while nothing changes.
 const RETRY: Duration = Duration::from_secs(5);
 /// A first plan whose weights cannot be spread (a full disk) is activated all the same after this long.
@@ -81,8 +82,9 @@ pub enum Need {
 #[derive(Debug, Default)]
 pub struct Duties {
     leading_since: Option<Instant>,
-    /// Devices left out of a deployment's plans after they failed, until when.
-    excluded: BTreeMap<(String, String), Instant>,
+    excluded: Exclusions,
+    /// The plan that each deployment is served by.
+    active: BTreeMap<String, u64>,
     /// When a deployment was last planned, and for which devices.
     planned: BTreeMap<String, Planned>,
     /// The plan that a deployment prepares, and when it was first seen. When it was planned is no measure: making a plan
@@ -129,7 +131,15 @@ impl Duties {
     pub fn look(&mut self, now: Instant, state: &ClusterState, sight: &impl Sight) {
         self.leading_since.get_or_insert(now);
         self.planned.retain(|name, _| state.deployments.contains_key(name));
-        self.excluded.retain(|_, until| *until > now);
+        self.excluded.look(now);
+        self.active.retain(|name, _| state.deployments.contains_key(name));
+        for deployment in state.deployments.values() {
+            let Some(active) = &deployment.active else { continue };
+            if self.active.insert(deployment.name.clone(), active.epoch) != Some(active.epoch) {
+                // Its devices have all loaded their stages.
+                seats(&active.plan).for_each(|(_, device)| self.excluded.recovered(&deployment.name, device));
+            }
+        }
         let before = std::mem::take(&mut self.preparing);
         let preparing = state.deployments.values().filter_map(|deployment| {
             let epoch = deployment.preparing.as_ref()?.epoch;
@@ -159,7 +169,7 @@ impl Duties {
                     // It tries once more: that alone is no recovery.
                     (Some(StageState::Preparing { .. }), Some(known)) => known,
                     (Some(StageState::Ready), Some(Failure { is_lost: true, .. })) => {
-                        self.excluded.remove(&(held.deployment, held.device));
+                        self.excluded.recovered(&held.deployment, &held.device);
                         continue;
                     }
                     (Some(StageState::Preparing { .. }), None) | (Some(StageState::Ready) | None, _) => {
@@ -169,9 +179,9 @@ impl Duties {
                 self.failures.insert(held, failure);
             }
         }
-        let lost = self.failures.iter().filter(|(_, failure)| failure.is_lost);
-        let lost = lost.map(|(held, _)| ((held.deployment.clone(), held.device.clone()), now + EXCLUSION));
-        self.excluded.extend(lost);
+        for (held, _) in self.failures.iter().filter(|(_, failure)| failure.is_lost) {
+            self.excluded.lost(now, &held.deployment, held.device.clone());
+        }
     }
 
     /// This device does not lead any more.
@@ -304,7 +314,7 @@ impl Duties {
     /// Devices that a plan for a deployment may use.
     pub fn usable(&self, deployment: &str, sight: &impl Sight) -> BTreeSet<String> {
         let (mut devices, _) = sight.ready();
-        devices.retain(|device| !self.excluded.contains_key(&(deployment.to_owned(), device.clone())));
+        devices.retain(|device| !self.excluded.is_out(deployment, device));
         devices
     }
 
@@ -317,7 +327,7 @@ impl Duties {
     /// A prepared plan is given up: the next is made at once, without the device that failed.
     pub fn abandoned(&mut self, now: Instant, deployment: &str, culprit: Option<String>) {
         if let Some(device) = culprit {
-            self.excluded.insert((deployment.to_owned(), device), now + EXCLUSION);
+            self.excluded.failed(now, deployment, device);
         }
         self.planned.remove(deployment);
     }

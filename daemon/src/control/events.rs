@@ -26,7 +26,7 @@ use super::{
     transfer::Transfer,
 };
 use crate::{
-    data::DataPlane,
+    data::{DataPlane, Gone},
     net::{Channel, Net, NetEvent, NetEvents, PeerId, Topic},
 };
 
@@ -107,7 +107,7 @@ impl Events {
                     tracing::info!(%peer, silent, "peer is gone");
                     measuring.remove(&peer).inspect(AbortHandle::abort);
                     self.facts.peers().down(peer);
-                    self.data.peer_down(peer);
+                    self.data.peer_down(peer, if silent { Gone::Silent } else { Gone::Closed });
                     self.consensus.offer(Input::PeerDown(peer));
                 }
                 NetEvent::Message { peer, topic: Topic::Raft, body } => {

@@ -69,6 +69,15 @@ pub struct Dispatch {
     pub deadline: Instant,
 }
 
+/// How a device went down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// Its connection closed, as it does when the process ends.
+    Closed,
+    /// Nothing came from it for too long: it is frozen, cut off or without power.
+    Silent,
+}
+
 /// Requests that this device has taken in.
 #[derive(Debug)]
 pub struct Ingress {

@@ -34,7 +34,7 @@ mod wire;
 pub use balance::Detour;
 pub use frame::{Address, Failure, FailureKind, Named};
 pub use hosting::{HostedStage, StageRun};
-pub use ingress::{Dispatch, Effect, Ingress};
+pub use ingress::{Dispatch, Effect, Gone, Ingress};
 pub use limits::DataLimits;
 pub use metrics::{DataMetrics, DeploymentMetrics, LinkMetrics, StageMetrics};
 pub use plane::DataPlane;

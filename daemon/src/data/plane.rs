@@ -22,7 +22,7 @@ use super::{
     busy::Busy,
     frame::{Address, Body, Failure, FailureKind, Frame, truncated},
     hosting::{Hosted, HostedStage, Job, OnDone, StageRun},
-    ingress::{Dispatch, Effect, Ingress},
+    ingress::{Dispatch, Effect, Gone, Ingress},
     limits::DataLimits,
     link::Link,
     metrics::DataMetrics,
@@ -169,7 +169,7 @@ impl DataPlane {
     }
 
     /// A peer is gone: its streams are closed, and requests on a route through it go out again.
-    pub fn peer_down(&self, peer: PeerId) {
+    pub fn peer_down(&self, peer: PeerId, gone: Gone) {
         let link = lock(&self.shared.links).remove(&peer);
         lock(&self.shared.rates).remove(&peer);
         lock(&self.shared.moving).remove(&peer);
@@ -177,7 +177,7 @@ impl DataPlane {
         for reader in lock(&self.shared.readers).remove(&peer).unwrap_or_default() {
             reader.abort();
         }
-        self.shared.drive(|ingress, now| ingress.peer_down(now, peer));
+        self.shared.drive(|ingress, now| ingress.peer_down(now, peer, gone));
     }
 
     /// Nothing has come from a peer for a while, or something has again.

@@ -106,9 +106,9 @@ impl Rack {
         };
         for (other, plane) in &planes {
             if *other == peer {
-                planes.keys().filter(|p| **p != peer).for_each(|p| plane.peer_down(*p));
+                planes.keys().filter(|p| **p != peer).for_each(|p| plane.peer_down(*p, Gone::Closed));
             } else {
-                plane.peer_down(peer);
+                plane.peer_down(peer, Gone::Closed);
             }
         }
     }

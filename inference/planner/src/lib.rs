@@ -26,5 +26,5 @@ pub use problem::{
 };
 pub use restate::{reshare, restate};
 pub use size::size;
-pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve};
+pub use solve::{DEFAULT_STEPS, Infeasible, Replan, replan, solve, solve_lighter};
 pub use standby::with_standbys;

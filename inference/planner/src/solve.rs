@@ -13,6 +13,7 @@ mod exact;
 mod fit;
 mod groups;
 mod infeasible;
+mod lighter;
 mod near;
 mod order;
 mod rates;
@@ -78,6 +79,37 @@ pub fn solve(problem: &Problem, steps: u64) -> Result<Plan, Infeasible> {
     let instance = Instance::new(problem);
     let (solution, considered) = solved(&instance, steps)?;
     Ok(plan_of(&instance, solution, &considered))
+}
+
+/// As [`solve`]; where cuts can be moved so that fewer bytes cross and the rate becomes lower by at most this part of it,
+/// they are: predictions are not that exact, and what is sent less comes sooner and bears links that become slow. Plans
+/// for the least latency, and those that somebody gave, stay as they are.
+///
+/// # Errors
+/// As [`solve`].
+pub fn solve_lighter(problem: &Problem, steps: u64, part: f64) -> Result<Plan, Infeasible> {
+    problem.validate().map_err(|error| Infeasible::senseless(&error))?;
+    let instance = Instance::new(problem);
+    let (mut solution, considered) = solved(&instance, steps)?;
+    if problem.objective == Objective::Throughput && problem.pin.is_none() {
+        solution = lightened(&instance, solution, part);
+    }
+    Ok(plan_of(&instance, solution, &considered))
+}
+
+fn lightened(instance: &Instance<'_>, solution: Solution, part: f64) -> Solution {
+    let (least_s, limit_s) =
+        (solution.evaluation.bottleneck_s, solution.evaluation.bottleneck_s / (1.0 - part));
+    let start = (solution.draft, solution.evaluation);
+    let mut steps = Steps::new(DEFAULT_STEPS / TURNS_PART);
+    let (draft, evaluation) = lighter::lighter(instance, start, limit_s, &mut steps);
+    let slower = evaluation.bottleneck_s / least_s - 1.0;
+    let is_slower = slower > 1e-9;
+    let remark = is_slower.then(|| {
+        format!("A plan that is {:.1} % faster has more bytes to cross between its stages.", slower * 100.0)
+    });
+    let optimal = solution.optimal && !is_slower;
+    Solution { draft, evaluation, optimal, remark: remark.or(solution.remark), ..solution }
 }
 
 /// The solution and all that was tried, for a valid problem.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use mesh_planner::{
     Block, CheckError, DEFAULT_STEPS, Device, LinkRate, Links, Objective, PinnedStage, Plan, Problem,
-    ProblemError, TransferCost, check, evaluate, lifts, replan, solve, with_standbys,
+    ProblemError, TransferCost, check, evaluate, lifts, replan, solve, solve_lighter, with_standbys,
 };
 
 use common::{is_close, solved};
@@ -401,4 +401,26 @@ fn who_stands_by_goes_on_with_the_old_cuts() {
 
     let calm = replan(&problem, &next.plan, DEFAULT_STEPS).unwrap();
     assert!(!calm.is_hasty() && calm.gain.unwrap() > 0.03 && calm.moved_bytes > 0, "{calm:?}");
+}
+
+/// Between the two halves of a transformer's layer four times as many bytes cross as between two layers.
+#[test]
+fn of_plans_that_are_hardly_slower_the_one_that_sends_less_is_made() {
+    let mut problem = even(40, 2, 1 << 40);
+    (problem.min_stages, problem.max_stages, problem.replication) = (Some(2), Some(2), false);
+    problem.cuts.iter_mut().skip(1).step_by(2).for_each(|bytes| *bytes = 4_000_000);
+    (1..40).step_by(2).for_each(|cut| problem.cuts[cut + 1] = 1_000_000);
+    // Half of the work lies before block 21, hardly less before block 20, where a layer ends.
+    for (block, seconds) in [(0, 0.1), (1, 0.7), (20, 0.2)] {
+        problem.blocks[block].seconds.insert("pi".to_owned(), seconds);
+    }
+    let cut = |plan: &Plan| plan.stages[1].first_block;
+    let fastest = solved(&problem);
+    assert_eq!(cut(&fastest), 21, "{}", fastest.why);
+    let lighter = solve_lighter(&problem, DEFAULT_STEPS, 0.02).unwrap();
+    check(&problem, &lighter).unwrap();
+    assert_eq!(cut(&lighter), 20, "{}", lighter.why);
+    assert!(!lighter.optimal && lighter.why.contains("A plan that is"), "{}", lighter.why);
+    assert!(fastest.throughput_rps / lighter.throughput_rps < 1.02);
+    assert_eq!(solve_lighter(&problem, DEFAULT_STEPS, 0.001).unwrap(), fastest, "too much slower");
 }

@@ -22,7 +22,7 @@ use mesh_daemon::{
         report::{NO_CLUSTER, StageState},
         routing::{self, Names},
     },
-    data::{DataLimits, Effect, Ingress, Reachable, Route, StageKey},
+    data::{DataLimits, Effect, Gone, Ingress, Reachable, Route, StageKey},
     net::PeerId,
 };
 use mesh_inference::blobs::Hash;
@@ -202,21 +202,27 @@ impl Serving {
 
     pub(crate) fn peer_up(&mut self, now_ms: u64, device: usize) {
         self.connected.insert(device, now_ms);
-        self.set_up(now_ms, device, true);
+        self.heard(now_ms, device);
     }
 
     pub(crate) fn peer_down(&mut self, now_ms: u64, device: usize) {
         self.connected.remove(&device);
-        self.set_up(now_ms, device, false);
+        self.lose(now_ms, device, Gone::Closed);
     }
 
-    fn set_up(&mut self, now_ms: u64, device: usize, is_up: bool) {
+    fn heard(&mut self, now_ms: u64, device: usize) {
         let now = self.at(now_ms);
-        if is_up && self.up.insert(device) {
+        if self.up.insert(device) {
             self.ingress.peer_up(now, peer(device));
-        } else if !is_up && self.up.remove(&device) {
+        }
+        self.carry_out(now_ms);
+    }
+
+    fn lose(&mut self, now_ms: u64, device: usize, gone: Gone) {
+        let now = self.at(now_ms);
+        if self.up.remove(&device) {
             self.reports.remove(&device);
-            self.ingress.peer_down(now, peer(device));
+            self.ingress.peer_down(now, peer(device), gone);
         }
         self.carry_out(now_ms);
     }
@@ -226,7 +232,7 @@ impl Serving {
             return;
         }
         self.connected.insert(from, now_ms);
-        self.set_up(now_ms, from, true);
+        self.heard(now_ms, from);
         self.reports.insert(from, report);
     }
 
@@ -236,7 +242,7 @@ impl Serving {
         let silent = |(device, heard): (&usize, &u64)| (now_ms > heard + SILENT_MS).then_some(*device);
         let silent: Vec<usize> = self.connected.iter().filter_map(silent).collect();
         for device in silent {
-            self.set_up(now_ms, device, false);
+            self.lose(now_ms, device, Gone::Silent);
         }
         self.look_at_blobs(now_ms, state, is_led);
         self.make_sessions(now_ms);

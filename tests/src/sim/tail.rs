@@ -20,8 +20,9 @@ const AGREE_MS: u64 = 60_000;
 /// Virtual time in which a request must then be applied everywhere.
 const COMMIT_MS: u64 = 10_000;
 const RETRY_MS: u64 = 2_000;
-/// Virtual time in which everything must then be served, and a request answered.
-const SERVE_MS: u64 = 90_000;
+/// Virtual time in which everything must then be served, and a request answered. A first plan waits for two minutes where a
+/// device can keep no weights.
+const SERVE_MS: u64 = 150_000;
 const ANSWER_MS: u64 = 20_000;
 /// Virtual time in which every device must then have its share of the blobs.
 const KEEP_MS: u64 = 20_000;

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeSet, time::Instant};
 
 use libp2p::PeerId;
 
-use super::{Ingress, State, words};
+use super::{Gone, Ingress, State, words};
 use crate::data::{
     balance::{Detour, Here},
     frame::Address,
@@ -55,7 +55,7 @@ impl Ingress {
     }
 
     /// A peer is gone: what is on a route through it goes out again.
-    pub fn peer_down(&mut self, now: Instant, peer: PeerId) {
+    pub fn peer_down(&mut self, now: Instant, peer: PeerId, gone: Gone) {
         if peer == self.me || !self.up.remove(&peer) {
             return;
         }
@@ -65,7 +65,7 @@ impl Ingress {
         for id in self.through(peer) {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             request.last_error = Some(format!("{name} went down"));
-            match request.lose(peer) {
+            match request.lose(peer, gone) {
                 Some(stage) => {
                     let error = words::devices_lost(&request.deployment, stage, &name);
                     self.finish(now, id, Err(error));

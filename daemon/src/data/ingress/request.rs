@@ -7,7 +7,7 @@ use std::{
 
 use libp2p::PeerId;
 
-use super::{PAUSE_MAX, PAUSE_MIN};
+use super::{Gone, PAUSE_MAX, PAUSE_MIN};
 use crate::data::{
     balance::Avoid,
     frame::{Address, Named},
@@ -18,7 +18,8 @@ use crate::data::{
 const ATTEMPTS_KEPT: usize = 8;
 /// Devices that a request keeps away from.
 const AVOIDED_MAX: usize = 16;
-/// Devices that may go down one after another with the request in one and the same stage: it may be what kills them.
+/// Devices whose processes may end one after another with the request in one and the same stage: it may be what kills
+/// them. One that falls silent, for which there are many other reasons, counts half.
 const LOST_MAX: usize = 4;
 
 /// A request from its acceptance to its answer.
@@ -41,8 +42,8 @@ pub(super) struct Request {
     pauses: u32,
     pub(super) avoided: Vec<PeerId>,
     pub(super) run_failures: Vec<String>,
-    /// The devices of its routes that went down, each with the stage that it was there for.
-    lost: Vec<(usize, PeerId)>,
+    /// The devices of its routes that went down, each with the stage that it was there for, and how.
+    lost: Vec<(usize, PeerId, Gone)>,
     pub(super) last_error: Option<String>,
     /// The time that stands for this request among the ingress's timers.
     pub(super) timer: Instant,
@@ -149,15 +150,19 @@ impl Request {
 
     /// A device of its route went down. The stage that as many devices have now gone down in as may: the request is not
     /// to be sent to more. One that comes and goes counts once.
-    pub(super) fn lose(&mut self, device: PeerId) -> Option<usize> {
+    pub(super) fn lose(&mut self, device: PeerId, gone: Gone) -> Option<usize> {
         let State::Sent(sent) = &self.state else { return None };
         for (stage, _) in sent.address.devices.iter().enumerate().filter(|(_, at)| **at == device) {
-            if !self.lost.contains(&(stage, device)) {
-                self.lost.push((stage, device));
+            match self.lost.iter_mut().find(|(at, lost, _)| (*at, *lost) == (stage, device)) {
+                Some((_, _, before)) if gone == Gone::Closed => *before = gone,
+                Some(_) => {}
+                None => self.lost.push((stage, device, gone)),
             }
         }
-        let times = |stage: usize| self.lost.iter().filter(|(at, _)| *at == stage).count();
-        self.lost.iter().map(|(stage, _)| *stage).find(|stage| times(*stage) >= LOST_MAX)
+        let halves = |gone: Gone| if gone == Gone::Closed { 2 } else { 1 };
+        let of = |stage: usize| self.lost.iter().filter(move |(at, ..)| *at == stage);
+        let count = |stage: usize| of(stage).map(|(.., gone)| halves(*gone)).sum::<usize>();
+        self.lost.iter().map(|(stage, ..)| *stage).find(|stage| count(*stage) >= 2 * LOST_MAX)
     }
 
     /// Keeps away from a device from now on, wherever there is another.

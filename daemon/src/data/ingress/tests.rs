@@ -54,7 +54,7 @@ enum Event {
     /// A new plan: a bit mask of devices per stage. No stage: not active yet.
     Plan {
         deployment: usize,
-        stages: Vec<u8>,
+        stages: Vec<u16>,
     },
     Undeploy {
         deployment: usize,
@@ -78,7 +78,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0usize..4).prop_map(Event::Up),
         2 => (0usize..4).prop_map(Event::Down),
         2 => (0usize..4, prop::bool::ANY).prop_map(|(device, is_late)| Event::Late { device, is_late }),
-        2 => (0usize..2, prop::collection::vec(1u8..16, 0..4))
+        2 => (0usize..2, prop::collection::vec(1u16..16, 0..4))
             .prop_map(|(deployment, stages)| Event::Plan { deployment, stages }),
         1 => (0usize..2).prop_map(|deployment| Event::Undeploy { deployment }),
         6 => (0u64..800).prop_map(|ms| Event::Wait { ms }),
@@ -187,7 +187,7 @@ impl World {
                 if device != 0 {
                     self.up.remove(&self.peers[device]);
                 }
-                self.ingress.peer_down(now, self.peers[device]);
+                self.ingress.peer_down(now, self.peers[device], Gone::Closed);
             }
             Event::Late { device, is_late } => self.ingress.peer_late(now, self.peers[device], is_late),
             Event::Plan { deployment, stages } => self.plan(deployment, &stages),
@@ -232,9 +232,9 @@ impl World {
         }
     }
 
-    fn plan(&mut self, deployment: usize, stages: &[u8]) {
+    fn plan(&mut self, deployment: usize, stages: &[u16]) {
         self.epoch += 1;
-        let devices = |mask: &u8| {
+        let devices = |mask: &u16| {
             let holds = |i: &usize| mask & (1 << i) != 0;
             (0..self.peers.len()).filter(holds).map(|i| (self.peers[i], 0.25)).collect()
         };

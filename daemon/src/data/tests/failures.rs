@@ -208,7 +208,7 @@ async fn a_request_goes_on_by_another_device_when_the_picked_one_is_gone() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // Only the device of the first stage knows: half of the requests were to go there.
-    planes[1].peer_down(peers[2]);
+    planes[1].peer_down(peers[2], Gone::Closed);
     gate.open();
     assert_eq!(clients.join_all().await, [0; 4], "nothing was computed twice");
     assert_eq!(planes[3].metrics().stages[0].runs, 4);
@@ -219,8 +219,8 @@ async fn a_request_goes_on_by_another_device_when_the_picked_one_is_gone() {
 async fn an_answer_by_a_device_that_the_ingress_has_lost_is_taken() {
     let (_rack, peers, planes, gate) = behind_a_gate();
     // The request is picked for the third device, which the second one cannot see; it takes the fourth.
-    planes[0].peer_down(peers[3]);
-    planes[1].peer_down(peers[2]);
+    planes[0].peer_down(peers[3], Gone::Closed);
+    planes[1].peer_down(peers[2], Gone::Closed);
     gate.open();
     let response = planes[0].infer(request(1.0, 10, LONG)).await.unwrap();
     check(&response, 12.0, 10);
@@ -255,7 +255,7 @@ async fn lose_what_was_taken(
     rack.0.lock().unwrap().deaf.remove(&peers[to]);
     if matches!(how, Break::Connection) {
         for (this, other) in [(from, to), (to, from)] {
-            planes[this].peer_down(peers[other]);
+            planes[this].peer_down(peers[other], Gone::Closed);
             planes[this].peer_up(peers[other]);
         }
     }

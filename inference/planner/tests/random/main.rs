@@ -5,7 +5,7 @@ mod naive;
 mod problems;
 mod replan;
 
-use mesh_planner::{DEFAULT_STEPS, Objective, Problem, Stage, check, solve};
+use mesh_planner::{DEFAULT_STEPS, Objective, Plan, Problem, Stage, check, solve, solve_lighter};
 use naive::{NaiveStage, best_bottleneck, cost};
 use problems::{best_of_all_chains, problem};
 use proptest::prelude::*;
@@ -70,6 +70,20 @@ proptest! {
             (None, Ok(plan)) => check(&problem, &plan).unwrap(),
             (None, Err(_)) => {}
             (best, plan) => prop_assert!(false, "{best:?} against {plan:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lighter_plan_sends_no_more_and_is_hardly_slower(problem in problem(8, 4), part in 0.0..0.2) {
+        let problem = Problem { objective: Objective::Throughput, ..problem };
+        if let Ok(fastest) = solve(&problem, DEFAULT_STEPS) {
+            let plan = solve_lighter(&problem, DEFAULT_STEPS, part).unwrap();
+            check(&problem, &plan).unwrap();
+            let sent = |plan: &Plan| plan.stages.iter().map(|stage| stage.output_bytes).sum::<u64>();
+            prop_assert!(sent(&plan) <= sent(&fastest), "{plan:?} instead of {fastest:?}");
+            prop_assert!(plan.throughput_rps >= fastest.throughput_rps * (1.0 - part - 1e-9));
+            prop_assert!(plan.latency_s <= fastest.latency_s * (1.0 + 1e-6));
+            prop_assert!(!plan.optimal || is_close(plan.bottleneck_s, fastest.bottleneck_s));
         }
     }
 

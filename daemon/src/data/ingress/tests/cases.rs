@@ -67,13 +67,13 @@ fn a_request_that_went_another_way_is_followed() {
     world.ingress.on_moved(world.now, peers[3], &world.sends[0].clone(), 1);
     // The loss of the one that was picked does not matter any more, that of the other does.
     world.up.remove(&picked);
-    world.ingress.peer_down(world.now, picked);
+    world.ingress.peer_down(world.now, picked, Gone::Closed);
     world.check();
     assert_eq!(world.sends.len(), 1);
     world.ingress.peer_up(world.now, picked);
     world.up = peers.iter().copied().collect();
     world.up.remove(&other);
-    world.ingress.peer_down(world.now, other);
+    world.ingress.peer_down(world.now, other, Gone::Closed);
     world.check();
     assert_eq!(world.sends.len(), 2, "sent again");
     // Its answer may still come.
@@ -82,35 +82,46 @@ fn a_request_that_went_another_way_is_followed() {
     assert!(matches!(&effects[..], [Effect::Finish { result: Ok(r), .. }] if r.retries == 1), "{effects:?}");
 }
 
-/// A request that takes its device down with it (too large a batch for the memory) must not take them all.
+/// A request that takes its device down with it (too large a batch for the memory) must not take them all. What falls
+/// silent is more often frozen or cut off.
 #[test]
 fn a_request_that_devices_die_of_is_sent_to_no_more_of_them() {
+    assert_eq!(lost_with_one_request(|_| Gone::Closed), 4);
+    assert_eq!(lost_with_one_request(|_| Gone::Silent), 8);
+    assert_eq!(lost_with_one_request(|lost| if lost % 2 == 0 { Gone::Silent } else { Gone::Closed }), 6);
+}
+
+/// How many devices of a stage have gone down when a request ends.
+fn lost_with_one_request(gone: impl Fn(usize) -> Gone) -> usize {
     let mut world = World::with_peers();
-    let more = (0..3).map(|_| PeerId::random()).collect::<Vec<_>>();
+    let more = (0..9).map(|_| PeerId::random()).collect::<Vec<_>>();
     for peer in &more {
         world.peers.push(*peer);
         world.up.insert(*peer);
         world.ingress.peer_up(world.now, *peer);
     }
-    world.plan(0, &[0b0001, 0b0111_1110]);
+    world.plan(0, &[0b0001, ((1 << world.peers.len()) - 1) & !1]);
     world.begin(0, 60_000);
     world.check();
     // A device that comes and goes is one device.
     let first = world.sends[0].devices[1];
     for _ in 0..6 {
-        world.ingress.peer_down(world.now, first);
+        world.ingress.peer_down(world.now, first, gone(0));
         world.ingress.peer_up(world.now, first);
         world.check();
     }
-    let mut killed = BTreeSet::from([first]);
+    let mut lost = vec![first];
     while !world.open.is_empty() {
         let at = world.sends.last().expect("was sent").devices[1];
-        killed.insert(at);
+        if !lost.contains(&at) {
+            lost.push(at);
+        }
+        let index = lost.iter().position(|device| *device == at).expect("is there");
         world.up.remove(&at);
-        world.ingress.peer_down(world.now, at);
+        world.ingress.peer_down(world.now, at, gone(index));
         world.check();
     }
-    assert_eq!(killed.len(), 4);
+    lost.len()
 }
 
 /// A device that was lost is asked after others for a while, and so is one that a request waited for in vain.
