@@ -35,7 +35,7 @@ use super::{
     planning::{self, StoredProfile, Wishes},
     propose::{ProposeFailure, Proposer},
     report::StageState,
-    rpc,
+    rpc, speed,
     transfer::Transfer,
 };
 use crate::app::{DeployEvent, DeployRequest};
@@ -231,7 +231,7 @@ impl Deployer {
             memory: self.memory,
             ..ProfileOptions::default()
         };
-        let measured = Arc::clone(&model);
+        let (measured, facts) = (Arc::clone(&model), self.facts.clone());
         let work = crate::background::spawn(move || {
             let mut progress = |now: profile::Progress| {
                 let step = "profiling".to_owned();
@@ -240,6 +240,8 @@ impl Deployer {
             };
             let gone = || events.is_closed();
             let profile = profile::profile(&measured, &store, &engine, &options, &mut progress, &gone)?;
+            let threads = options.session.threads;
+            let calibration_s = speed::beside_a_profile(&facts, &engine, threads, calibration_s);
             let stored = StoredProfile { calibration_s, profile };
             let put = store.put(rpc::encode(&stored).as_ref());
             Ok::<_, ProfileError>((stored, put))

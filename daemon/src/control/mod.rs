@@ -34,6 +34,7 @@ pub mod routing;
 pub mod rpc;
 pub mod run;
 pub mod select;
+pub mod speed;
 pub mod spread;
 pub mod transfer;
 pub mod upkeep;

@@ -6,7 +6,6 @@ use mesh_config::Config;
 use mesh_consensus::{DeviceId, StorageId, StoreError, founding::Candidate};
 use mesh_inference::{
     blobs::{BlobError, BlobStore},
-    profile::calibrate,
     runtime::{Engine, EngineError, SessionOptions},
 };
 use mesh_planner::TransferCost;
@@ -29,6 +28,7 @@ use super::{
     reconcile::{Parts, Reconciler},
     report::{NO_CLUSTER, NodeReport},
     rpc::JoinCall,
+    speed,
     spread::Spread,
     transfer::Transfer,
     upkeep,
@@ -156,7 +156,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     tasks.spawn("forecast", parts.app.forecasts.clone().run(consensus.clone(), facts.clone(), models));
     tasks.spawn("upkeep", upkeep::run(net.clone(), consensus.clone(), facts.clone(), proposer));
     tasks.spawn("cluster", tell_cluster(net.clone(), consensus.clone(), facts));
-    calibrate_in_background(&net, &parts.app.facts, engine, parts.threads);
+    speed::measure_in_background(&net, &parts.app.facts, engine, parts.threads);
     let listen = net.listen_address();
     Ok(Running { app: super::app::handle(parts.app), listen, net, consensus, vitals })
 }
@@ -358,20 +358,6 @@ async fn tell_cluster(net: Net, consensus: Consensus, facts: Facts) {
             return;
         }
     }
-}
-
-/// Measures this device's speed once, away from the runtime's threads.
-fn calibrate_in_background(net: &Net, facts: &Facts, engine: Engine, threads: usize) {
-    let (net, facts) = (net.clone(), facts.clone());
-    crate::background::spawn(move || match calibrate(&engine, threads) {
-        Ok(calibration) => {
-            tracing::info!(seconds = calibration.seconds, "this device is measured");
-            facts.update_own(&net, |own| own.calibration_s = Some(calibration.seconds));
-        }
-        Err(error) => {
-            tracing::error!(error = %super::chain(&error), "this device cannot be measured: it takes no stages");
-        }
-    });
 }
 
 impl Running {
