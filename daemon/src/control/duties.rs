@@ -131,7 +131,7 @@ impl Duties {
     pub fn look(&mut self, now: Instant, state: &ClusterState, sight: &impl Sight) {
         self.leading_since.get_or_insert(now);
         self.planned.retain(|name, _| state.deployments.contains_key(name));
-        self.excluded.look(now);
+        self.excluded.look(now, |name| state.deployments.contains_key(name));
         self.active.retain(|name, _| state.deployments.contains_key(name));
         for deployment in state.deployments.values() {
             let Some(active) = &deployment.active else { continue };

@@ -288,6 +288,11 @@ impl Process {
         Ok(Vec::new())
     }
 
+    /// Whether it has heard that all stages of the plan that a deployment prepares are ready.
+    pub(crate) fn sees_ready(&self, deployment: &mesh_consensus::Deployment) -> bool {
+        self.serving.as_ref().is_some_and(|serving| serving.sees_ready(deployment))
+    }
+
     /// One Raft tick, and what the serving half has to do.
     pub(crate) fn tick(&mut self, now_ms: u64) -> Result<(), Death> {
         self.ticks += 1;

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_consensus::{ClusterId, ClusterState, Request, RequestId};
+use mesh_consensus::{ClusterId, ClusterState, Deployment, Request, RequestId};
 use mesh_daemon::{
     app::{AppError, InferRequest},
     control::{
@@ -348,6 +348,20 @@ impl Serving {
         }
         let report = self.told(index)?;
         report.stages.iter().find(|(told, _)| told == key).map(|(_, state)| state.clone())
+    }
+
+    /// All stages of the plan that a deployment prepares are ready on their devices.
+    pub(crate) fn sees_ready(&self, deployment: &Deployment) -> bool {
+        let Some(plan) = &deployment.preparing else { return false };
+        let is_ready = |stage: usize, device: &str| {
+            let key = StageKey { deployment: deployment.name.as_str().into(), epoch: plan.epoch, stage };
+            self.stage_state(device, &key) == Some(StageState::Ready)
+        };
+        plan.plan
+            .stages
+            .iter()
+            .enumerate()
+            .all(|(index, stage)| stage.replicas.iter().all(|replica| is_ready(index, &replica.device)))
     }
 
     /// Every stage that the plans want of this device.

@@ -20,9 +20,10 @@ const AGREE_MS: u64 = 60_000;
 /// Virtual time in which a request must then be applied everywhere.
 const COMMIT_MS: u64 = 10_000;
 const RETRY_MS: u64 = 2_000;
-/// Virtual time in which everything must then be served, and a request answered. A first plan waits for two minutes where a
-/// device can keep no weights.
-const SERVE_MS: u64 = 150_000;
+/// Virtual time in which everything must then be served, and a request answered...
+const SERVE_MS: u64 = 90_000;
+/// ...but a first plan that is ready waits for two minutes where a device cannot keep its share of the weights.
+const SPREAD_MS: u64 = 130_000;
 const ANSWER_MS: u64 = 20_000;
 /// Virtual time in which every device must then have its share of the blobs.
 const KEEP_MS: u64 = 20_000;
@@ -246,8 +247,12 @@ impl World {
         if self.options.ask_every_ms == 0 {
             return Ok(());
         }
-        if let Some(reason) = self.wait(SERVE_MS, World::unserved)? {
+        let in_time = |world: &Self| world.unserved(true);
+        if let Some(reason) = self.wait(SERVE_MS, in_time)? {
             return Err((self.now_ms, format!("not all is served after {SERVE_MS} ms: {reason}")));
+        }
+        if let Some(reason) = self.wait(SPREAD_MS, |world| world.unserved(false))? {
+            return Err((self.now_ms, format!("a plan waits for its weights to be spread: {reason}")));
         }
         if let Some(reason) = self.wait(RETRY_MS, World::unheard)? {
             return Err((self.now_ms, reason));
@@ -334,15 +339,23 @@ impl World {
         Some(self.devices[leader].process.as_ref()?.node()?.state().clone())
     }
 
-    /// A deployment that the devices could hold and that is not served as asked.
-    fn unserved(&self) -> Option<String> {
+    /// A deployment that the devices could hold and that is not served as asked; `but_ready`: nor by a first plan that is
+    /// ready.
+    fn unserved(&self, but_ready: bool) -> Option<String> {
         let Some(state) = self.leader_state() else { return Some("nobody leads".to_owned()) };
         let devices = self.usable(&state);
         state.deployments.values().find_map(|deployment| {
             let could = !devices.is_empty() && solve(&problem(deployment, &devices), PLAN_STEPS).is_ok();
-            let is_missing = could && !is_served(deployment, &devices);
+            let is_ready = but_ready && self.is_ready(deployment);
+            let is_missing = could && !is_ready && !is_served(deployment, &devices);
             is_missing.then(|| format!("{deployment:?} on {devices:?}"))
         })
+    }
+
+    /// The first plan of a deployment is ready on all its devices, as the leader sees it.
+    fn is_ready(&self, deployment: &Deployment) -> bool {
+        let leader = self.leader().and_then(|leader| self.devices[leader].process.as_ref());
+        deployment.active.is_none() && leader.is_some_and(|leader| leader.sees_ready(deployment))
     }
 
     /// Devices that plans may use, with their memory.

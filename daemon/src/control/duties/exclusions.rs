@@ -30,9 +30,9 @@ struct Exclusion {
 }
 
 impl Exclusions {
-    /// Begins a look: who has been out for long enough is back.
-    pub(super) fn look(&mut self, now: Instant) {
-        self.0.retain(|_, exclusion| exclusion.until + FORGOTTEN > now);
+    /// Begins a look: who has been out for long enough is back. What is deployed anew under an old name is another thing.
+    pub(super) fn look(&mut self, now: Instant, is_deployed: impl Fn(&str) -> bool) {
+        self.0.retain(|(name, _), exclusion| is_deployed(name) && exclusion.until + FORGOTTEN > now);
         self.0.values_mut().for_each(|exclusion| exclusion.is_out = exclusion.until > now);
     }
 
@@ -80,7 +80,7 @@ mod tests {
         let start = *now;
         while exclusions.is_out("a", "x") {
             *now += Duration::from_secs(1);
-            exclusions.look(*now);
+            exclusions.look(*now, |_| true);
         }
         now.saturating_duration_since(start).as_secs()
     }
@@ -91,7 +91,7 @@ mod tests {
         assert!(!exclusions.is_out("a", "x"));
         let mut fail = |exclusions: &mut Exclusions, later: Duration| {
             now += later;
-            exclusions.look(now);
+            exclusions.look(now, |_| true);
             exclusions.failed(now, "a", "x".to_owned());
             out(exclusions, &mut now)
         };
@@ -100,6 +100,9 @@ mod tests {
         exclusions.recovered("a", "x");
         assert_eq!(fail(&mut exclusions, Duration::ZERO), 5, "it had loaded one");
         assert_eq!(fail(&mut exclusions, FORGOTTEN), 5, "that was long ago");
+        exclusions.failed(Instant::now() + FORGOTTEN, "a", "x".to_owned());
+        exclusions.look(Instant::now(), |_| false);
+        assert!(!exclusions.is_out("a", "x"), "it is not deployed any more");
     }
 
     #[test]
@@ -108,7 +111,7 @@ mod tests {
         for _ in 0..100 {
             exclusions.lost(now, "a", "x".to_owned());
             now += Duration::from_secs(1);
-            exclusions.look(now);
+            exclusions.look(now, |_| true);
             assert!(exclusions.is_out("a", "x") && !exclusions.is_out("b", "x"));
         }
         assert_eq!(out(&mut exclusions, &mut now), 29);
