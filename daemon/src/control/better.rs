@@ -16,7 +16,8 @@ use super::{
 
 /// Problems are compared, and plans searched for, no more often than this.
 const PAUSE: Duration = Duration::from_secs(3);
-/// Searching may take one part in so many of the time; but a pause is never longer than `PAUSE_MAX`.
+/// Searching may take one part in so many of the time, unless devices or links change; but a pause is never longer than
+/// `PAUSE_MAX`.
 const RARELY: u32 = 20;
 const PAUSE_MAX: Duration = Duration::from_secs(20);
 /// A device with less than one core searches less, down to this part.
@@ -28,6 +29,10 @@ const LINK_NEWS: f64 = 0.25;
 const LATENCY_NEWS_S: f64 = 0.001;
 /// Requests enter where they did unless some device's part has changed by this much.
 const INGRESS_NEWS: f64 = 0.15;
+/// A link that is so many times slower than at the last look is seldom alone: others of the same device are being probed...
+const FAR_SLOWER: f64 = 8.0;
+/// ...which takes this long. A plan that is made before would take them for what they were.
+const LINKS_SETTLE: Duration = Duration::from_secs(4);
 
 /// Searches for better plans, one at a time per deployment. Lost with the leader, which costs time only.
 #[derive(Debug, Default)]
@@ -41,14 +46,19 @@ struct Course {
     /// What the last plan or search was made from.
     last: Option<Problem>,
     looked: Option<Instant>,
-    pause: Duration,
+    /// No search before this.
+    not_before: Option<Instant>,
     search: Option<Search>,
+    /// Links at the last look: bytes per second from device to device.
+    links: BTreeMap<(String, String), f64>,
+    /// When some became far slower, until a search has begun with that.
+    fell: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Search {
     epoch: u64,
-    /// Devices have come or gone since the last plan.
+    /// Devices have come or gone since the last plan, or links have become far slower: no second look is needed.
     changed: bool,
     task: JoinHandle<(Result<Found, String>, Duration)>,
 }
@@ -71,6 +81,45 @@ impl Course {
         course.moves.planned(now, false);
         course
     }
+
+    /// Notices links that have become far slower since the last look.
+    fn look_at_links(&mut self, problem: &Problem, now: Instant) {
+        let pairs = problem.links.pairs.iter();
+        let links: BTreeMap<(String, String), f64> =
+            pairs.map(|pair| ((pair.from.clone(), pair.to.clone()), pair.bytes_per_s)).collect();
+        let is_far_slower = |(pair, rate): (&(String, String), &f64)| {
+            self.links.get(pair).is_some_and(|before| rate * FAR_SLOWER < *before)
+        };
+        if links.iter().any(is_far_slower) {
+            self.fell = Some(now);
+            self.moves.excuse();
+        }
+        self.links = links;
+    }
+
+    /// Whether other links may still be found slow.
+    fn is_settling(&self, now: Instant) -> bool {
+        self.fell.is_some_and(|at| now.saturating_duration_since(at) < LINKS_SETTLE)
+    }
+
+    /// Whether a search is due; then what it is made from is this problem.
+    fn wants_search(&mut self, problem: &Problem, now: Instant) -> Option<bool> {
+        self.look_at_links(problem, now);
+        let came_or_went = self.last.as_ref().is_some_and(|last| ids(last) != ids(problem));
+        let changed = came_or_went || self.fell.is_some();
+        let news = self.last.as_ref().is_none_or(|last| changed || differs(last, problem));
+        let is_soon = !changed && self.not_before.is_some_and(|at| now < at);
+        if self.is_settling(now)
+            || is_soon
+            || !self.moves.may_move(now, came_or_went)
+            || !(news || self.moves.wants_a_look())
+        {
+            return None;
+        }
+        self.last = Some(problem.clone());
+        self.fell = None;
+        Some(changed)
+    }
 }
 
 impl Improver {
@@ -90,9 +139,8 @@ impl Improver {
     /// Whether it is time to compare problems again.
     pub fn is_due(&self, name: &str, now: Instant) -> bool {
         self.courses.get(name).is_none_or(|course| {
-            let pause = course.pause.max(PAUSE);
             course.search.is_none()
-                && course.looked.is_none_or(|at| now.saturating_duration_since(at) >= pause)
+                && course.looked.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE)
         })
     }
 
@@ -107,12 +155,7 @@ impl Improver {
     pub fn look(&mut self, name: &str, active: &EpochPlan, problem: Problem, now: Instant) {
         let course = self.courses.entry(name.to_owned()).or_insert_with(|| Course::taken_over(now));
         course.looked = Some(now);
-        let changed = course.last.as_ref().is_some_and(|last| ids(last) != ids(&problem));
-        let news = course.last.as_ref().is_none_or(|last| changed || differs(last, &problem));
-        if !course.moves.may_move(now, changed) || !(news || course.moves.wants_a_look()) {
-            return;
-        }
-        course.last = Some(problem.clone());
+        let Some(changed) = course.wants_search(&problem, now) else { return };
         let (running, epoch) = (active.plan.clone(), active.epoch);
         let task = crate::background::spawn(move || {
             let started = Instant::now();
@@ -129,7 +172,7 @@ impl Improver {
         }
         let search = course.search.take()?;
         let (result, took) = search.task.await.ok()?;
-        course.pause = (took * RARELY).min(PAUSE_MAX);
+        course.not_before = Some(now + (took * RARELY).min(PAUSE_MAX));
         if search.epoch != epoch {
             return None;
         }

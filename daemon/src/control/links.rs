@@ -14,7 +14,7 @@ use std::{
 
 use card::{CardWatch, Round, Rounds, Shown};
 use nearby::{Nearby, Rates};
-use watch::{BYTES_MIN, Beside, FAR_SLOWER_BYTES, Flow, LinkWatch, NEWS, PROCESSOR_BOUND, Suspicion};
+use watch::{Beside, FAR_SLOWER_BYTES, Flow, Ground, LinkWatch, NEWS, PROCESSOR_BOUND, Suspicion};
 
 use super::{
     facts::Facts,
@@ -41,10 +41,17 @@ const PROBE_PAUSE_MAX: Duration = Duration::from_secs(20);
 /// Small calls that show what a message costs.
 const COST_CALLS: u32 = 24;
 
-/// Links are looked at so often.
-const LOOK: Duration = Duration::from_secs(10);
-/// The card is looked at once in so many looks, until it is known.
-const CARD_RARELY: u32 = 3;
+/// What peers tell of links is looked at so often...
+const TICK: Duration = Duration::from_secs(1);
+/// ...and what links carry once in so many times: two such looks and a search for a plan fit into the 30 s in which a
+/// mesh is to leave a link that has become slow.
+const LOOK_TICKS: u32 = 4;
+/// The card is looked at when links have been at rest for so many looks in a row...
+const CARD_AT_REST: u32 = 3;
+/// ...once in so many looks, until it is known.
+const CARD_RARELY: u32 = 7;
+/// A link that carried less between two looks answers as one at rest does.
+const LATENCY_BYTES: u64 = 200 * 1024;
 /// Probes that this takes.
 const CARD_PROBES: u64 = 4;
 /// A latency that differs by this part, and by more than this: processors that are busy make as much of it.
@@ -185,7 +192,7 @@ impl Links {
         let own = self.facts.own();
         for (peer, flow) in flows {
             let sent = before.get(peer).map_or(u64::MAX, |before| flow.sent.saturating_sub(before.sent));
-            let known = own.links.get(&peer.to_string()).filter(|_| sent < BYTES_MIN);
+            let known = own.links.get(&peer.to_string()).filter(|_| sent < LATENCY_BYTES);
             let least = self.net.link(*peer).and_then(|link| link.least_rtt);
             if let (Some(known), Some(least)) = (known, least)
                 && let Some(latency_s) = another_latency(known.latency_s, least.as_secs_f64() / 2.0)
@@ -199,39 +206,60 @@ impl Links {
     /// Watches what the links carry. While `is_serving_blobs` says so, weights are on their way too, and what is left
     /// of a link to activations says little.
     pub async fn watch(self, is_serving_blobs: impl Fn() -> bool) {
-        let (mut watch, mut nearby, mut card) =
-            (LinkWatch::default(), Nearby::default(), CardWatch::default());
-        let mut flows_before = BTreeMap::new();
-        let mut before = (Instant::now(), processor_s());
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let now = (Instant::now(), processor_s());
-            let seconds = now.0.saturating_duration_since(before.0).as_secs_f64();
-            let busy = (now.1 - before.1) / mesh_inference::profile::cores() / seconds.max(1e-3);
-            before = now;
+        let mut looks = Looks::default();
+        let mut nearby = Nearby::default();
+        for tick in 1u32.. {
+            tokio::time::sleep(TICK).await;
             let live = self.facts.peers().live();
-            self.learn_from_ways_back(&live);
-            let flows = flows(&self.data.metrics().links, &live);
-            let beside = Beside { processors: busy >= PROCESSOR_BOUND, weights: is_serving_blobs() };
-            for suspicion in watch.look(now.0, beside, &flows, |peer| self.known(peer).bytes_per_s) {
-                let change = self.clear_up(&suspicion).await;
-                watch.cleared_up(&suspicion, change, Instant::now());
+            self.look_nearby(&mut nearby, &mut looks, &live).await;
+            if tick.is_multiple_of(LOOK_TICKS) {
+                self.look(&mut looks, &live, is_serving_blobs()).await;
             }
-            let is_at_rest = |peer| {
-                let sent = |flows: &BTreeMap<PeerId, Flow>| flows.get(&peer).map_or(0, |flow| flow.sent);
-                sent(&flows).saturating_sub(sent(&flows_before)) < FAR_SLOWER_BYTES
+        }
+    }
+
+    /// Looks at what links have carried since the last time.
+    async fn look(&self, looks: &mut Looks, live: &[PeerId], weights: bool) {
+        let now = (Instant::now(), processor_s());
+        let seconds = now.0.saturating_duration_since(looks.at.0).as_secs_f64();
+        let busy = (now.1 - looks.at.1) / mesh_inference::profile::cores() / seconds.max(1e-3);
+        looks.at = now;
+        self.learn_from_ways_back(live);
+        let flows = flows(&self.data.metrics().links, live);
+        let beside = Beside { processors: busy >= PROCESSOR_BOUND, weights };
+        let known = |peer| self.known(peer).bytes_per_s;
+        for suspicion in looks.watch.look(now.0, beside, &flows, known) {
+            let change = self.clear_up(&suspicion).await.flatten();
+            looks.watch.cleared_up(&suspicion, change, Instant::now());
+        }
+        self.learn_latencies(&flows, &looks.flows);
+        let is_quiet = flows == looks.flows && self.net.chores().under_way == 0;
+        looks.quiet = if is_quiet { looks.quiet + 1 } else { 0 };
+        looks.before = std::mem::replace(&mut looks.flows, flows);
+        // Not all devices at the same time: they would measure each other.
+        if looks.quiet >= CARD_AT_REST && rand::random_ratio(1, CARD_RARELY) {
+            self.look_at_card(&mut looks.card, live).await;
+        }
+    }
+
+    /// Looks at links that may have become slow with others.
+    async fn look_nearby(&self, nearby: &mut Nearby, looks: &mut Looks, live: &[PeerId]) {
+        let found = nearby.look(self.rates(live), |peer| looks.carried(peer) < FAR_SLOWER_BYTES);
+        for (peer, bytes_per_s) in found.assumed {
+            tracing::debug!(%peer, bytes_per_s, "the way back has become slow; so may have the way there");
+            self.set(peer, bytes_per_s, self.known(peer).latency_s);
+        }
+        for suspicion in found.suspicions {
+            let probed = self.clear_up(&suspicion).await;
+            let is_given_up = nearby.probed(suspicion.peer, probed.is_some());
+            let change = match (probed, suspicion.ground) {
+                (None, Ground::Nearby { slow, before }) if is_given_up => {
+                    self.set(suspicion.peer, slow, self.known(suspicion.peer).latency_s);
+                    Some((before, slow))
+                }
+                (probed, _) => probed.flatten(),
             };
-            for suspicion in nearby.look(self.rates(&live), is_at_rest) {
-                let change = self.clear_up(&suspicion).await;
-                watch.cleared_up(&suspicion, change, Instant::now());
-            }
-            self.learn_latencies(&flows, &flows_before);
-            let at_rest = flows == flows_before && self.net.chores().under_way == 0;
-            flows_before = flows;
-            // Not all devices at the same time: they would measure each other.
-            if at_rest && rand::random_ratio(1, CARD_RARELY) {
-                self.look_at_card(&mut card, &live).await;
-            }
+            looks.watch.cleared_up(&suspicion, change, Instant::now());
         }
     }
 
@@ -270,21 +298,64 @@ impl Links {
         Some([alone, other, Round::new(both.map(Some), start.elapsed())])
     }
 
-    /// Probes the link of a suspicion, and sets its rate where it is another one: the rate before, and now.
-    async fn clear_up(&self, suspicion: &Suspicion) -> Option<(f64, f64)> {
-        let known = self.known(suspicion.peer);
-        let probe = self.net.probe(suspicion.peer).await.ok()?;
-        let bytes_per_s = suspicion.rate(known.bytes_per_s, probe)?;
-        tracing::info!(
-            peer = %suspicion.peer,
-            known = known.bytes_per_s,
-            ground = ?suspicion.ground,
-            ?probe,
-            "the link has another rate now"
-        );
-        // A link full of activations answers late: the latency of an idle one stays.
-        self.set(suspicion.peer, bytes_per_s, known.latency_s);
-        Some((known.bytes_per_s, bytes_per_s))
+    /// Probes the link of a suspicion, and sets its rate: the rate before, and now, where that is another one. `None` where
+    /// it could not be probed.
+    async fn clear_up(&self, suspicion: &Suspicion) -> Option<Option<(f64, f64)>> {
+        let LinkReport { bytes_per_s: reported, latency_s } = self.known(suspicion.peer);
+        // What is reported now may only be assumed.
+        let known = match suspicion.ground {
+            Ground::Nearby { before, .. } => before,
+            Ground::Carried(_) | Ground::AtRest => reported,
+        };
+        let probe = self.net.probe(suspicion.peer).await;
+        let probe =
+            probe.inspect_err(|error| tracing::debug!(peer = %suspicion.peer, %error, "no probe")).ok()?;
+        let another = suspicion.rate(known, probe);
+        let bytes_per_s = another.unwrap_or(known);
+        if bytes_per_s.to_bits() != reported.to_bits() {
+            // A link full of activations answers late: the latency of an idle one stays.
+            self.set(suspicion.peer, bytes_per_s, latency_s);
+        }
+        if another.is_some() {
+            let (peer, ground) = (suspicion.peer, suspicion.ground);
+            tracing::info!(%peer, known, ?ground, ?probe, "the link has another rate now");
+        }
+        Some(another.map(|now| (known, now)))
+    }
+}
+
+/// What links have carried, and what it says of them.
+#[derive(Debug)]
+struct Looks {
+    watch: LinkWatch,
+    card: CardWatch,
+    /// When, and the processor seconds of this process then.
+    at: (Instant, f64),
+    /// At the last look, and at the one before.
+    flows: BTreeMap<PeerId, Flow>,
+    before: BTreeMap<PeerId, Flow>,
+    /// Looks in a row with nothing to see.
+    quiet: u32,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self {
+            watch: LinkWatch::default(),
+            card: CardWatch::default(),
+            at: (Instant::now(), processor_s()),
+            flows: BTreeMap::new(),
+            before: BTreeMap::new(),
+            quiet: 0,
+        }
+    }
+}
+
+impl Looks {
+    /// Bytes between the last two looks.
+    fn carried(&self, peer: PeerId) -> u64 {
+        let sent = |flows: &BTreeMap<PeerId, Flow>| flows.get(&peer).map_or(0, |flow| flow.sent);
+        sent(&self.flows).saturating_sub(sent(&self.before))
     }
 }
 

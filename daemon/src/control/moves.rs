@@ -71,6 +71,15 @@ impl Moves {
         }
     }
 
+    /// What the last voluntary move was made from has changed since, far more than a forecast is off by: what it brought
+    /// says nothing of the next one.
+    pub fn excuse(&mut self) {
+        if let Some(last) = &mut self.last {
+            last.is_judged = true;
+        }
+        self.not_before = None;
+    }
+
     /// Whether a voluntary move may be made now. `changed`: devices have come or gone since the last plan.
     pub fn may_move(&self, now: Instant, changed: bool) -> bool {
         let since = |at: Instant| now.saturating_duration_since(at);

@@ -9,9 +9,9 @@
 //! (`LOOK_AGAIN`) and is not asked for that blob any more in the same fetch.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     io,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -30,10 +30,11 @@ mod tests;
 use claims::Claims;
 use courtesy::Courtesy;
 use patience::{Next, Patience};
-use share::{Faults, distribute};
+use share::{Faults, Holder, Round, distribute};
 
 use super::{
     peers::Peers,
+    planning::BYTES_PER_S_UNMEASURED,
     rpc::{HAVE_MAX, HaveCall, HaveReply, METHOD_HAVE, decode, encode},
 };
 use crate::{
@@ -196,9 +197,9 @@ impl Transfer {
             let missing = self.missing(wanted);
             let Some(first) = missing.first().map(|w| w.hash) else { return Ok(()) };
             let holders = self.holders(&missing).await;
-            let queues = distribute(&missing, &holders, &faults);
-            let is_held = !queues.is_empty();
-            self.fetch_from_all(queues, progress, &mut faults).await?;
+            let round = distribute(&missing, &holders, &faults);
+            let is_held = !round.is_empty();
+            self.fetch_from_all(round, progress, &mut faults).await?;
             let next = patience.next(is_held, self.arrived(wanted), Instant::now());
             let damaged = faults.first_damaged(&missing);
             let (wanted, missing) = (wanted.len(), missing.len());
@@ -228,7 +229,7 @@ impl Transfer {
     }
 
     /// Who of the live peers holds which of the missing blobs.
-    async fn holders(&self, missing: &[Wanted]) -> BTreeMap<PeerId, Vec<bool>> {
+    async fn holders(&self, missing: &[Wanted]) -> BTreeMap<PeerId, Holder> {
         let mut asked = JoinSet::new();
         for peer in self.peers.live() {
             let net = self.net.clone();
@@ -244,21 +245,29 @@ impl Transfer {
         let mut holders = BTreeMap::new();
         while let Some(answer) = asked.join_next().await {
             if let Ok(Some((peer, held))) = answer {
-                holders.insert(peer, held);
+                holders.insert(peer, Holder { held, bytes_per_s: self.rate_from(peer) });
             }
         }
         holders
     }
 
+    /// Bytes per second of the way from a peer to this device, as the peer has measured it.
+    fn rate_from(&self, peer: PeerId) -> f64 {
+        let report = self.peers.get(&peer).and_then(|peer| peer.report);
+        let link = report.and_then(|report| report.links.get(&self.net.local_peer().to_string()).copied());
+        link.map_or(BYTES_PER_S_UNMEASURED, |link| link.bytes_per_s)
+    }
+
     async fn fetch_from_all(
         &self,
-        queues: BTreeMap<PeerId, VecDeque<Wanted>>,
+        round: Round,
         progress: &AtomicU64,
         faults: &mut Faults,
     ) -> Result<(), FetchError> {
-        let pulls = queues
-            .into_iter()
-            .map(|(peer, queue)| async move { (peer, self.fetch_from(peer, queue, progress).await) });
+        let peers = round.peers();
+        let round = &Mutex::new(round);
+        let pulls =
+            peers.into_iter().map(|peer| async move { (peer, self.fetch_from(peer, round, progress).await) });
         let mut failed = None;
         for (peer, pulls) in futures::future::join_all(pulls).await {
             for (hash, fault) in pulls.faults {

@@ -30,6 +30,8 @@ struct World {
     learnt: Corrections,
     course: Course,
     moves: usize,
+    /// Known links that are not as fast as the others.
+    links: Vec<mesh_planner::PairLink>,
 }
 
 impl World {
@@ -50,7 +52,15 @@ impl World {
             learnt: Corrections::default(),
             course,
             moves: 0,
+            links: Vec::new(),
         }
+    }
+
+    /// What is known of a link is this from now on.
+    fn link(&mut self, from: &str, to: &str, bytes_per_s: f64) {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.links.retain(|pair| pair.from != from || pair.to != to);
+        self.links.push(mesh_planner::PairLink { from, to, bytes_per_s, latency_s: 0.0001 });
     }
 
     fn random(&mut self) -> f64 {
@@ -103,14 +113,10 @@ impl World {
         if self.runs >= 20 {
             self.course.moves.judge(self.now, speed(&evaluation, Objective::Throughput));
         }
-        let news = differs(self.course.last.as_ref().unwrap(), &problem);
-        let moves = &self.course.moves;
-        if !moves.may_move(self.now, false) || !(news || moves.wants_a_look()) {
-            return;
-        }
-        self.course.last = Some(problem.clone());
+        problem.links.pairs = self.links.clone();
+        let Some(changed) = self.course.wants_search(&problem, self.now) else { return };
         let found = search(problem, &self.running).unwrap();
-        if self.course.moves.weigh(found.gain, false) {
+        if self.course.moves.weigh(found.gain, changed) {
             self.course.moves.moved(self.now, found.speeds.0, found.speeds.1);
             self.running = found.solved.plan;
             (self.runs, self.moves) = (0, self.moves + 1);
@@ -146,6 +152,32 @@ fn a_device_that_becomes_slow_is_planned_around_within_thirty_seconds() {
     assert!(world.rate() > 1.3 * before, "{} after {before}", world.rate());
     world.looks(300);
     assert!(world.moves <= 2, "{}", world.moves);
+}
+
+/// The plan that is made after a link became far slower knows of its neighbours, too.
+#[test]
+fn links_that_become_slow_are_waited_for_until_no_more_do() {
+    let mut world = World::new();
+    for (from, to) in [("a", "b"), ("b", "a"), ("c", "b"), ("b", "c")] {
+        world.link(from, to, 1e9);
+    }
+    world.looks(20);
+    let looked = |world: &mut World, seconds: u64| {
+        world.now += Duration::from_secs(seconds);
+        let mut problem = problem();
+        problem.links.pairs = world.links.clone();
+        world.course.wants_search(&problem, world.now)
+    };
+    assert_eq!(looked(&mut world, 3), None, "nothing is new");
+    world.link("a", "b", 20.0);
+    assert_eq!(looked(&mut world, 3), None);
+    world.link("b", "c", 20.0);
+    assert_eq!(looked(&mut world, 3), None, "the first one is 3 s old");
+    assert_eq!(looked(&mut world, 3), None, "the second one is");
+    assert_eq!(looked(&mut world, 3), Some(true));
+    assert_eq!(looked(&mut world, 3), None);
+    world.link("b", "c", 1e9);
+    assert_eq!(looked(&mut world, 3), Some(false), "a faster one needs no haste");
 }
 
 #[test]

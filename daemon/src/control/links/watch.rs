@@ -17,17 +17,21 @@ pub(super) const PROCESSOR_BOUND: f64 = 0.6;
 pub(super) const FAR_SLOWER: f64 = 8.0;
 const FAR_SLOWER_FULL: f64 = 0.05;
 pub(super) const FAR_SLOWER_BYTES: u64 = 128 * 1024;
-/// Fewer bytes between two looks say nothing.
+/// Fewer bytes say nothing...
 pub(super) const BYTES_MIN: u64 = 512 * 1024;
-/// More bytes than buffers hold show that a link is faster than was known.
-const BYTES_FAST: u64 = 4 * 1024 * 1024;
+/// ...and are waited for up to this long: then what has been seen of the link is forgotten.
+pub(super) const LOOK_MAX: Duration = Duration::from_secs(10);
+/// More bytes than buffers hold, over all looks in a row, show that a link is faster than was known.
+const BYTES_FAST: u64 = 8 * 1024 * 1024;
 /// A rate that differs by this part is another one.
 pub(super) const NEWS: f64 = 0.25;
-/// So many looks in a row have to show it.
+/// So many looks in a row have to show it; one does where it is far slower.
 const LOOKS: u32 = 2;
 /// A link that was found as it was known is left alone for this long; doubles each time.
 const PAUSE_MIN: Duration = Duration::from_secs(20);
 const PAUSE_MAX: Duration = Duration::from_secs(640);
+/// ...unless it carries so many times less than it did then.
+const LOWER: f64 = 2.0;
 /// A link that was found slower and carries nothing any more is probed again this often: it may have recovered, and
 /// no plan would use it to find out.
 const RECOVERED_EVERY: Duration = Duration::from_secs(60);
@@ -52,6 +56,12 @@ pub(super) struct Beside {
     pub(super) weights: bool,
 }
 
+impl Beside {
+    fn and(self, other: Self) -> Self {
+        Self { processors: self.processors || other.processors, weights: self.weights || other.weights }
+    }
+}
+
 /// A link that seems to have another rate than the one known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Suspicion {
@@ -66,9 +76,13 @@ pub(super) enum Ground {
     Carried(f64),
     /// It was slow, or was measured long ago, and carries nothing now: it may be faster than is known.
     AtRest,
-    /// It carries next to nothing, and a link that it shares an end with has become far slower: as slow as this, in
-    /// bytes per second.
-    Nearby(f64),
+    /// It carries next to nothing, and a link that it shares an end with has become far slower.
+    Nearby {
+        /// As slow as this, in bytes per second.
+        slow: f64,
+        /// Of this link before, in bytes per second.
+        before: f64,
+    },
 }
 
 impl Suspicion {
@@ -79,7 +93,9 @@ impl Suspicion {
             Ground::Carried(seen) => (seen.max(probe.bytes_per_s), true),
             Ground::AtRest => (probe.bytes_per_s, false),
             // The probe had to share with what fills the other one: it may be as slow as that, not slower.
-            Ground::Nearby(slow) => (slow.max(probe.bytes_per_s), probe.bytes_per_s * FAR_SLOWER < known),
+            Ground::Nearby { slow, .. } => {
+                (slow.max(probe.bytes_per_s), probe.bytes_per_s * FAR_SLOWER < known)
+            }
         };
         let is_slow = rate < known && may_be_slow && !probe.processor_bound;
         ((is_slow || rate > known) && apart(rate, known)).then_some(rate)
@@ -98,10 +114,14 @@ pub(super) struct LinkWatch {
 pub(super) struct Watched {
     at: Instant,
     flow: Flow,
+    /// At any time since then.
+    beside: Beside,
     /// Where the looks began that show another rate, and how many they are.
     since: Option<(Instant, Flow, u32)>,
     pause: Duration,
     not_before: Instant,
+    /// Bytes per second that it carried when it was last found as it was known.
+    cleared: f64,
     /// When it was probed, or the peer came.
     probed: Instant,
 }
@@ -119,12 +139,15 @@ impl LinkWatch {
         self.slowed.retain(|peer, _| flows.contains_key(peer));
         let mut suspicions = Vec::new();
         for (&peer, &flow) in flows {
-            let fresh =
-                Watched { at: now, flow, since: None, pause: PAUSE_MIN, not_before: now, probed: now };
-            let link = self.links.entry(peer).or_insert(fresh);
-            let ground = link.look(now, beside, flow, known(peer), self.slowed.contains_key(&peer));
-            (link.at, link.flow) = (now, flow);
-            suspicions.extend(ground.map(|ground| Suspicion { peer, ground }));
+            let link = self.links.entry(peer).or_insert_with(|| Watched::new(now, flow));
+            link.beside = link.beside.and(beside);
+            let seen = link.look(now, flow, known(peer), self.slowed.contains_key(&peer));
+            if seen != Look::TooSoon {
+                (link.at, link.flow, link.beside) = (now, flow, Beside::default());
+            }
+            if let Look::Suspicious(ground) = seen {
+                suspicions.push(Suspicion { peer, ground });
+            }
         }
         suspicions
     }
@@ -136,12 +159,17 @@ impl LinkWatch {
         link.pause = match (suspicion.ground, change) {
             (_, Some(_)) => PAUSE_MIN,
             (Ground::Carried(_), None) => (link.pause * 2).min(PAUSE_MAX),
-            (Ground::AtRest | Ground::Nearby(_), None) => link.pause,
+            (Ground::AtRest | Ground::Nearby { .. }, None) => link.pause,
         };
         link.not_before = match (suspicion.ground, change) {
-            (Ground::Carried(_), _) | (Ground::Nearby(_), Some(_)) => now + link.pause,
+            (Ground::Carried(_), _) | (Ground::Nearby { .. }, Some(_)) => now + link.pause,
             (Ground::AtRest, _) => now + RECOVERED_EVERY,
-            (Ground::Nearby(_), None) => link.not_before,
+            (Ground::Nearby { .. }, None) => link.not_before,
+        };
+        link.cleared = match (suspicion.ground, change) {
+            (Ground::Carried(carried), None) => carried,
+            (_, Some((_, rate))) => rate,
+            (Ground::AtRest | Ground::Nearby { .. }, None) => link.cleared,
         };
         let Some((known, rate)) = change else { return };
         let before = *self.slowed.entry(suspicion.peer).or_insert(known);
@@ -151,38 +179,61 @@ impl LinkWatch {
     }
 }
 
+/// What a look at a link shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Look {
+    /// It has carried too little yet.
+    TooSoon,
+    /// Nothing new, or not often enough in a row.
+    Nothing,
+    /// It is worth a probe.
+    Suspicious(Ground),
+}
+
 impl Watched {
-    /// What makes it worth a probe, if anything does.
-    fn look(
-        &mut self,
-        now: Instant,
-        beside: Beside,
-        flow: Flow,
-        known: f64,
-        was_slowed: bool,
-    ) -> Option<Ground> {
+    fn new(now: Instant, flow: Flow) -> Self {
+        let beside = Beside::default();
+        let (pause, cleared) = (PAUSE_MIN, f64::INFINITY);
+        Self { at: now, flow, beside, since: None, pause, not_before: now, cleared, probed: now }
+    }
+
+    /// What there is to see since the last look that showed something.
+    fn look(&mut self, now: Instant, flow: Flow, known: f64, was_slowed: bool) -> Look {
         let (sent, took) = between((self.at, self.flow), (now, flow));
+        let is_long = took >= LOOK_MAX.as_secs_f64();
         let is_stale = now.saturating_duration_since(self.probed) >= STALE;
-        if sent == 0 && (was_slowed || is_stale) && now >= self.not_before {
-            return Some(Ground::AtRest);
+        if sent == 0 && is_long && (was_slowed || is_stale) && now >= self.not_before {
+            return Look::Suspicious(Ground::AtRest);
         }
         let busy_s = flow.busy_s - self.flow.busy_s;
         let (rate, full) = (sent as f64 / busy_s, busy_s / took);
         let is_slower = sent >= BYTES_MIN && full >= FULL && rate < known * (1.0 - NEWS);
         let is_far_slower = sent >= FAR_SLOWER_BYTES && full >= FAR_SLOWER_FULL && rate * FAR_SLOWER < known;
-        let is_slow = !beside.processors && (is_far_slower || (is_slower && !beside.weights));
-        let is_fast = sent >= BYTES_FAST && sent as f64 / took > known * (1.0 + NEWS);
+        let is_slow = !self.beside.processors && (is_far_slower || (is_slower && !self.beside.weights));
+        let is_fast = sent as f64 / took > known * (1.0 + NEWS);
         if !is_slow && !is_fast {
+            if sent < BYTES_MIN && !is_long {
+                return Look::TooSoon;
+            }
             self.since = None;
-            return None;
+            return Look::Nothing;
         }
         let (start, at_start, looks) = self.since.unwrap_or((self.at, self.flow, 0));
         self.since = Some((start, at_start, looks + 1));
-        if looks + 1 < LOOKS || now < self.not_before {
-            return None;
-        }
         let (sent, took) = between((start, at_start), (now, flow));
-        Some(Ground::Carried(sent as f64 / if is_slow { flow.busy_s - at_start.busy_s } else { took }))
+        let is_often = looks + 1 >= LOOKS || (is_slow && is_far_slower);
+        let is_shown = is_often && (is_slow || sent >= BYTES_FAST);
+        let carried = sent as f64 / if is_slow { flow.busy_s - at_start.busy_s } else { took };
+        let is_lower = is_slow && carried * LOWER < self.cleared;
+        if !is_shown {
+            return Look::Nothing;
+        }
+        if now < self.not_before && !is_lower {
+            // What it carries when the pause is over counts, not what it did all the time.
+            self.since = None;
+            return Look::Nothing;
+        }
+        Look::Suspicious(Ground::Carried(carried))
     }
 }
 

@@ -54,6 +54,20 @@ fn a_move_that_brought_too_little_makes_the_next_one_wait_ten_times_as_long() {
 }
 
 #[test]
+fn a_move_that_failed_because_links_became_slow_lets_the_next_one_come() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    moves.moved(start, 1.0, 1.2);
+    moves.judge(start + seconds(20), 0.5);
+    moves.excuse();
+    assert!(!moves.may_move(start + seconds(29), false) && moves.may_move(start + seconds(30), false));
+    moves.moved(start + seconds(40), 1.0, 1.2);
+    moves.excuse();
+    moves.judge(start + seconds(60), 0.5);
+    assert!(moves.may_move(start + seconds(70), false), "known before it was judged");
+}
+
+#[test]
 fn a_move_of_which_nobody_knows_what_it_brought_waits_unless_devices_come() {
     let start = Instant::now();
     let mut moves = Moves::default();

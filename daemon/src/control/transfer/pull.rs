@@ -1,9 +1,11 @@
 //! The fetching side of blob streams.
 
 use std::{
-    collections::VecDeque,
     io,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -15,11 +17,15 @@ use tokio::{
 
 use super::{
     CHUNK, LOOK_AGAIN, STALL, STATUS_CHECKING, STATUS_OK, Transfer, UNKNOWN_BYTES_MAX, Wanted, request,
-    share::Fault, stalled,
+    share::{Fault, Round},
+    stalled,
 };
 use crate::net::{Channel, Net, NetStream, PeerId};
 
-/// What came of a queue of requests to one peer.
+/// Smaller blobs tell the delay of a link, not its rate.
+const TELLING_BYTES: u64 = 256 * 1024;
+
+/// What came of the requests to one peer.
 #[derive(Debug, Default)]
 pub(super) struct Pulls {
     /// Blobs that it did not give.
@@ -76,27 +82,29 @@ impl Drop for Counted<'_> {
 }
 
 impl Transfer {
-    /// Fetches a queue of blobs from one peer over one stream. A broken stream leaves the rest to the next round; an
-    /// error of the local store ends the fetch.
-    pub(super) async fn fetch_from(
-        &self,
-        peer: PeerId,
-        queue: VecDeque<Wanted>,
-        progress: &AtomicU64,
-    ) -> Pulls {
+    /// Fetches blobs from one peer over one stream, as the round deals them out. A broken stream leaves the rest to the
+    /// other peers, or to the next round; an error of the local store ends the fetch.
+    pub(super) async fn fetch_from(&self, peer: PeerId, round: &Mutex<Round>, progress: &AtomicU64) -> Pulls {
+        let round = || round.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pulls = Pulls::default();
         let mut stream = match self.net.open(peer, Channel::Blob).await {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(%peer, %error, "no stream for blobs");
-                pulls.faults.extend(queue.iter().map(|wanted| (wanted.hash, Fault::Passing)));
+                pulls.faults.extend(round().left(peer).map(|hash| (hash, Fault::Passing)));
                 return pulls;
             }
         };
-        for wanted in queue {
+        loop {
+            let Some(wanted) = round().next(peer) else { return pulls };
             let hash = wanted.hash;
+            let began = Instant::now();
             match self.fetch_one(&mut stream, wanted, progress).await {
-                Ok(Pulled::Here) => {}
+                Ok(Pulled::Here) => {
+                    if let Some(bytes) = wanted.bytes.filter(|bytes| *bytes >= TELLING_BYTES) {
+                        round().seen(peer, bytes as f64 / began.elapsed().as_secs_f64().max(1e-6));
+                    }
+                }
                 Ok(Pulled::Refused(reason)) => {
                     tracing::debug!(%peer, %hash, reason, "the peer does not give the blob");
                     pulls.faults.push((hash, Fault::Passing));
@@ -125,7 +133,6 @@ impl Transfer {
                 }
             }
         }
-        pulls
     }
 
     async fn fetch_one(

@@ -48,30 +48,122 @@ impl Faults {
     }
 }
 
-/// Gives each missing blob to one of its holders, largest blobs first: to one that has failed least with it so far, and
-/// among those to the one with the fewest bytes. A holder of a damaged copy is not asked for it again.
-pub(super) fn distribute(
-    missing: &[Wanted],
-    holders: &BTreeMap<PeerId, Vec<bool>>,
-    faults: &Faults,
-) -> BTreeMap<PeerId, VecDeque<Wanted>> {
-    let mut order: Vec<usize> = (0..missing.len().min(HAVE_MAX)).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(missing[i].bytes.unwrap_or(0)));
-    let mut load: BTreeMap<PeerId, u64> = BTreeMap::new();
-    let mut queues: BTreeMap<PeerId, VecDeque<Wanted>> = BTreeMap::new();
-    for i in order {
-        let hash = missing[i].hash;
-        let best = holders
+/// Slower holders than this part of another do not take its blobs over: they would be the last.
+const NOT_SLOWER: f64 = 0.5;
+
+/// A device that holds some of the missing blobs.
+#[derive(Debug, Clone)]
+pub(super) struct Holder {
+    /// Which, by position.
+    pub(super) held: Vec<bool>,
+    /// Of the way from it to here, as far as is known.
+    pub(super) bytes_per_s: f64,
+}
+
+/// What is asked of whom, until all have been asked for all of it.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    work: BTreeMap<PeerId, Work>,
+}
+
+#[derive(Debug)]
+struct Work {
+    queue: VecDeque<Wanted>,
+    bytes_per_s: f64,
+    /// What others are asked for and this one holds, too; it has not failed with any of it.
+    spare: BTreeSet<Hash>,
+}
+
+impl Round {
+    /// Nobody is asked for anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.work.is_empty()
+    }
+
+    /// Who is asked.
+    pub(super) fn peers(&self) -> Vec<PeerId> {
+        self.work.keys().copied().collect()
+    }
+
+    /// What a holder is asked for next: the next in its queue; once that is empty, the last in the longest queue of one
+    /// that is not much faster.
+    pub(super) fn next(&mut self, peer: PeerId) -> Option<Wanted> {
+        let own = self.work.get_mut(&peer)?;
+        if let Some(wanted) = own.queue.pop_front() {
+            return Some(wanted);
+        }
+        let own = self.work.get(&peer)?;
+        let may_take = |other: &Work| {
+            own.bytes_per_s >= other.bytes_per_s * NOT_SLOWER
+                && other.queue.back().is_some_and(|wanted| own.spare.contains(&wanted.hash))
+        };
+        let seconds = |other: &Work| bytes(&other.queue) as f64 / other.bytes_per_s.max(1.0);
+        let longest = self
+            .work
             .iter()
-            .filter(|(peer, held)| held[i] && !faults.is_damaged(**peer, hash))
-            .map(|(peer, _)| *peer)
-            .min_by_key(|peer| (faults.passing(*peer, hash), load.get(peer).copied().unwrap_or(0)));
-        if let Some(peer) = best {
-            *load.entry(peer).or_default() += missing[i].bytes.unwrap_or(1);
-            queues.entry(peer).or_default().push_back(missing[i]);
+            .filter(|(_, other)| may_take(other))
+            .max_by(|(_, a), (_, b)| seconds(a).total_cmp(&seconds(b)))?;
+        let longest = *longest.0;
+        self.work.get_mut(&longest)?.queue.pop_back()
+    }
+
+    /// A holder has given bytes at this rate.
+    pub(super) fn seen(&mut self, peer: PeerId, bytes_per_s: f64) {
+        if let Some(work) = self.work.get_mut(&peer) {
+            work.bytes_per_s = bytes_per_s;
         }
     }
-    queues
+
+    /// What is still in a holder's queue.
+    pub(super) fn left(&self, peer: PeerId) -> impl Iterator<Item = Hash> {
+        self.work.get(&peer).into_iter().flat_map(|work| work.queue.iter().map(|wanted| wanted.hash))
+    }
+}
+
+fn bytes(queue: &VecDeque<Wanted>) -> u64 {
+    queue.iter().map(|wanted| wanted.bytes.unwrap_or(1)).sum()
+}
+
+/// Gives each missing blob to one of its holders, largest blobs first: to one that has failed least with it so far, and
+/// among those to the one that is done with it first. A holder of a damaged copy is not asked for it again.
+pub(super) fn distribute(missing: &[Wanted], holders: &BTreeMap<PeerId, Holder>, faults: &Faults) -> Round {
+    let mut order: Vec<usize> = (0..missing.len().min(HAVE_MAX)).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(missing[i].bytes.unwrap_or(0)));
+    // Alike where one is not twice as fast: measured rates differ a little, and all would ask the same one.
+    let rate = |holder: &Holder| holder.bytes_per_s.max(1.0).log2().round().exp2();
+    let mut load_s: BTreeMap<PeerId, f64> = BTreeMap::new();
+    let mut round = Round::default();
+    for i in order {
+        let hash = missing[i].hash;
+        let able: Vec<(PeerId, &Holder)> = holders
+            .iter()
+            .filter(|(peer, holder)| holder.held[i] && !faults.is_damaged(**peer, hash))
+            .map(|(peer, holder)| (*peer, holder))
+            .collect();
+        let done_s = |(peer, holder): &(PeerId, &Holder)| {
+            load_s.get(peer).copied().unwrap_or(0.0) + missing[i].bytes.unwrap_or(1) as f64 / rate(holder)
+        };
+        let best = able.iter().min_by(|a, b| {
+            let failures = |(peer, _): &(PeerId, &Holder)| faults.passing(*peer, hash);
+            failures(a).cmp(&failures(b)).then_with(|| done_s(a).total_cmp(&done_s(b)))
+        });
+        let Some(&best) = best else { continue };
+        let done = done_s(&best);
+        load_s.insert(best.0, done);
+        for (peer, holder) in able {
+            let new =
+                || Work { queue: VecDeque::new(), bytes_per_s: holder.bytes_per_s, spare: BTreeSet::new() };
+            let work = round.work.entry(peer).or_insert_with(new);
+            if peer == best.0 {
+                work.queue.push_back(missing[i]);
+            } else if faults.passing(peer, hash) == 0 {
+                work.spare.insert(hash);
+            }
+        }
+    }
+    // Who was given nothing is not bothered.
+    round.work.retain(|_, work| !work.queue.is_empty());
+    round
 }
 
 #[cfg(test)]
@@ -81,16 +173,27 @@ mod tests {
     use super::*;
 
     /// Wanted blobs, and who of some peers holds which, by bits.
-    fn world(sizes: &[u64], held: &[u8]) -> (Vec<Wanted>, BTreeMap<PeerId, Vec<bool>>) {
+    fn world(sizes: &[u64], held: &[u8]) -> (Vec<Wanted>, BTreeMap<PeerId, Holder>) {
         let wanted =
             |(i, bytes): (usize, &u64)| Wanted { hash: Hash::of(&i.to_be_bytes()), bytes: Some(*bytes) };
         let missing: Vec<Wanted> = sizes.iter().enumerate().map(wanted).collect();
         let holds = |p: usize| held.iter().take(sizes.len()).map(|bits| bits & (1 << p) != 0).collect();
-        (missing, (0..3).map(|p| (PeerId::random(), holds(p))).collect())
+        let holder = |p: usize| Holder { held: holds(p), bytes_per_s: [1e6, 1e6, 1e8][p] };
+        (missing, (0..3).map(|p| (PeerId::random(), holder(p))).collect())
     }
 
-    fn asked(queues: &BTreeMap<PeerId, VecDeque<Wanted>>, hash: Hash) -> Vec<PeerId> {
-        queues.iter().filter(|(_, q)| q.iter().any(|w| w.hash == hash)).map(|(p, _)| *p).collect()
+    /// Everything that is asked in a round, in turns.
+    fn played(mut round: Round) -> Vec<(PeerId, Wanted)> {
+        let mut asked = Vec::new();
+        loop {
+            let before = asked.len();
+            for peer in round.peers() {
+                asked.extend(round.next(peer).map(|wanted| (peer, wanted)));
+            }
+            if asked.len() == before {
+                return asked;
+            }
+        }
     }
 
     proptest! {
@@ -109,11 +212,15 @@ mod tests {
                 let fault = if is_damaged { Fault::Damaged } else { Fault::Passing };
                 faults.note(peers[p], missing[i].hash, fault);
             }
-            let queues = distribute(&missing, &holders, &faults);
+            let all = played(distribute(&missing, &holders, &faults));
             for (i, wanted) in missing.iter().enumerate() {
-                let sound: Vec<PeerId> =
-                    peers.iter().copied().filter(|p| holders[p][i] && !faults.is_damaged(*p, wanted.hash)).collect();
-                let asked = asked(&queues, wanted.hash);
+                let sound: Vec<PeerId> = peers
+                    .iter()
+                    .copied()
+                    .filter(|p| holders[p].held[i] && !faults.is_damaged(*p, wanted.hash))
+                    .collect();
+                let asked: Vec<PeerId> =
+                    all.iter().filter(|(_, w)| w.hash == wanted.hash).map(|(p, _)| *p).collect();
                 prop_assert_eq!(asked.len(), usize::from(!sound.is_empty()));
                 prop_assert!(asked.iter().all(|p| sound.contains(p)));
                 let least = sound.iter().map(|p| faults.passing(*p, wanted.hash)).min();
@@ -138,18 +245,18 @@ mod tests {
             let mut faults = Faults::default();
             let mut tried = BTreeSet::new();
             loop {
-                let bits: BTreeMap<PeerId, Vec<bool>> = holders
+                let bits: BTreeMap<PeerId, Holder> = holders
                     .iter()
-                    .map(|(p, held)| {
-                        let of = |w: &Wanted| held[all.iter().position(|a| a.hash == w.hash).unwrap()];
-                        (*p, missing.iter().map(of).collect())
+                    .map(|(p, holder)| {
+                        let of = |w: &Wanted| holder.held[all.iter().position(|a| a.hash == w.hash).unwrap()];
+                        (*p, Holder { held: missing.iter().map(of).collect(), ..holder.clone() })
                     })
                     .collect();
-                let queues = distribute(&missing, &bits, &faults);
-                if queues.is_empty() {
+                let round = distribute(&missing, &bits, &faults);
+                if round.is_empty() {
                     break;
                 }
-                for (peer, wanted) in queues.iter().flat_map(|(p, q)| q.iter().map(|w| (*p, *w))) {
+                for (peer, wanted) in played(round) {
                     let i = all.iter().position(|a| a.hash == wanted.hash).unwrap();
                     if is_sound(peer, i) {
                         missing.retain(|w| w.hash != wanted.hash);
@@ -160,11 +267,58 @@ mod tests {
                 }
             }
             for (i, wanted) in all.iter().enumerate() {
-                let somewhere = peers.iter().any(|p| holders[p][i] && is_sound(*p, i));
+                let somewhere = peers.iter().any(|p| holders[p].held[i] && is_sound(*p, i));
                 prop_assert_eq!(missing.iter().any(|w| w.hash == wanted.hash), !somewhere);
             }
             let bad: Vec<Wanted> = missing.iter().filter(|w| faults.first_damaged(&[**w]).is_some()).copied().collect();
             prop_assert_eq!(faults.first_damaged(&missing).is_some(), !bad.is_empty());
         }
+    }
+
+    /// Seconds until the last of the blobs is here when the holders have these rates.
+    fn time(mut round: Round, rates: &BTreeMap<PeerId, f64>) -> f64 {
+        let mut free: BTreeMap<PeerId, f64> = round.peers().into_iter().map(|peer| (peer, 0.0)).collect();
+        let mut last = 0.0f64;
+        while let Some((&peer, &now)) = free.iter().min_by(|a, b| a.1.total_cmp(b.1)) {
+            if now > 0.0 {
+                round.seen(peer, rates[&peer]);
+            }
+            match round.next(peer) {
+                Some(wanted) => {
+                    let done = now + wanted.bytes.unwrap() as f64 / rates[&peer];
+                    last = last.max(done);
+                    free.insert(peer, done);
+                }
+                None => {
+                    free.remove(&peer);
+                }
+            }
+        }
+        last
+    }
+
+    #[test]
+    fn a_slow_holder_keeps_nobody_waiting_for_more_than_one_blob() {
+        const MB: u64 = 1_000_000;
+        let sizes: Vec<u64> = (0..60).map(|i| MB * (1 + i % 3)).collect();
+        let (missing, mut holders) = world(&sizes, &[0b111; 60]);
+        let peers: Vec<PeerId> = holders.keys().copied().collect();
+        let rates = BTreeMap::from([(peers[0], 1e6), (peers[1], 1e8), (peers[2], 1e8)]);
+        let all_by_two = sizes.iter().sum::<u64>() as f64 / 2e8;
+        // Nobody knows yet that the first one has become slow.
+        holders.values_mut().for_each(|holder| holder.bytes_per_s = 1e8);
+        let unknown = time(distribute(&missing, &holders, &Faults::default()), &rates);
+        assert!(unknown < 3.1 + 0.1, "{unknown} s: the blob that it was asked for first takes 3 s");
+        holders.get_mut(&peers[0]).unwrap().bytes_per_s = 1e6;
+        let known = time(distribute(&missing, &holders, &Faults::default()), &rates);
+        assert!(known < 2.0 * all_by_two, "{known} s, {all_by_two} s by the fast ones alone");
+    }
+
+    #[test]
+    fn holders_that_are_alike_are_asked_alike() {
+        let (missing, mut holders) = world(&[1000; 30], &[0b111; 30]);
+        holders.values_mut().zip([1.0e8, 1.1e8, 1.2e8]).for_each(|(holder, rate)| holder.bytes_per_s = rate);
+        let round = distribute(&missing, &holders, &Faults::default());
+        assert!(round.peers().iter().all(|peer| round.left(*peer).count() == 10));
     }
 }

@@ -14,6 +14,7 @@ mod lab;
 mod mesh;
 mod origin;
 mod plans;
+mod slowing;
 
 use std::{
     fmt::Write as _,
@@ -56,7 +57,7 @@ fn times(text: &str) -> Result<f64, String> {
 }
 
 /// The sections in the order of the page. Those of the lab are scenarios of the same name.
-const SECTIONS: [&str; 23] = [
+const SECTIONS: [&str; 24] = [
     "founding",
     "cost",
     "codec",
@@ -65,6 +66,7 @@ const SECTIONS: [&str; 23] = [
     "faults",
     "restarts",
     "saturated",
+    "slowing",
     "repeat",
     "defer-1000",
     "defer-100",
@@ -130,6 +132,7 @@ fn measure(name: &str, args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         "repeat" => lab::repeated(name, models, args.faster, &mut text)?,
         "restarts" => endurance::restarts(models, &mut text)?,
         "saturated" => endurance::saturated(models, &mut text)?,
+        "slowing" => slowing::section(models, &mut text)?,
         "faults" => faults::section(models, usize::from(args.tries), &args.faults, &origin, &mut text)?,
         "fleets" => fleets::section(args.fleets, &origin, models, &mut text)?,
         "planner-vit" => plans::vit(&mut text)?,

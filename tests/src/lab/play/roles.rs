@@ -19,6 +19,13 @@ impl Player {
         replicas.filter_map(|replica| name_of(&status, &replica.node)).collect()
     }
 
+    /// Name of the device that sets a deployment's rate.
+    pub fn bottleneck(&self, deployment: &str) -> Option<String> {
+        let status = self.status()?;
+        let deployed = status.deployments.iter().find(|deployed| deployed.name == deployment)?;
+        name_of(&status, &deployed.bottleneck.as_ref()?.node)
+    }
+
     /// What a deployment's plan is predicted to answer per second.
     pub fn predicted(&self, deployment: &str) -> Option<f64> {
         let status = self.status()?;

@@ -72,8 +72,8 @@ impl Player {
         })
     }
 
-    /// Epoch of a deployment's plan, as the first running device sees it.
-    pub(super) fn epoch(&self, name: &str) -> Option<u64> {
+    /// Epoch of a deployment's plan, as the first running device sees it; `None` while it does not serve.
+    pub fn epoch(&self, name: &str) -> Option<u64> {
         let status = self.hall.running().next()?.daemon.status()?;
         status.deployments.iter().find(|d| d.name == name && d.state == "serving").map(|d| d.epoch)
     }
