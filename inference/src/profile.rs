@@ -21,7 +21,7 @@ mod measure;
 mod memory;
 
 pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
-pub use cgroup::cores;
+pub use cgroup::{cores, processors_used};
 pub(crate) use measure::{Costing, Stopwatch};
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use mesh_consensus::EpochPlan;
-use mesh_planner::{Evaluation, Objective, Plan, Problem, Replan};
+use mesh_planner::{Device, Evaluation, Objective, Plan, Problem, Replan};
 use tokio::task::JoinHandle;
 
 use super::{
@@ -33,6 +33,10 @@ const INGRESS_NEWS: f64 = 0.15;
 const FAR_SLOWER: f64 = 8.0;
 /// ...which takes this long. A plan that is made before would take them for what they were.
 const LINKS_SETTLE: Duration = Duration::from_secs(4);
+/// A device of which every look shows that it is slower by this part than at the one before is not known yet...
+const SINKS: f64 = 0.08;
+/// ...but waited for no longer than this: a plan by half of the truth brings less than it promises.
+const SINKS_MAX: Duration = Duration::from_secs(12);
 
 /// Searches for better plans, one at a time per deployment. Lost with the leader, which costs time only.
 #[derive(Debug, Default)]
@@ -53,6 +57,10 @@ struct Course {
     links: BTreeMap<(String, String), f64>,
     /// When some became far slower, until a search has begun with that.
     fell: Option<Instant>,
+    /// What of each device is there for stages, at the last look.
+    speeds: BTreeMap<String, f64>,
+    /// Since when looks in a row have shown less of some.
+    sinks: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -97,18 +105,34 @@ impl Course {
         self.links = links;
     }
 
-    /// Whether other links may still be found slow.
+    /// Notices devices that become slower from look to look.
+    fn look_at_devices(&mut self, problem: &Problem, now: Instant) {
+        let left = |device: &Device| device.speed * (1.0 - device.transfer.rest_share);
+        let devices = problem.devices.iter();
+        let speeds: BTreeMap<String, f64> = devices.map(|device| (device.id.clone(), left(device))).collect();
+        let sinks = |(id, speed): (&String, &f64)| {
+            self.speeds.get(id).is_some_and(|before| *speed < before * (1.0 - SINKS))
+        };
+        self.sinks = speeds.iter().any(sinks).then(|| self.sinks.unwrap_or(now));
+        self.speeds = speeds;
+    }
+
+    /// Whether the next look will know more: other links may be found slow, or a device slower.
     fn is_settling(&self, now: Instant) -> bool {
-        self.fell.is_some_and(|at| now.saturating_duration_since(at) < LINKS_SETTLE)
+        let since = |at: Instant| now.saturating_duration_since(at);
+        self.fell.is_some_and(|at| since(at) < LINKS_SETTLE)
+            || self.sinks.is_some_and(|at| since(at) < SINKS_MAX)
     }
 
     /// Whether a search is due; then what it is made from is this problem.
     fn wants_search(&mut self, problem: &Problem, now: Instant) -> Option<bool> {
         self.look_at_links(problem, now);
+        self.look_at_devices(problem, now);
         let came_or_went = self.last.as_ref().is_some_and(|last| ids(last) != ids(problem));
         let changed = came_or_went || self.fell.is_some();
         let news = self.last.as_ref().is_none_or(|last| changed || differs(last, problem));
-        let is_soon = !changed && self.not_before.is_some_and(|at| now < at);
+        // Who has seen a gain looks once more at once.
+        let is_soon = !changed && !self.moves.wants_a_look() && self.not_before.is_some_and(|at| now < at);
         if self.is_settling(now)
             || is_soon
             || !self.moves.may_move(now, came_or_went)

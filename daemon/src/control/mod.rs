@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod models;
 pub mod moves;
 pub mod moving;
+pub mod others;
 pub mod peers;
 pub mod planning;
 pub mod prepare;

@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 /// Pause after any plan before a voluntary move.
 pub const COOL_DOWN: Duration = Duration::from_secs(30);
-/// The pause after a voluntary move that did not bring what it promised, or of which nobody knows, is longer by this.
-const PATIENCE: u32 = 10;
+/// The pause after a voluntary move that did not bring what it promised is longer by this; twice as long after every
+/// further one in a row...
+const PATIENCE: u32 = 2;
+/// ...up to this, which is also waited after one of which nobody knows.
+const PATIENCE_MAX: u32 = 10;
 /// A voluntary move must promise this much more.
 pub const GAIN: f64 = 0.10;
 /// The first voluntary move after a plan that was made in haste must promise this much more.
@@ -23,6 +26,8 @@ const SETTLED: Duration = Duration::from_secs(15);
 pub struct Moves {
     planned: Option<Instant>,
     last: Option<Voluntary>,
+    /// Voluntary moves in a row that were not worth it.
+    failures: u32,
     /// The last voluntary move was not worth it: none before this.
     not_before: Option<Instant>,
     /// Looks in a row that showed a gain.
@@ -67,7 +72,11 @@ impl Moves {
         }
         last.is_judged = true;
         if speed - last.before < KEPT * (last.promised - last.before) {
-            self.not_before = Some(last.at + COOL_DOWN * PATIENCE);
+            let patience = PATIENCE.saturating_mul(1 << self.failures.min(8)).min(PATIENCE_MAX);
+            self.failures += 1;
+            self.not_before = Some(last.at + COOL_DOWN * patience);
+        } else {
+            self.failures = 0;
         }
     }
 
@@ -85,7 +94,8 @@ impl Moves {
         let since = |at: Instant| now.saturating_duration_since(at);
         let cooled = self.planned.is_none_or(|at| since(at) >= COOL_DOWN);
         let unknown = self.last.as_ref().is_some_and(|last| !last.is_judged);
-        let known = changed || !unknown || self.planned.is_none_or(|at| since(at) >= COOL_DOWN * PATIENCE);
+        let known =
+            changed || !unknown || self.planned.is_none_or(|at| since(at) >= COOL_DOWN * PATIENCE_MAX);
         cooled && known && self.not_before.is_none_or(|at| now >= at)
     }
 

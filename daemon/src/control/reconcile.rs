@@ -24,6 +24,7 @@ use super::{
     holdings::{Act, Holdings, Session, wanted_here},
     models::Models,
     moving::{Sample, Watch, processor_s},
+    others::{Others, Used},
     prepare::{Prepared, Preparer, SessionKey},
     report::{StageReport, StageState},
     routing::{self, Expected, Names},
@@ -42,6 +43,8 @@ const LOOK_IDLE: Duration = Duration::from_secs(1);
 const NEWS: f64 = 0.05;
 /// The number of a stage's runs is told again after this long, while it grows.
 const RUNS_NEWS: Duration = Duration::from_secs(10);
+/// A device that does nothing but other things still has this much left for stages, less than 1.
+const TAKEN_MAX: f64 = 0.9;
 /// A byte of a client's request is assumed to cost this part of a byte from a peer until serving has shown it: it is
 /// neither encrypted nor framed.
 const ENTRY_SHARE: f64 = 0.5;
@@ -66,6 +69,7 @@ pub struct Reconciler {
     wanted_models: HashMap<String, AbortHandle>,
     told: HashMap<StageKey, Told>,
     moving: Watch,
+    others: Others,
     entering: Entering,
     /// Of the same, the requests of clients on other machines.
     arriving: Entering,
@@ -145,6 +149,7 @@ impl Reconciler {
             wanted_models: HashMap::new(),
             told: HashMap::new(),
             moving: Watch::default(),
+            others: Others::default(),
             entering: Entering::default(),
             arriving: Entering::default(),
             crossing: Crossing::default(),
@@ -349,7 +354,12 @@ impl Reconciler {
         let probed = costs(self.facts.own().transfer, &self.net);
         let cores = mesh_inference::profile::cores();
         let sample = Sample::new(now, processor_s(), &metrics, self.net.chores(), is_settled);
-        let transfer = self.moving.look(sample, probed, cores);
+        if self.others.is_due(now) {
+            let all_s = mesh_inference::profile::processors_used();
+            self.others.look(Used { at: now, all_s, own_s: sample.processor_s, jobs: sample.jobs }, cores);
+        }
+        let mut transfer = self.moving.look(sample, probed, cores);
+        transfer.rest_share = (transfer.rest_share + self.others.told()).min(TAKEN_MAX);
         self.net.set_rest(self.moving.rest_told());
         let requests = metrics.deployments.iter().map(|(name, d)| (name.as_str(), d.requests));
         let entering = self.entering.look(now, requests);

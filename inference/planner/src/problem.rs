@@ -89,7 +89,8 @@ pub struct TransferCost {
     pub request_s: f64,
     /// Seconds per byte of a request that a client brings here, and of its answer: the work of an ingress.
     pub entry_s_per_byte: f64,
-    /// The part of the processors that is always in use, whatever is served: 0 for none. It is not there for the rest.
+    /// The part of the processors that is always in use, whatever is served, other programs included: 0 for none. It is
+    /// not there for the rest.
     pub rest_share: f64,
     /// The part of the processors that a running stage keeps busy: 1 for all, 0.5 for one thread on two cores.
     pub compute_share: f64,

@@ -23,6 +23,21 @@ pub fn cores() -> f64 {
     processors(Path::new(ROOT), &own_groups()).map_or(cores, |allowed| allowed.min(cores))
 }
 
+/// Processor seconds that all programs have used so far that share what [`cores`] counts, this process included: those of
+/// the group with the tightest limit, else those of the machine that have not made way (`nice`). `None` where the system
+/// does not tell, or lets this process run on some processors only.
+pub fn processors_used() -> Option<f64> {
+    let groups = own_groups();
+    match tightest(Path::new(ROOT), &groups) {
+        Some((folder, _)) => group_used(Path::new(ROOT), &groups, &folder),
+        None => {
+            let stat = std::fs::read_to_string("/proc/stat").ok()?;
+            let cores = std::thread::available_parallelism().ok()?.get();
+            machine_used(&stat, cores, rustix::param::clock_ticks_per_second() as f64)
+        }
+    }
+}
+
 /// Bytes of memory that this process can still take, by the machine and by its groups.
 pub(super) fn spare_memory() -> u64 {
     let machine =
@@ -37,7 +52,36 @@ fn own_groups() -> String {
 
 /// The smallest number of processors that a group of this process or one around it allows; `None` without a limit.
 fn processors(root: &Path, groups: &str) -> Option<f64> {
-    folders(root, groups, "cpu").iter().filter_map(|folder| processor_limit(folder)).reduce(f64::min)
+    tightest(root, groups).map(|(_, allowed)| allowed)
+}
+
+/// The group with the smallest number of processors, and that.
+fn tightest(root: &Path, groups: &str) -> Option<(PathBuf, f64)> {
+    let folders = folders(root, groups, "cpu").into_iter();
+    let limits = folders.filter_map(|folder| processor_limit(&folder).map(|allowed| (folder, allowed)));
+    limits.min_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+/// Processor seconds of a group so far. The first version of groups counts them by a controller that may have a tree of
+/// its own.
+fn group_used(root: &Path, groups: &str, folder: &Path) -> Option<f64> {
+    if let Some(micros) = read(folder, "cpu.stat").and_then(|text| field(&text, "usage_usec ")) {
+        return Some(micros as f64 * 1e-6);
+    }
+    let name = folder.file_name()?;
+    let counting = folders(root, groups, "cpuacct");
+    let beside = counting.iter().find(|other| other.file_name() == Some(name));
+    let nanos = read(folder, "cpuacct.usage").or_else(|| read(beside?, "cpuacct.usage"))?;
+    Some(nanos.trim().parse::<u64>().ok()? as f64 * 1e-9)
+}
+
+/// Processor seconds from the text of `/proc/stat`.
+fn machine_used(stat: &str, cores: usize, ticks_per_s: f64) -> Option<f64> {
+    let processors = stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().map_while(|number| number.parse().ok()).collect();
+    let [user, _nice, system, _idle, _iowait, interrupts, soft, stolen, ..] = ticks[..] else { return None };
+    (processors == cores).then(|| (user + system + interrupts + soft + stolen) as f64 / ticks_per_s)
 }
 
 /// The least that a group of this process or one around it has left; `None` without a limit.
@@ -132,6 +176,35 @@ mod tests {
         assert_eq!(processors(root, "nonsense\n::\n"), None);
         assert!(slowdown(1) >= 1.0);
         assert!(cores() > 0.0);
+    }
+
+    #[test]
+    fn what_all_programs_use_is_that_of_the_tightest_group_or_of_the_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let used = |groups: &str| {
+            let (folder, _) = tightest(root, groups)?;
+            group_used(root, groups, &folder)
+        };
+        set(root, "a/cpu.max", "150000 100000\n");
+        set(root, "a/cpu.stat", "usage_usec 2500000\nuser_usec 1\n");
+        set(root, "a/b/cpu.max", "max 100000\n");
+        set(root, "a/b/cpu.stat", "usage_usec 7\n");
+        assert_eq!(used("0::/a/b\n"), Some(2.5));
+        for tree in ["cpu", "cpuacct"] {
+            set(root, &format!("{tree}/x/lab/tasks"), "1\n");
+        }
+        set(root, "cpu/x/lab/cpu.cfs_quota_us", "1500\n");
+        set(root, "cpu/x/lab/cpu.cfs_period_us", "10000\n");
+        set(root, "cpuacct/x/lab/cpuacct.usage", "3000000000\n");
+        assert_eq!(used("5:cpuacct:/x/lab\n4:cpu:/x/lab\n"), Some(3.0));
+        assert_eq!(used("4:cpu:/x/lab\n"), None, "nobody counts");
+
+        let stat = "cpu  100 50 30 999 9 2 3 5 0 0\ncpu0 1 2 3\ncpu1 1 2 3\nintr 5\n";
+        assert_eq!(machine_used(stat, 2, 100.0), Some(1.4));
+        assert_eq!(machine_used(stat, 1, 100.0), None, "bound to one of two");
+        assert_eq!(machine_used("cpu 1 2\n", 0, 100.0), None);
+        assert!(processors_used().is_none_or(|used| used > 0.0));
     }
 
     #[test]

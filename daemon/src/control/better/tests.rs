@@ -180,6 +180,29 @@ fn links_that_become_slow_are_waited_for_until_no_more_do() {
     assert_eq!(looked(&mut world, 3), Some(false), "a faster one needs no haste");
 }
 
+/// What is known of a device that becomes slow comes in pieces.
+#[test]
+fn a_device_that_becomes_slower_is_waited_for_until_it_is_known() {
+    let mut world = World::new();
+    let looked = |world: &mut World, speed: f64, rest_share: f64| {
+        world.now += Duration::from_secs(3);
+        let mut problem = problem();
+        problem.devices[1].speed = speed;
+        problem.devices[1].transfer.rest_share = rest_share;
+        world.course.wants_search(&problem, world.now)
+    };
+    world.now += Duration::from_secs(60);
+    assert_eq!(looked(&mut world, 1.0, 0.0), None);
+    for speed in [0.8, 0.6, 0.5] {
+        assert_eq!(looked(&mut world, speed, 0.0), None, "{speed}");
+    }
+    assert_eq!(looked(&mut world, 0.48, 0.0), Some(false));
+    assert_eq!(looked(&mut world, 0.48, 0.4), None, "other programs");
+    assert_eq!(looked(&mut world, 0.48, 0.4), Some(false));
+    let waits = (1..=9).map(|look| looked(&mut world, 0.48 * 0.8f64.powi(look), 0.4).is_none());
+    assert_eq!(waits.take_while(|waits| *waits).count(), 4, "not for ever");
+}
+
 #[test]
 fn what_gains_less_than_ten_percent_stays() {
     let mut world = World::new();

@@ -38,7 +38,7 @@ fn a_move_that_kept_its_promise_lets_the_next_one_come() {
 }
 
 #[test]
-fn a_move_that_brought_too_little_makes_the_next_one_wait_ten_times_as_long() {
+fn a_move_that_brought_too_little_makes_the_next_one_wait_longer() {
     let start = Instant::now();
     let mut moves = Moves::default();
     moves.moved(start, 1.0, 1.2);
@@ -47,10 +47,22 @@ fn a_move_that_brought_too_little_makes_the_next_one_wait_ten_times_as_long() {
     moves.judge(start + seconds(20), 1.09);
     // Judged once.
     moves.judge(start + seconds(25), 1.2);
-    assert!(!moves.may_move(start + seconds(299), true) && moves.may_move(start + seconds(300), false));
+    assert!(!moves.may_move(start + seconds(59), true) && moves.may_move(start + seconds(60), false));
     // A plan that had to be made does not end the wait.
-    moves.planned(start + seconds(100), false);
-    assert!(!moves.may_move(start + seconds(299), true));
+    moves.planned(start + seconds(22), false);
+    assert!(!moves.may_move(start + seconds(59), true));
+    for wait in [120, 240, 300, 300] {
+        moves.moved(start, 1.0, 1.2);
+        moves.judge(start + seconds(20), 1.0);
+        assert!(
+            !moves.may_move(start + seconds(wait - 1), true) && moves.may_move(start + seconds(wait), false)
+        );
+    }
+    moves.moved(start, 1.0, 1.2);
+    moves.judge(start + seconds(20), 1.2);
+    moves.moved(start, 1.0, 1.2);
+    moves.judge(start + seconds(20), 1.0);
+    assert!(moves.may_move(start + seconds(60), false), "one that kept its promise was between");
 }
 
 #[test]
