@@ -250,6 +250,7 @@ impl Links {
             self.set(peer, bytes_per_s, self.known(peer).latency_s);
         }
         for suspicion in found.suspicions {
+            tracing::debug!(peer = %suspicion.peer, ground = ?suspicion.ground, "a link that may have become slow with others");
             let probed = self.clear_up(&suspicion).await;
             let is_given_up = nearby.probed(suspicion.peer, probed.is_some());
             let change = match (probed, suspicion.ground) {

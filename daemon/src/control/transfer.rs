@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -191,15 +191,18 @@ impl Transfer {
     /// Makes sure that all of `wanted` are in the local store, and sound. `progress` counts the bytes that have arrived.
     pub async fn fetch(&self, wanted: &[Wanted], progress: &AtomicU64) -> Result<(), FetchError> {
         let mut patience = Patience::new(Instant::now());
-        let mut faults = Faults::default();
+        let (mut faults, mut rates) = (Faults::default(), BTreeMap::new());
         loop {
             self.check_held(wanted).await?;
             let missing = self.missing(wanted);
             let Some(first) = missing.first().map(|w| w.hash) else { return Ok(()) };
-            let holders = self.holders(&missing).await;
+            let mut holders = self.holders(&missing).await;
+            for (peer, holder) in &mut holders {
+                holder.bytes_per_s = rates.get(peer).copied().unwrap_or(holder.bytes_per_s);
+            }
             let round = distribute(&missing, &holders, &faults);
             let is_held = !round.is_empty();
-            self.fetch_from_all(round, progress, &mut faults).await?;
+            rates.extend(self.fetch_from_all(round, progress, &mut faults).await?);
             let next = patience.next(is_held, self.arrived(wanted), Instant::now());
             let damaged = faults.first_damaged(&missing);
             let (wanted, missing) = (wanted.len(), missing.len());
@@ -258,12 +261,13 @@ impl Transfer {
         link.map_or(BYTES_PER_S_UNMEASURED, |link| link.bytes_per_s)
     }
 
+    /// Plays a round: bytes per second of each holder, as seen in it or known before.
     async fn fetch_from_all(
         &self,
         round: Round,
         progress: &AtomicU64,
         faults: &mut Faults,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Vec<(PeerId, f64)>, FetchError> {
         let peers = round.peers();
         let round = &Mutex::new(round);
         let pulls =
@@ -275,7 +279,10 @@ impl Transfer {
             }
             failed = failed.or(pulls.failed);
         }
-        failed.map_or(Ok(()), |error| Err(FetchError::Store(error)))
+        match failed {
+            Some(error) => Err(FetchError::Store(error)),
+            None => Ok(round.lock().unwrap_or_else(PoisonError::into_inner).rates().collect()),
+        }
     }
 }
 

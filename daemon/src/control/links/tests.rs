@@ -107,13 +107,21 @@ fn a_false_alarm_hides_no_worse_one() {
 
 #[test]
 fn busy_processors_are_not_slow_links() {
-    let mut world = World::new(125e6, 5e6, 50e6);
+    let mut world = World::new(125e6, 20e6, 50e6);
     world.beside.processors = true;
     assert_eq!(world.suspicions(200, false), 0, "this device is busy");
-    world.beside.processors = false;
+    (world.beside.processors, world.rate) = (false, 5e6);
     let asked = world.suspicions(3600, true);
     assert!((2..=12).contains(&asked), "the peer is busy: {asked} probes in an hour");
     assert!((world.known - 125e6).abs() < 1.0);
+}
+
+#[test]
+fn busy_processors_do_not_hide_a_link_that_is_far_slower() {
+    let mut world = World::new(125e6, 0.6e6, 50e6);
+    world.beside.processors = true;
+    assert_eq!(world.suspicions(20, false), 1);
+    assert!((world.known / 0.6e6 - 1.0).abs() < 1e-3, "{}", world.known);
 }
 
 /// As on a link that has become slow while standbys get their weights over it.
@@ -132,7 +140,7 @@ fn weights_beside_hide_only_a_link_that_is_a_little_slower() {
 #[test]
 fn a_far_slower_link_is_found_though_it_waits_for_others() {
     let mut world = World::new(120e6, 1.2e6, 0.1e6);
-    assert_eq!(world.suspicions(200, false), 1);
+    assert_eq!(world.suspicions(20, false), 1);
     assert!((world.known / 1.2e6 - 1.0).abs() < 1e-3, "{}", world.known);
 }
 
@@ -143,6 +151,18 @@ fn a_slowed_link_at_rest_is_tried_until_it_has_recovered() {
     world.wanted = 0.0;
     assert_eq!(world.suspicions(600, false), 10, "one a minute");
     assert!((world.known / 1e6 - 1.0).abs() < 1e-3, "{}", world.known);
+    world.rate = 12.5e6 / 0.4;
+    assert_eq!(world.suspicions(600, false), 1);
+    assert!((world.known / 12.5e6 - 1.0).abs() < 1e-3, "{}", world.known);
+}
+
+/// As to a replica that gets few requests since.
+#[test]
+fn a_slowed_link_that_carries_little_is_tried_too() {
+    let mut world = World::new(12.5e6, 1e6, 50e6);
+    assert_eq!(world.suspicions(30, false), 1);
+    world.wanted = 0.2e6;
+    assert!((9..=10).contains(&world.suspicions(600, false)), "one a minute");
     world.rate = 12.5e6 / 0.4;
     assert_eq!(world.suspicions(600, false), 1);
     assert!((world.known / 12.5e6 - 1.0).abs() < 1e-3, "{}", world.known);

@@ -32,9 +32,11 @@ const PAUSE_MIN: Duration = Duration::from_secs(20);
 const PAUSE_MAX: Duration = Duration::from_secs(640);
 /// ...unless it carries so many times less than it did then.
 const LOWER: f64 = 2.0;
-/// A link that was found slower and carries nothing any more is probed again this often: it may have recovered, and
-/// no plan would use it to find out.
+/// A link that was found slower and carries little any more is probed again this often: it may have recovered, and no plan
+/// would use it to find out.
 const RECOVERED_EVERY: Duration = Duration::from_secs(60);
+/// It carries little when it could carry so many times as much.
+const LITTLE: f64 = 2.0;
 /// A link at rest is probed again after this long: what was measured once, perhaps in a bad moment, is not true for ever.
 pub(super) const STALE: Duration = Duration::from_secs(600);
 
@@ -74,7 +76,7 @@ pub(super) struct Suspicion {
 pub(super) enum Ground {
     /// It carried so many bytes per second, full or not.
     Carried(f64),
-    /// It was slow, or was measured long ago, and carries nothing now: it may be faster than is known.
+    /// It was slow and carries little now, or was measured long ago and carries nothing: it may be faster than is known.
     AtRest,
     /// It carries next to nothing, and a link that it shares an end with has become far slower.
     Nearby {
@@ -202,16 +204,18 @@ impl Watched {
         let (sent, took) = between((self.at, self.flow), (now, flow));
         let is_long = took >= LOOK_MAX.as_secs_f64();
         let is_stale = now.saturating_duration_since(self.probed) >= STALE;
-        if sent == 0 && is_long && (was_slowed || is_stale) && now >= self.not_before {
-            return Look::Suspicious(Ground::AtRest);
-        }
+        let is_light = if sent == 0 { is_long } else { sent as f64 / took * LITTLE < known };
+        let may_have_recovered = (was_slowed && is_light) || (sent == 0 && is_long && is_stale);
         let busy_s = flow.busy_s - self.flow.busy_s;
         let (rate, full) = (sent as f64 / busy_s, busy_s / took);
         let is_slower = sent >= BYTES_MIN && full >= FULL && rate < known * (1.0 - NEWS);
         let is_far_slower = sent >= FAR_SLOWER_BYTES && full >= FAR_SLOWER_FULL && rate * FAR_SLOWER < known;
-        let is_slow = !self.beside.processors && (is_far_slower || (is_slower && !self.beside.weights));
+        let is_slow = is_far_slower || (is_slower && !self.beside.processors && !self.beside.weights);
         let is_fast = sent as f64 / took > known * (1.0 + NEWS);
         if !is_slow && !is_fast {
+            if may_have_recovered && now >= self.not_before {
+                return Look::Suspicious(Ground::AtRest);
+            }
             if sent < BYTES_MIN && !is_long {
                 return Look::TooSoon;
             }

@@ -6,7 +6,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mesh_inference::blobs::{BlobError, Hash};
@@ -25,6 +25,9 @@ use crate::net::{Channel, Net, NetStream, PeerId};
 /// Smaller blobs tell the delay of a link, not its rate.
 const TELLING_BYTES: u64 = 256 * 1024;
 
+/// A blob that takes longer than this, and will for as long again, is asked of another holder that is far faster.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// What came of the requests to one peer.
 #[derive(Debug, Default)]
 pub(super) struct Pulls {
@@ -38,6 +41,8 @@ pub(super) struct Pulls {
 enum Pulled {
     /// The blob is in the store.
     Here,
+    /// Another peer is far faster than this one, which gives so many bytes per second.
+    Slow(f64),
     /// The peer does not give it now, for this reason.
     Refused(&'static str),
     /// Other bytes than the blob's; they are deleted. `is_theirs`: all of them came from this peer.
@@ -99,11 +104,18 @@ impl Transfer {
             let Some(wanted) = round().next(peer) else { return pulls };
             let hash = wanted.hash;
             let began = Instant::now();
-            match self.fetch_one(&mut stream, wanted, progress).await {
+            let is_slow = |rate: f64| round().is_far_faster_elsewhere(peer, hash, rate);
+            match self.fetch_one(&mut stream, wanted, progress, is_slow).await {
                 Ok(Pulled::Here) => {
                     if let Some(bytes) = wanted.bytes.filter(|bytes| *bytes >= TELLING_BYTES) {
                         round().seen(peer, bytes as f64 / began.elapsed().as_secs_f64().max(1e-6));
                     }
+                }
+                // What has come stays: the rest comes from the other one in the next round.
+                Ok(Pulled::Slow(bytes_per_s)) => {
+                    tracing::debug!(%peer, %hash, bytes_per_s, "the peer has become slow");
+                    round().seen(peer, bytes_per_s);
+                    return pulls;
                 }
                 Ok(Pulled::Refused(reason)) => {
                     tracing::debug!(%peer, %hash, reason, "the peer does not give the blob");
@@ -140,6 +152,7 @@ impl Transfer {
         stream: &mut NetStream,
         wanted: Wanted,
         progress: &AtomicU64,
+        is_slow: impl Fn(f64) -> bool,
     ) -> Result<Pulled, PullError> {
         let claim = self.claims.claim(wanted.hash).await;
         if self.store.has(&wanted.hash) {
@@ -164,7 +177,15 @@ impl Transfer {
         counted.add(offset);
         let mut left = total.saturating_sub(offset);
         let mut chunk = vec![0u8; CHUNK];
+        let began_all = Instant::now();
         while left > 0 {
+            let took = began_all.elapsed();
+            if took > SLOW {
+                let rate = (total - offset - left) as f64 / took.as_secs_f64();
+                if left as f64 > rate * SLOW.as_secs_f64() && is_slow(rate) {
+                    return Ok(Pulled::Slow(rate));
+                }
+            }
             let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
             let began = Instant::now();
             timeout(STALL, stream.read_exact(&mut chunk[..want])).await.map_err(stalled)??;

@@ -51,6 +51,9 @@ impl Faults {
 /// Slower holders than this part of another do not take its blobs over: they would be the last.
 const NOT_SLOWER: f64 = 0.5;
 
+/// Another holder is this many times faster than one that is given up in the middle of a blob.
+const FAR_FASTER: f64 = 4.0;
+
 /// A device that holds some of the missing blobs.
 #[derive(Debug, Clone)]
 pub(super) struct Holder {
@@ -70,19 +73,31 @@ pub(super) struct Round {
 struct Work {
     queue: VecDeque<Wanted>,
     bytes_per_s: f64,
-    /// What others are asked for and this one holds, too; it has not failed with any of it.
-    spare: BTreeSet<Hash>,
+    /// What it holds and has not failed with.
+    held: BTreeSet<Hash>,
 }
 
 impl Round {
     /// Nobody is asked for anything.
     pub(super) fn is_empty(&self) -> bool {
-        self.work.is_empty()
+        self.peers().is_empty()
     }
 
     /// Who is asked.
     pub(super) fn peers(&self) -> Vec<PeerId> {
-        self.work.keys().copied().collect()
+        self.work.iter().filter(|(_, work)| !work.queue.is_empty()).map(|(peer, _)| *peer).collect()
+    }
+
+    /// Whether a blob that comes from a holder at this rate would come far faster from another one.
+    pub(super) fn is_far_faster_elsewhere(&self, peer: PeerId, hash: Hash, bytes_per_s: f64) -> bool {
+        self.work.iter().any(|(other, work)| {
+            *other != peer && work.held.contains(&hash) && work.bytes_per_s > bytes_per_s * FAR_FASTER
+        })
+    }
+
+    /// Bytes per second of each holder, as last seen or known.
+    pub(super) fn rates(&self) -> impl Iterator<Item = (PeerId, f64)> {
+        self.work.iter().map(|(peer, work)| (*peer, work.bytes_per_s))
     }
 
     /// What a holder is asked for next: the next in its queue; once that is empty, the last in the longest queue of one
@@ -95,7 +110,7 @@ impl Round {
         let own = self.work.get(&peer)?;
         let may_take = |other: &Work| {
             own.bytes_per_s >= other.bytes_per_s * NOT_SLOWER
-                && other.queue.back().is_some_and(|wanted| own.spare.contains(&wanted.hash))
+                && other.queue.back().is_some_and(|wanted| own.held.contains(&wanted.hash))
         };
         let seconds = |other: &Work| bytes(&other.queue) as f64 / other.bytes_per_s.max(1.0);
         let longest = self
@@ -152,17 +167,16 @@ pub(super) fn distribute(missing: &[Wanted], holders: &BTreeMap<PeerId, Holder>,
         load_s.insert(best.0, done);
         for (peer, holder) in able {
             let new =
-                || Work { queue: VecDeque::new(), bytes_per_s: holder.bytes_per_s, spare: BTreeSet::new() };
+                || Work { queue: VecDeque::new(), bytes_per_s: holder.bytes_per_s, held: BTreeSet::new() };
             let work = round.work.entry(peer).or_insert_with(new);
             if peer == best.0 {
                 work.queue.push_back(missing[i]);
-            } else if faults.passing(peer, hash) == 0 {
-                work.spare.insert(hash);
+            }
+            if faults.passing(peer, hash) == 0 {
+                work.held.insert(hash);
             }
         }
     }
-    // Who was given nothing is not bothered.
-    round.work.retain(|_, work| !work.queue.is_empty());
     round
 }
 
@@ -312,6 +326,26 @@ mod tests {
         holders.get_mut(&peers[0]).unwrap().bytes_per_s = 1e6;
         let known = time(distribute(&missing, &holders, &Faults::default()), &rates);
         assert!(known < 2.0 * all_by_two, "{known} s, {all_by_two} s by the fast ones alone");
+    }
+
+    #[test]
+    fn a_blob_is_handed_over_to_who_is_far_faster_and_has_not_failed_with_it() {
+        let (missing, mut holders) = world(&[1000, 1000], &[0b111, 0b011]);
+        holders.values_mut().for_each(|holder| holder.bytes_per_s = 1e8);
+        let mut peers: Vec<PeerId> = holders.keys().copied().collect();
+        peers.sort_by_key(|peer| !holders[peer].held[1]);
+        let mut round = distribute(&missing, &holders, &Faults::default());
+        let is_handed = |round: &Round, blob: usize, rate: f64| {
+            round.is_far_faster_elsewhere(peers[0], missing[blob].hash, rate)
+        };
+        assert!(is_handed(&round, 0, 1e6) && is_handed(&round, 1, 1e6) && !is_handed(&round, 0, 5e7));
+        round.seen(peers[1], 2e6);
+        assert!(is_handed(&round, 0, 1e6), "the third one, though it was asked for nothing");
+        assert!(!is_handed(&round, 1, 1e6), "which does not hold this one");
+        let mut faults = Faults::default();
+        faults.note(peers[1], missing[1].hash, Fault::Passing);
+        let round = distribute(&missing, &holders, &faults);
+        assert!(!is_handed(&round, 1, 1e6));
     }
 
     #[test]
