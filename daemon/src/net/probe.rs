@@ -58,6 +58,9 @@ const COST_BYTES_MIN: u64 = 256 * 1024;
 /// A probe during which a processor was at work for more than this part of the time shows what the processor can do,
 /// not what the link can.
 const BOUND: f64 = 0.6;
+/// Unless it took so many times as long as moving these bytes takes this device's processors: stages were what kept them
+/// busy. The peer may be several times slower, and both may have had to share with their stages.
+const FAR_LONGER: f64 = 50.0;
 
 /// What a probe has shown.
 #[derive(Debug, Clone, Copy)]
@@ -233,7 +236,8 @@ where
         let busy = u64::from_le_bytes(answer) as f64 / 1e6;
         let bytes_per_s = chunk.len() as f64 / took.saturating_sub(rtt).as_secs_f64();
         if best.is_none_or(|best| best.bytes_per_s < bytes_per_s) {
-            let processor_bound = spent.max(busy) > BOUND * took.as_secs_f64();
+            let is_busy = spent.max(busy) > BOUND * took.as_secs_f64();
+            let processor_bound = is_busy && may_be_processor(shared, chunk.len() as u64, took);
             best = Some(Probe { bytes_per_s, processor_bound, sent });
         }
         if start.elapsed() > TRYING {
@@ -276,7 +280,21 @@ where
     let there = busy as f64 / 1e6 > BOUND * seconds;
     let arrived = bytes as f64 / seconds;
     let bytes_per_s = at_most(sent, took, rtt).map_or(arrived, |most| most.min(arrived));
-    Ok(Probe { bytes_per_s, processor_bound: here || there, sent: sent as u64 })
+    let processor_bound =
+        (here || there) && may_be_processor(shared, bytes, Duration::from_secs_f64(seconds));
+    Ok(Probe { bytes_per_s, processor_bound, sent: sent as u64 })
+}
+
+/// Whether busy processors can have been what made moving so many bytes take so long.
+fn may_be_processor(shared: &Shared, bytes: u64, took: Duration) -> bool {
+    let (sent, received) = shared.costs.per_byte();
+    let costs = sent.into_iter().chain(received).map(|s_per_byte| s_per_byte / shared.cores);
+    is_explained(costs.reduce(f64::max), bytes, took)
+}
+
+/// The same by what a byte costs, in seconds of the device; until that is known anything can be.
+fn is_explained(s_per_byte: Option<f64>, bytes: u64, took: Duration) -> bool {
+    s_per_byte.is_none_or(|s_per_byte| took.as_secs_f64() < FAR_LONGER * bytes as f64 * s_per_byte)
 }
 
 /// What arrived, and when: bytes so far. Points lie at least `POINT_BYTES` apart, so that a peer that sends byte by byte
@@ -422,6 +440,15 @@ mod tests {
         assert!((slow / 625e3 - 1.0).abs() < 0.01, "{slow}");
         let without = rate(&arrivals(1_000_000, 1e7, 0));
         assert!((without / 1e7 - 1.0).abs() < 0.01, "{without}");
+    }
+
+    #[test]
+    fn a_busy_processor_explains_only_so_much() {
+        // A byte takes a third of a core 30 ns: a slow card is not its fault, a fast one that is four times slower may be.
+        let (cost, ms) = (Some(30e-9), Duration::from_millis);
+        assert!(is_explained(cost, 1 << 20, ms(130)) && is_explained(cost, 64 << 10, ms(20)));
+        assert!(!is_explained(cost, 64 << 10, ms(1000)) && !is_explained(cost, 1 << 20, ms(1700)));
+        assert!(is_explained(None, 64 << 10, ms(1000)), "nothing is known yet");
     }
 
     #[test]
