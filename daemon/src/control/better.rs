@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     leader::{PLANNER_STEPS, Solved, verified},
+    links::FAR_SLOWER,
     moves::Moves,
 };
 
@@ -29,14 +30,14 @@ const LINK_NEWS: f64 = 0.25;
 const LATENCY_NEWS_S: f64 = 0.001;
 /// Requests enter where they did unless some device's part has changed by this much.
 const INGRESS_NEWS: f64 = 0.15;
-/// A link that is so many times slower than at the last look is seldom alone: others of the same device are being probed...
-const FAR_SLOWER: f64 = 8.0;
-/// ...which takes this long. A plan that is made before would take them for what they were.
+/// A link that has become far slower is seldom alone: others of the same device are being probed, which takes this long. A
+/// plan that is made before would take them for what they were.
 const LINKS_SETTLE: Duration = Duration::from_secs(4);
 /// A device of which every look shows that it is slower by this part than at the one before is not known yet...
 const SINKS: f64 = 0.08;
-/// ...but waited for no longer than this: a plan by half of the truth brings less than it promises.
-const SINKS_MAX: Duration = Duration::from_secs(12);
+/// ...but what still changes, of devices and of links, is waited for no longer than this: a plan by half of the truth brings
+/// less than it promises.
+const SETTLE_MAX: Duration = Duration::from_secs(12);
 
 /// Searches for better plans, one at a time per deployment. Lost with the leader, which costs time only.
 #[derive(Debug, Default)]
@@ -55,8 +56,8 @@ struct Course {
     search: Option<Search>,
     /// Links at the last look: bytes per second from device to device.
     links: BTreeMap<(String, String), f64>,
-    /// When some became far slower, until a search has begun with that.
-    fell: Option<Instant>,
+    /// When the first and the last of some became far slower, until a search has begun with that.
+    fell: Option<(Instant, Instant)>,
     /// What of each device is there for stages, at the last look.
     speeds: BTreeMap<String, f64>,
     /// Since when looks in a row have shown less of some.
@@ -99,7 +100,7 @@ impl Course {
             self.links.get(pair).is_some_and(|before| rate * FAR_SLOWER < *before)
         };
         if links.iter().any(is_far_slower) {
-            self.fell = Some(now);
+            self.fell = Some((self.fell.map_or(now, |(first, _)| first), now));
             self.moves.excuse();
         }
         self.links = links;
@@ -120,11 +121,12 @@ impl Course {
     /// Whether the next look will know more: other links may be found slow, or a device slower.
     fn is_settling(&self, now: Instant) -> bool {
         let since = |at: Instant| now.saturating_duration_since(at);
-        self.fell.is_some_and(|at| since(at) < LINKS_SETTLE)
-            || self.sinks.is_some_and(|at| since(at) < SINKS_MAX)
+        self.fell.is_some_and(|(first, last)| since(last) < LINKS_SETTLE && since(first) < SETTLE_MAX)
+            || self.sinks.is_some_and(|at| since(at) < SETTLE_MAX)
     }
 
-    /// Whether a search is due; then what it is made from is this problem.
+    /// Whether a search is due, which is then made from this problem: `Some` of whether devices have come or gone, or links
+    /// have become far slower, since the last plan or search.
     fn wants_search(&mut self, problem: &Problem, now: Instant) -> Option<bool> {
         self.look_at_links(problem, now);
         self.look_at_devices(problem, now);

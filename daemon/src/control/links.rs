@@ -14,6 +14,7 @@ use std::{
 
 use card::{CardWatch, Round, Rounds, Shown};
 use nearby::{Nearby, Rates};
+pub use watch::FAR_SLOWER;
 use watch::{Beside, FAR_SLOWER_BYTES, Flow, Ground, LinkWatch, NEWS, PROCESSOR_BOUND, Suspicion};
 
 use super::{

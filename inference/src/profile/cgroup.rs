@@ -24,15 +24,15 @@ pub fn cores() -> f64 {
 }
 
 /// Processor seconds that all programs have used so far that share what [`cores`] counts, this process included: those of
-/// the group with the tightest limit, else those of the machine that have not made way (`nice`). `None` where the system
+/// the group with the tightest limit, else those of the machine that do not make way (`nice`). `None` where the system
 /// does not tell, or lets this process run on some processors only.
 pub fn processors_used() -> Option<f64> {
-    let groups = own_groups();
+    let (groups, cores) = (own_groups(), std::thread::available_parallelism().ok()?.get());
     match tightest(Path::new(ROOT), &groups) {
-        Some((folder, _)) => group_used(Path::new(ROOT), &groups, &folder),
-        None => {
+        Some((folder, allowed)) if allowed < cores as f64 => group_used(Path::new(ROOT), &groups, &folder),
+        // No limit, or one beyond what the machine has.
+        _ => {
             let stat = std::fs::read_to_string("/proc/stat").ok()?;
-            let cores = std::thread::available_parallelism().ok()?.get();
             machine_used(&stat, cores, rustix::param::clock_ticks_per_second() as f64)
         }
     }

@@ -178,6 +178,13 @@ fn links_that_become_slow_are_waited_for_until_no_more_do() {
     assert_eq!(looked(&mut world, 3), None);
     world.link("b", "c", 1e9);
     assert_eq!(looked(&mut world, 3), Some(false), "a faster one needs no haste");
+    let mut rate = 1e9;
+    let waits = (0..9).map(|_| {
+        rate /= 10.0;
+        world.link("c", "b", rate);
+        looked(&mut world, 3).is_none()
+    });
+    assert_eq!(waits.take_while(|waits| *waits).count(), 4, "not for ever");
 }
 
 /// What is known of a device that becomes slow comes in pieces.

@@ -14,7 +14,7 @@ pub(super) const PROCESSOR_BOUND: f64 = 0.6;
 /// ...which does not make it so many times slower: then it need not be full for more than this part of the time, nor have
 /// carried more than these bytes. A link that waits for others is not full, however slow it is; a plan that is made
 /// meanwhile would take it for a fast one.
-pub(super) const FAR_SLOWER: f64 = 8.0;
+pub const FAR_SLOWER: f64 = 8.0;
 const FAR_SLOWER_FULL: f64 = 0.05;
 pub(super) const FAR_SLOWER_BYTES: u64 = 128 * 1024;
 /// Fewer bytes say nothing...
@@ -59,7 +59,7 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    fn and(self, other: Self) -> Self {
+    fn or(self, other: Self) -> Self {
         Self { processors: self.processors || other.processors, weights: self.weights || other.weights }
     }
 }
@@ -142,7 +142,7 @@ impl LinkWatch {
         let mut suspicions = Vec::new();
         for (&peer, &flow) in flows {
             let link = self.links.entry(peer).or_insert_with(|| Watched::new(now, flow));
-            link.beside = link.beside.and(beside);
+            link.beside = link.beside.or(beside);
             let seen = link.look(now, flow, known(peer), self.slowed.contains_key(&peer));
             if seen != Look::TooSoon {
                 (link.at, link.flow, link.beside) = (now, flow, Beside::default());
