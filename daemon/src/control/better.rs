@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::{
     leader::{PLANNER_STEPS, Solved, verified},
     links::FAR_SLOWER,
-    moves::Moves,
+    moves::{GAIN, Moves},
 };
 
 /// Problems are compared, and plans searched for, no more often than this.
@@ -38,6 +38,10 @@ const SINKS: f64 = 0.08;
 /// ...but what still changes, of devices and of links, is waited for no longer than this: a plan by half of the truth brings
 /// less than it promises.
 const SETTLE_MAX: Duration = Duration::from_secs(12);
+/// A device that loads weights for longer than this many seconds makes a plan late...
+const LATE_S: f64 = 10.0;
+/// ...so it has to bring more over this many seconds, until it serves as well, than one that leaves such devices out.
+const HORIZON_S: f64 = 300.0;
 
 /// Searches for better plans, one at a time per deployment. Lost with the leader, which costs time only.
 #[derive(Debug, Default)]
@@ -177,6 +181,32 @@ impl Improver {
         course.moves.judge(now, speed);
     }
 
+    /// Whether it is time to look at the plan that is being prepared, which is a better one and nothing more.
+    pub fn may_regret(&self, name: &str, now: Instant) -> bool {
+        self.is_due(name, now) && self.courses.get(name).is_some_and(|course| course.moves.is_voluntary())
+    }
+
+    /// Why a better plan that is being prepared is to be given up, for people: links have become so slow since that it is
+    /// not worth it any more. What is best now is searched for at once then.
+    pub fn regrets(
+        &mut self,
+        name: &str,
+        active: &EpochPlan,
+        preparing: &EpochPlan,
+        problem: &Problem,
+        now: Instant,
+    ) -> Option<String> {
+        let course = self.courses.get_mut(name)?;
+        course.looked = Some(now);
+        course.look_at_links(problem, now);
+        if course.fell.is_none() || course.is_settling(now) {
+            return None;
+        }
+        let reason = regret(problem, &active.plan, &preparing.plan)?;
+        course.moves.given_up();
+        Some(reason)
+    }
+
     /// Starts a search on a thread of its own, if a move is allowed now and there is reason to think that one pays.
     pub fn look(&mut self, name: &str, active: &EpochPlan, problem: Problem, now: Instant) {
         let course = self.courses.entry(name.to_owned()).or_insert_with(|| Course::taken_over(now));
@@ -228,13 +258,57 @@ fn search(problem: Problem, running: &Plan) -> Result<Found, String> {
     // The leader computes stages too: planning must not be what makes it slow.
     let part = mesh_inference::profile::cores().clamp(LEAST_STEPS, 1.0);
     let steps = (PLANNER_STEPS as f64 * part) as u64;
-    let Replan { plan, gain, .. } =
+    let Replan { mut plan, gain, .. } =
         mesh_planner::replan(&problem, running, steps).map_err(|e| e.to_string())?;
     // Without a gain the running plan cannot go on as it is; what that takes is not decided here.
-    let gain = gain.ok_or("the running plan does not fit the devices any more")?;
+    let mut gain = gain.ok_or("the running plan does not fit the devices any more")?;
     let before = speed(&now, problem.objective);
+    if let Some((sooner, speed)) = sooner(&problem, running, before, &plan, steps) {
+        (plan, gain) = (sooner, speed / before - 1.0);
+    }
     let solved = verified(problem, plan, Some(running))?;
     Ok(Found { solved, gain, speeds: (before, before * (1.0 + gain)) })
+}
+
+/// Another plan and its speed, where `plan` has devices load for long: without them, if that brings more within a while.
+fn sooner(problem: &Problem, running: &Plan, before: f64, plan: &Plan, steps: u64) -> Option<(Plan, f64)> {
+    let late = late(problem, running, plan);
+    let mut fewer = problem.clone();
+    let left_out = fewer.devices.iter_mut().filter(|device| late.contains_key(&device.id));
+    // They still take requests in, and pass them on.
+    left_out.for_each(|device| device.memory_bytes = 0);
+    let other = (!late.is_empty()).then(|| mesh_planner::replan(&fewer, running, steps).ok())??.plan;
+    let brings = |plan: &Plan| {
+        let speed = speed(&mesh_planner::evaluate(problem, plan).ok()?, problem.objective);
+        let loading = mesh_planner::loading_s(problem, running, plan).into_values().fold(0.0, f64::max);
+        let wait = (loading / HORIZON_S).min(1.0);
+        Some((before * wait + speed * (1.0 - wait), speed))
+    };
+    let ((with, _), (without, speed)) = (brings(plan)?, brings(&other)?);
+    tracing::debug!(?late, with, without, "a plan that is sooner there");
+    (without > with).then_some((other, speed))
+}
+
+/// Devices that load for long, in seconds, until a plan can serve.
+fn late(problem: &Problem, running: &Plan, plan: &Plan) -> BTreeMap<String, f64> {
+    let mut loading = mesh_planner::loading_s(problem, running, plan);
+    loading.retain(|_, seconds| *seconds > LATE_S);
+    loading
+}
+
+/// Why the move to a plan is not worth going on with, now that links have become slow.
+fn regret(problem: &Problem, running: &Plan, preparing: &Plan) -> Option<String> {
+    let speed = |plan: &Plan| {
+        let plan = mesh_planner::reshare(problem, plan).ok()?;
+        Some(speed(&mesh_planner::evaluate(problem, &plan).ok()?, problem.objective))
+    };
+    let gain = speed(preparing)? / speed(running)? - 1.0;
+    let since = "links have become slower since it was made";
+    if gain < GAIN / 2.0 {
+        return Some(format!("{since}: it would not bring what it was made for"));
+    }
+    let longest = late(problem, running, preparing).into_values().reduce(f64::max)?;
+    Some(format!("{since}: to load its weights would take {:.0} s", longest.min(1e6)))
 }
 
 fn ids(problem: &Problem) -> Vec<&str> {

@@ -148,16 +148,14 @@ impl Leader {
     async fn meet(&mut self, view: &ClusterView, deployment: &Deployment, need: Need) {
         let name = deployment.name.clone();
         match need {
-            Need::None => {}
+            Need::None => self.reconsider(view, deployment).await,
             Need::Healed => self.set_fault(deployment, None).await,
             Need::Activate(epoch) => {
                 tracing::info!(deployment = %name, epoch, "all stages are ready");
                 self.command(Command::ActivatePlan { deployment: name, epoch }).await;
             }
             Need::Abandon { epoch, reason, culprit } => {
-                tracing::warn!(deployment = %name, epoch, %reason, "the prepared plan is given up");
-                self.duties.abandoned(Instant::now(), &name, culprit);
-                self.command(Command::AbandonPlan { deployment: name, epoch, reason }).await;
+                self.abandon(name, epoch, reason, culprit).await;
             }
             Need::Plan => self.plan(view, deployment).await,
             Need::GiveWay => self.give_way(view, deployment).await,
@@ -281,6 +279,25 @@ impl Leader {
             Ok(problem) => self.better.look(name, active, problem, now),
             Err(reason) => tracing::debug!(deployment = %name, %reason, "no better plan"),
         }
+    }
+
+    /// A better plan that is being prepared is given up when links have become too slow for it.
+    async fn reconsider(&mut self, view: &ClusterView, deployment: &Deployment) {
+        let (Some(active), Some(preparing)) = (&deployment.active, &deployment.preparing) else { return };
+        let (name, now) = (&deployment.name, Instant::now());
+        if !self.better.may_regret(name, now) {
+            return;
+        }
+        let Ok(problem) = self.problem(view, deployment, Others::Stay).await else { return };
+        if let Some(reason) = self.better.regrets(name, active, preparing, &problem, now) {
+            self.abandon(name.clone(), preparing.epoch, reason, None).await;
+        }
+    }
+
+    async fn abandon(&mut self, name: String, epoch: u64, reason: String, culprit: Option<String>) {
+        tracing::warn!(deployment = %name, epoch, %reason, "the prepared plan is given up");
+        self.duties.abandoned(Instant::now(), &name, culprit);
+        self.command(Command::AbandonPlan { deployment: name, epoch, reason }).await;
     }
 
     async fn set_fault(&self, deployment: &Deployment, reason: Option<String>) {

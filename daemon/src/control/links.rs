@@ -374,6 +374,7 @@ fn flows(links: &[LinkMetrics], live: &[PeerId]) -> BTreeMap<PeerId, Flow> {
         if let Some(flow) = flows.get_mut(&link.peer) {
             flow.sent += link.bytes_sent;
             flow.busy_s = flow.busy_s.max(link.busy_s);
+            flow.last += link.last_bytes_per_s;
         }
     }
     flows

@@ -89,6 +89,16 @@ impl Moves {
         self.not_before = None;
     }
 
+    /// Whether the last plan was made because it is better.
+    pub fn is_voluntary(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// The plan that was made because it is better is given up before it has served: as if it had not been made.
+    pub fn given_up(&mut self) {
+        *self = Self { failures: self.failures, ..Self::default() };
+    }
+
     /// Whether a voluntary move may be made now. `changed`: devices have come or gone since the last plan.
     pub fn may_move(&self, now: Instant, changed: bool) -> bool {
         let since = |at: Instant| now.saturating_duration_since(at);

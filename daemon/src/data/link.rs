@@ -72,6 +72,7 @@ struct Numbers {
     bytes_raw: u64,
     busy_s: f64,
     bytes_per_s: f64,
+    last_bytes_per_s: f64,
     sent: Sent,
 }
 
@@ -155,7 +156,8 @@ impl Link {
 
     pub(super) fn metrics(&self) -> LinkMetrics {
         let numbers = self.shared.numbers();
-        let Numbers { codec, frames, bytes_sent, bytes_raw, busy_s, bytes_per_s, sent } = &*numbers;
+        let Numbers { codec, frames, bytes_sent, bytes_raw, busy_s, bytes_per_s, last_bytes_per_s, sent } =
+            &*numbers;
         LinkMetrics {
             peer: self.shared.peer,
             frames: *frames,
@@ -163,6 +165,7 @@ impl Link {
             bytes_raw: *bytes_raw,
             busy_s: *busy_s,
             bytes_per_s: *bytes_per_s,
+            last_bytes_per_s: *last_bytes_per_s,
             codec,
             queue: self.queue.max_capacity() - self.queue.capacity(),
             sent: sent.metrics(),
@@ -368,7 +371,8 @@ impl Sender {
         }
         if crossing.is_some() && seconds > 0.0 {
             numbers.busy_s += seconds;
-            numbers.bytes_per_s = smooth(numbers.bytes_per_s, wire_bytes as f64 / seconds);
+            numbers.last_bytes_per_s = wire_bytes as f64 / seconds;
+            numbers.bytes_per_s = smooth(numbers.bytes_per_s, numbers.last_bytes_per_s);
         }
         Ok(())
     }

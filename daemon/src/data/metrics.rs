@@ -81,6 +81,8 @@ pub struct LinkMetrics {
     pub busy_s: f64,
     /// Rate of the stream while it was busy with large frames, smoothed, in bytes per second; 0 before the first.
     pub bytes_per_s: f64,
+    /// The same of the last large frame alone.
+    pub last_bytes_per_s: f64,
     /// Codec of the last large tensor.
     pub codec: &'static str,
     /// Frames waiting.

@@ -47,6 +47,13 @@ impl Route {
             && stages.into_iter().all(|(a, b)| a.replicas == b.replicas && a.inputs == b.inputs)
     }
 
+    /// Predicted time of a request while as many are under way as the window lets through.
+    pub(super) fn latency_when_full(&self) -> Duration {
+        let window = u32::try_from(self.window()).unwrap_or(u32::MAX);
+        let in_flight = u32::try_from(self.in_flight).unwrap_or(u32::MAX).max(1);
+        self.latency.saturating_mul(window) / in_flight
+    }
+
     /// Requests that keep every replica at work, with the next at hand and others on their way. A fast replica is given
     /// several before a slow one gets its first, so it counts for several.
     pub(super) fn window(&self) -> usize {

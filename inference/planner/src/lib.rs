@@ -10,6 +10,7 @@ mod explain;
 mod flow;
 mod instance;
 mod lift;
+mod loading;
 mod plan;
 mod problem;
 mod restate;
@@ -20,6 +21,7 @@ mod standby;
 pub use check::{CheckError, check, evaluate};
 pub use evaluate::{Evaluation, Load, ProcessorLoad, Resource, StageCost};
 pub use lift::{Lift, lifts};
+pub use loading::loading_s;
 pub use plan::{Alternative, Bottleneck, BottleneckKind, Objective, Plan, Replica, Stage, Unused};
 pub use problem::{
     Block, Device, LinkRate, Links, PairLink, PinnedStage, Problem, ProblemError, TransferCost,

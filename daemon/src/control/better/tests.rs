@@ -260,3 +260,80 @@ fn small_changes_make_no_other_problem() {
     slow.links.pairs = vec![pair(0.5e8, 0.0001)];
     assert!(differs(&fast, &slow));
 }
+
+/// Each device could hold all of the model, which is a million bytes a block.
+fn roomy() -> Problem {
+    let mut problem = problem();
+    problem.blocks.iter_mut().for_each(|block| block.weight_bytes = 1_000_000);
+    problem.devices.iter_mut().for_each(|device| device.memory_bytes = 20_000_000);
+    (problem.replication, problem.min_stages, problem.max_stages) = (true, None, None);
+    problem
+}
+
+/// The same with so slow a way to `d`, in bytes per second.
+fn slow_to_d(bytes_per_s: f64) -> Problem {
+    let mut problem = roomy();
+    let link = |from: &str| mesh_planner::PairLink {
+        from: from.to_owned(),
+        to: "d".to_owned(),
+        bytes_per_s,
+        latency_s: 0.0001,
+    };
+    problem.links.pairs = ["a", "b", "c"].map(link).into();
+    problem
+}
+
+fn on_a() -> Plan {
+    let mut alone = roomy();
+    alone.devices.truncate(1);
+    mesh_planner::solve(&alone, 100_000).unwrap()
+}
+
+fn uses(plan: &Plan, device: &str) -> bool {
+    plan.stages.iter().any(|stage| stage.replicas.iter().any(|replica| replica.device == device))
+}
+
+#[test]
+fn a_device_that_takes_long_to_load_is_left_out_unless_it_brings_more_soon() {
+    // A quarter of the model, three million bytes: 7.5, 30 and 150 s.
+    let rates = [(1e8, true), (400_000.0, true), (100_000.0, true), (20_000.0, false), (0.0, false)];
+    for (bytes_per_s, used) in rates {
+        let found = search(slow_to_d(bytes_per_s), &on_a()).unwrap();
+        let plan = &found.solved.plan;
+        assert_eq!(uses(plan, "d"), used, "{bytes_per_s}: {}", plan.why);
+        let times = if used { 4.0 } else { 3.0 };
+        assert!((found.gain - (times - 1.0)).abs() < 0.1, "{bytes_per_s}: {}", found.gain);
+    }
+}
+
+#[test]
+fn a_plan_is_given_up_while_it_is_prepared_when_links_fall_so_that_it_is_not_worth_it() {
+    let (mut improver, mut now) = (Improver::default(), Instant::now());
+    let epoch = |epoch, plan| EpochPlan { epoch, model: "m".into(), plan };
+    let active = epoch(1, on_a());
+    let preparing = epoch(2, search(slow_to_d(1e8), &active.plan).unwrap().solved.plan);
+    let course = improver.courses.entry("m".to_owned()).or_default();
+    course.look_at_links(&slow_to_d(1e8), now);
+    course.moves.moved(now, 1.0, 4.0);
+    assert!(improver.may_regret("m", now) && !improver.may_regret("x", now));
+    let mut looked = |improver: &mut Improver, problem: &Problem| {
+        now += PAUSE;
+        assert!(improver.may_regret("m", now));
+        (now, improver.regrets("m", &active, &preparing, problem, now))
+    };
+    assert_eq!(looked(&mut improver, &slow_to_d(1e8)).1, None);
+    assert_eq!(looked(&mut improver, &slow_to_d(1e5)).1, None, "other links may be found slow");
+    assert_eq!(looked(&mut improver, &slow_to_d(1e5)).1, None);
+    let (now, reason) = looked(&mut improver, &slow_to_d(1e5));
+    assert!(reason.as_ref().is_some_and(|reason| reason.contains("30 s")), "{reason:?}");
+    assert!(!improver.may_regret("m", now + PAUSE), "it is given up once");
+    let course = improver.courses.get_mut("m").unwrap();
+    assert_eq!(
+        course.wants_search(&slow_to_d(1e5), now + PAUSE),
+        Some(true),
+        "and the best is looked for at once"
+    );
+    let reason = regret(&slow_to_d(1e8), &on_a(), &on_a());
+    assert!(reason.as_ref().is_some_and(|reason| reason.contains("would not bring")), "{reason:?}");
+    assert_eq!(regret(&slow_to_d(1e8), &on_a(), &preparing.plan), None);
+}

@@ -18,6 +18,7 @@ fn link(sent: &[(StageKey, u64, f64)]) -> LinkMetrics {
         bytes_raw: 0,
         busy_s: 0.0,
         bytes_per_s: 0.0,
+        last_bytes_per_s: 0.0,
         codec: "raw",
         queue: 0,
         sent: sent.collect(),

@@ -35,6 +35,7 @@ impl World {
         let carried = self.rate.min(self.wanted) * seconds;
         self.flow.sent += carried as u64;
         self.flow.busy_s += carried / self.rate;
+        self.flow.last = self.rate;
         self.now += look;
         self.look()
     }
@@ -76,6 +77,19 @@ fn a_full_link_that_became_slow_is_found_in_ten_seconds() {
     assert_eq!(world.suspicions(60, false), 0);
     world.rate = 0.6e6;
     assert_eq!(world.suspicions(10, false), 1);
+}
+
+#[test]
+fn what_a_link_carried_before_it_became_slow_does_not_make_it_faster() {
+    let mut world = World::new(125e6, 125e6, 6e6);
+    assert_eq!(world.suspicions(20, false), 0);
+    // In the middle of the next look: until then it carries what is wanted.
+    world.flow.sent += 12_000_000;
+    world.flow.busy_s += 12e6 / 125e6;
+    world.rate = 0.6e6;
+    let suspicion = world.later().expect("it is far slower");
+    world.probe(suspicion, 0.1, false);
+    assert!((world.known / 0.6e6 - 1.0).abs() < 1e-3, "{}", world.known);
 }
 
 #[test]
@@ -178,21 +192,23 @@ fn peers_that_are_gone_are_forgotten() {
 
 #[test]
 fn streams_of_a_peer_add_up_and_may_begin_anew() {
-    let link = |peer, bytes_sent, busy_s| LinkMetrics {
+    let link = |peer, bytes_sent, busy_s, last_bytes_per_s| LinkMetrics {
         peer,
         frames: 1,
         bytes_sent,
         bytes_raw: bytes_sent,
         busy_s,
         bytes_per_s: 0.0,
+        last_bytes_per_s,
         codec: "raw",
         queue: 0,
         sent: Vec::new(),
     };
     let (a, b, gone) = (PeerId::random(), PeerId::random(), PeerId::random());
-    let links = [link(a, 10, 1.0), link(a, 20, 3.0), link(gone, 5, 1.0)];
+    let links = [link(a, 10, 1.0, 10.0), link(a, 20, 3.0, 7.0), link(gone, 5, 1.0, 5.0)];
     let flows = flows(&links, &[a, b]);
-    assert_eq!(flows, BTreeMap::from([(a, Flow { sent: 30, busy_s: 3.0 }), (b, Flow::default())]));
+    let of_a = Flow { sent: 30, busy_s: 3.0, last: 17.0 };
+    assert_eq!(flows, BTreeMap::from([(a, of_a), (b, Flow::default())]));
 
     let mut world = World::new(6e6, 1e6, 50e6);
     assert_eq!(world.later(), None);

@@ -27,6 +27,9 @@ const BYTES_FAST: u64 = 8 * 1024 * 1024;
 pub(super) const NEWS: f64 = 0.25;
 /// So many looks in a row have to show it; one does where it is far slower.
 const LOOKS: u32 = 2;
+/// A link of which the last frame shows so many times less than all that it carried has become slow meanwhile: what went
+/// before, and what its buffers took at once, says nothing of it any more.
+const SLOWER_LAST: f64 = 2.0;
 /// A link that was found as it was known is left alone for this long; doubles each time.
 const PAUSE_MIN: Duration = Duration::from_secs(20);
 const PAUSE_MAX: Duration = Duration::from_secs(640);
@@ -47,6 +50,15 @@ pub(super) struct Flow {
     pub(super) sent: u64,
     /// Seconds that writes of large frames have taken.
     pub(super) busy_s: f64,
+    /// Bytes per second of the last large frame of each stream; 0 before the first.
+    pub(super) last: f64,
+}
+
+impl Flow {
+    /// Bytes per second of a link that carries `carried` on an average, as it is now.
+    fn latest(&self, carried: f64) -> f64 {
+        if self.last > 0.0 && self.last * SLOWER_LAST < carried { self.last } else { carried }
+    }
 }
 
 /// What else may make a link look slow.
@@ -227,7 +239,11 @@ impl Watched {
         let (sent, took) = between((start, at_start), (now, flow));
         let is_often = looks + 1 >= LOOKS || (is_slow && is_far_slower);
         let is_shown = is_often && (is_slow || sent >= BYTES_FAST);
-        let carried = sent as f64 / if is_slow { flow.busy_s - at_start.busy_s } else { took };
+        let carried = if is_slow {
+            flow.latest(sent as f64 / (flow.busy_s - at_start.busy_s))
+        } else {
+            sent as f64 / took
+        };
         let is_lower = is_slow && carried * LOWER < self.cleared;
         if !is_shown {
             return Look::Nothing;

@@ -2,21 +2,30 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{Deployment, Effect, Ingress, State, words};
+use super::{Deployment, Effect, Ingress, State, request::Request, words};
 use crate::data::route::Route;
 
+/// What has waited for so many times as long as a new plan takes, when as much is under way as it allows, goes out on it.
+const OVERTAKEN: u32 = 2;
+
 impl Ingress {
-    /// Replaces all routes. Requests on the way finish on the route that they are on; those that wait for a route
-    /// look again.
+    /// Replaces all routes. Requests on the way finish on the route that they are on, unless another plan would overtake
+    /// them; those that wait for a route look again.
     pub fn set_routes(&mut self, now: Instant, routes: BTreeMap<String, Arc<Route>>) {
         for (name, deployment) in &mut self.deployments {
             if !routes.contains_key(&**name) {
                 deployment.set_route(None, &self.limits);
             }
         }
+        let mut replanned = Vec::new();
         for (name, route) in routes {
-            let deployment =
-                self.deployments.entry(name.into()).or_insert_with(|| Deployment::new(now, &self.limits));
+            let name: Arc<str> = name.into();
+            let known = self.deployments.entry(Arc::clone(&name));
+            let deployment = known.or_insert_with(|| Deployment::new(now, &self.limits));
+            let before = deployment.route.as_ref().map(|route| route.epoch);
+            if before.is_some_and(|before| before < route.epoch) {
+                replanned.push(name);
+            }
             deployment.set_route(Some(route), &self.limits);
         }
         self.end_waiting();
@@ -26,6 +35,35 @@ impl Ingress {
             self.forget_when_idle(&name);
         }
         self.look_again(now);
+        for name in replanned {
+            self.overtake(now, &name);
+        }
+    }
+
+    /// Requests that have waited on an earlier plan for so long that the new one would have answered them, as they do on
+    /// a link that has become slow, go out again on it: once, and no more than may be under way.
+    fn overtake(&mut self, now: Instant, name: &Arc<str>) {
+        let Some(route) = self.deployments.get(name).and_then(|d| d.route.clone()) else { return };
+        let patience = route.latency_when_full() * OVERTAKEN;
+        if route.stages.is_empty() || patience.is_zero() {
+            return;
+        }
+        let is_overtaken = |request: &Request| {
+            let State::Sent(sent) = &request.state else { return false };
+            request.deployment == *name
+                && sent.address.epoch < route.epoch
+                && now.saturating_duration_since(sent.at) > patience
+        };
+        for id in self.ids(is_overtaken) {
+            let Some(request) = self.requests.get_mut(&id).filter(|request| request.deadline > now) else {
+                continue;
+            };
+            // What the model does not take any more is finished as it was begun.
+            if request.fits(&route) {
+                request.last_error = Some("another plan is faster".into());
+                self.resend(now, id);
+            }
+        }
     }
 
     /// Ends requests that wait and whose deployment is gone, or has become a model that they do not fit. All of them

@@ -459,3 +459,39 @@ fn what_waits_for_longer_than_usual_is_sent_to_others_too() {
     world.check();
     assert_eq!(world.sends.last().expect("was sent").devices[0], well);
 }
+
+/// As when a link has become slow and a plan comes that does without it.
+#[test]
+fn what_a_new_plan_would_overtake_goes_out_on_it_once() {
+    let mut world = World::with_peers();
+    let (slow, fast) = (world.peers[1], world.peers[2]);
+    world.plan(0, &[0b0010]);
+    world.begin(0, 60_000);
+    world.now += Duration::from_millis(500);
+    world.begin(0, 60_000);
+    world.check();
+    world.now += Duration::from_millis(100);
+    let plan = |world: &mut World, latency| {
+        world.plan(0, &[0b0100]);
+        let mut route = (*world.routes[NAMES[0]]).clone();
+        world.epoch += 1;
+        (route.epoch, route.latency, route.in_flight) = (world.epoch, latency, 2);
+        world.routes.insert(NAMES[0].into(), Arc::new(route));
+        world.ingress.set_routes(world.now, world.routes.clone());
+        world.check();
+    };
+    // Of three that it lets under way each takes 150 ms.
+    plan(&mut world, Duration::from_millis(100));
+    let sent: Vec<PeerId> = world.sends.iter().map(|send| send.devices[0]).collect();
+    assert_eq!(sent, [slow, slow, fast], "the first has waited for 600 ms, the second for 100");
+    let answer = |world: &mut World, send: usize| {
+        let address = world.sends[send].clone();
+        world.ingress.on_result(world.now, address.devices[0], &address, vec![("y".into(), tensor())]);
+        world.check();
+    };
+    plan(&mut world, Duration::from_millis(100));
+    assert_eq!(world.sends.len(), 3, "as fast as the one before");
+    answer(&mut world, 1);
+    answer(&mut world, 0);
+    assert!(world.open.is_empty(), "answers of the earlier plan are as good");
+}
