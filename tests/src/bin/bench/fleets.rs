@@ -117,7 +117,8 @@ fn write_section(all: &[Measured], text: &mut String) {
          after 45 s of load, the others, which may not, for 10 s after 8 s (codes 729c9d7, a52e3c7 and f2f9211: the rate \
          as predicted was looked at once, before).\n\n\
          Off by: the rate against what was predicted when the plan was new, before any load (-: not looked at by that \
-         code), and against the mean of what was predicted every four seconds while it was measured, which the mesh \
+         code), for requests that enter everywhere alike, over slow cards that had been fast a moment before, for weights \
+         to go out; and against the mean of what was predicted every four seconds while it was measured, which the mesh \
          corrects by its own measurements.\n\n\
          | fleet | | % of a core | Mbit/s | Mesh | off by: new | measured | copies | {} |\n|---|---|---|---|---|---|---|---|{}",
         FLEETS.1,
