@@ -24,6 +24,8 @@ use crate::{
 
 /// Calibration seconds of the device that speed 1.0 stands for.
 const REFERENCE_CALIBRATION_S: f64 = mesh_inference::profile::REFERENCE_SECONDS;
+/// Where other programs use less than this part of a device's processors, nobody is told.
+const OTHERS_TOLD: f64 = 0.2;
 
 /// What the document is made from.
 #[derive(Debug)]
@@ -251,6 +253,13 @@ impl Sources<'_> {
                 ),
             );
         }
+        let live = view.state.members.values().filter(|member| self.facts.is_live(&member.device.0));
+        let shares = live.filter_map(|member| {
+            Some((member.name.as_str(), self.facts.report(&member.device.0)?.others_share))
+        });
+        if let Some(what) = busy_with_others(shares) {
+            warn(what, "plans count on the rest; stop what is not needed there to have more".into());
+        }
         for (whom, why) in self.refusals.recent() {
             let (why, remedy) = split(&why);
             warn(format!("{whom} was refused: {why}"), remedy.to_owned());
@@ -271,6 +280,16 @@ fn bottleneck(bottleneck: &Bottleneck) -> BottleneckStatus {
     }
 }
 
+/// What other programs take of devices' processors is not there for stages: who wonders why they are slow sees it here.
+fn busy_with_others<'a>(shares: impl Iterator<Item = (&'a str, f64)>) -> Option<String> {
+    // Peers say what they like.
+    let told = |(name, share): (&str, f64)| {
+        (share >= OTHERS_TOLD).then(|| format!("{name} ({:.0} %)", share.min(1.0) * 100.0))
+    };
+    let names: Vec<String> = shares.filter_map(told).collect();
+    (!names.is_empty()).then(|| format!("other programs use the processors of {}", names.join(", ")))
+}
+
 /// Where this device is reached: an address that stands for all of its own is of no use to anybody, and the others may have
 /// seen a better one.
 fn own_address<'a>(listen: &'a str, seen: &'a str) -> &'a str {
@@ -286,7 +305,15 @@ fn split(reason: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::own_address;
+    use super::{busy_with_others, own_address};
+
+    #[test]
+    fn other_programs_are_told_when_they_take_much() {
+        let told = |shares: &[(&'static str, f64)]| busy_with_others(shares.iter().copied());
+        assert_eq!(told(&[("a", 0.0), ("b", 0.19), ("c", -1.0), ("d", f64::NAN)]), None);
+        let what = told(&[("attic", 0.654), ("b", 0.1), ("camera", f64::INFINITY)]).unwrap();
+        assert_eq!(what, "other programs use the processors of attic (65 %), camera (100 %)");
+    }
 
     #[test]
     fn an_address_that_says_nothing_is_replaced() {

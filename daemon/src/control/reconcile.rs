@@ -377,6 +377,7 @@ impl Reconciler {
             own.arriving = arriving;
             own.under_way = under_way;
             own.crossing = crossing;
+            own.others_share = self.others.told();
             own.stages = stages;
             own.memory_used_bytes = used;
             own.kept.clone_from(self.spread.kept());

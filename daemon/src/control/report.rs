@@ -57,6 +57,9 @@ pub struct NodeReport {
     /// How large the activations are that it sends.
     #[serde(default)]
     pub crossing: Vec<CrossingReport>,
+    /// The part of its processors that other programs use, so that stages do not get it; it is in `transfer.rest_share`, too.
+    #[serde(default)]
+    pub others_share: f64,
 }
 
 /// A measured link from the reporting device to a peer.

@@ -336,6 +336,7 @@ fn first_report(config: &Config, memory_budget_bytes: u64, threads: usize) -> No
         arriving: std::collections::BTreeMap::new(),
         under_way: std::collections::BTreeMap::new(),
         crossing: Vec::new(),
+        others_share: 0.0,
         card_bytes_per_s: None,
     }
 }

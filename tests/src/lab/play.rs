@@ -3,6 +3,7 @@
 mod compare;
 mod deploy;
 mod measure;
+mod reference;
 mod roles;
 mod wait;
 
@@ -24,6 +25,7 @@ use super::{
 };
 use deploy::Others;
 use measure::Stretch;
+use reference::Reference;
 
 /// Different inputs that a load sends in turn.
 const INPUTS: usize = 4;
@@ -48,6 +50,8 @@ pub struct Player {
     /// Epoch of each deployment at the last look.
     epochs: BTreeMap<String, u64>,
     loads: BTreeMap<String, Load>,
+    /// Of the model that was measured last.
+    reference: Option<Reference>,
     /// Loads that were started: each has arrivals of its own.
     loads_started: u64,
     start: Instant,
@@ -120,6 +124,7 @@ impl Player {
             deployed: BTreeMap::new(),
             epochs: BTreeMap::new(),
             loads: BTreeMap::new(),
+            reference: None,
             loads_started: 0,
             start: Instant::now(),
             tell,
@@ -213,7 +218,7 @@ impl Player {
             Step::StopLoad { name } => self.stop_load(name.as_deref()),
             Step::Measure { label, seconds, warmup } => {
                 let stretch = Stretch { label, seconds: *seconds, answers: 0, warmup: *warmup };
-                let measurement = self.measure(&stretch)?;
+                let measurement = self.measure(&stretch, None)?;
                 self.report.measurements.push(measurement);
                 Ok(())
             }
@@ -321,16 +326,24 @@ impl Player {
             failover: false,
         };
         let planned = self.predicted(&cell.name).unwrap_or(0.0);
+        let file = self.deployed.get(&cell.name);
+        if let Some(file) = file.filter(|file| !self.reference.as_ref().is_some_and(|of| of.is_of(file))) {
+            self.reference = Reference::load(file)?;
+        }
         self.load(&load)?;
         std::thread::sleep(settle);
         // Every client has had two answers: the pipeline is full.
         let warmup = 2 * cell.clients * self.hall.named(&cell.on).len();
-        let measurement = self.measure(&Stretch {
+        let stretch = Stretch {
             label: &cell.label,
             seconds: cell.seconds,
             answers: cell.answers,
             warmup: warmup as u64,
-        })?;
+        };
+        let mut reference = self.reference.take();
+        let measurement = self.measure(&stretch, reference.as_mut());
+        self.reference = reference;
+        let measurement = measurement?;
         self.stop_load(Some(&cell.name))?;
         // Also what went wrong while the pipeline filled, or a plan was replaced.
         let faults = self.report.loads.last().map_or(0, |(_, load)| load.not_right());

@@ -61,6 +61,9 @@ pub struct Measurement {
     /// What was predicted before its load, when the plan was new: nothing of it had been measured. 0: not looked at.
     #[serde(default)]
     pub planned: f64,
+    /// Processor seconds of the whole model alone on one thread of the host meanwhile: how fast the host is. 0: not measured.
+    #[serde(default)]
+    pub whole_s: f64,
     /// The plan in a line: blocks and devices by stage, and what limits it.
     pub plan: String,
     /// What each device used in it.
@@ -77,6 +80,12 @@ impl Measurement {
     /// How many times the rate of `first` this is.
     pub fn times(&self, first: &Self) -> f64 {
         self.rate / first.rate
+    }
+
+    /// The same on a host that had been equally fast, where that was measured.
+    pub fn times_on_equal_hosts(&self, first: &Self) -> f64 {
+        let is_known = self.whole_s > 0.0 && first.whole_s > 0.0;
+        self.times(first) * if is_known { self.whole_s / first.whole_s } else { 1.0 }
     }
 
     /// The turns of a cell as one measurement.
@@ -97,6 +106,7 @@ impl Measurement {
             p99_ms: turns.iter().map(|turn| turn.p99_ms).fold(0.0, f64::max),
             predicted: mean(|turn| turn.predicted),
             planned: mean(|turn| turn.planned),
+            whole_s: mean(|turn| turn.whole_s),
             turns: turns.iter().map(|turn| turn.rate).collect(),
             ..last
         }

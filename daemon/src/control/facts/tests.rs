@@ -34,6 +34,7 @@ fn report(cluster: Option<ClusterId>) -> NodeReport {
         arriving: BTreeMap::new(),
         under_way: BTreeMap::from([("digits".into(), BTreeSet::from([3]))]),
         crossing: Vec::new(),
+        others_share: 0.0,
     }
 }
 

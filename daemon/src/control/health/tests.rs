@@ -36,6 +36,7 @@ fn report(stages: Vec<StageReport>) -> NodeReport {
         arriving: BTreeMap::new(),
         under_way: BTreeMap::new(),
         crossing: Vec::new(),
+        others_share: 0.0,
     }
 }
 

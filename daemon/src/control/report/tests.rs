@@ -20,6 +20,7 @@ fn said(cluster: Option<ClusterId>) -> Value {
         arriving: BTreeMap::new(),
         under_way: BTreeMap::new(),
         crossing: Vec::new(),
+        others_share: 0.0,
     };
     ciborium::from_reader(report.encode().as_slice()).unwrap()
 }

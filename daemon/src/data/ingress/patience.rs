@@ -25,6 +25,8 @@ const UNMEASURED_TIMES: u32 = 20;
 /// slowest of all: one that a fault has held up would hold up everything behind the next fault.
 const USUAL: f64 = 0.9;
 const USUAL_TIMES: u32 = 4;
+/// So many of the last answers came sooner than what is called quick: also in the seconds after most have become slow.
+const QUICK: f64 = 0.1;
 /// A copy goes out after so many times the median, which a fault does not move before it has held up every second one.
 const MEDIAN_TIMES: f64 = 3.0;
 /// Latencies needed before their median counts: copies are few, and cost little where they are not needed.
@@ -113,6 +115,11 @@ impl Patience {
     /// What half of the last attempts took at most.
     pub(super) fn median(&self) -> Option<Duration> {
         self.measured.map(|[median, _]| median)
+    }
+
+    /// What an attempt took when it went well, with what others have under way in the queues.
+    pub(super) fn quick(&self) -> Option<Duration> {
+        if self.attempts.len() < MEASURED_MIN { None } else { self.attempts.quantile(QUICK) }
     }
 
     /// Time that an attempt is given, twice as much after every one that was given up or copied.

@@ -1,12 +1,18 @@
 //! Plans that come, change and go.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Deployment, Effect, Ingress, State, request::Request, words};
 use crate::data::route::Route;
 
-/// What has waited for so many times as long as a new plan takes, when as much is under way as it allows, goes out on it.
+/// What has waited for so many times as long as a new plan takes, when as much is under way as it allows, goes out on it...
 const OVERTAKEN: u32 = 2;
+/// ...if it has waited for so many times as long as what went well on the plan before: others may have more under way.
+const SLOWER: u32 = 3;
 
 impl Ingress {
     /// Replaces all routes. Requests on the way finish on the route that they are on, unless another plan would overtake
@@ -24,7 +30,7 @@ impl Ingress {
             let deployment = known.or_insert_with(|| Deployment::new(now, &self.limits));
             let before = deployment.route.as_ref().map(|route| route.epoch);
             if before.is_some_and(|before| before < route.epoch) {
-                replanned.push(name);
+                replanned.push((name, deployment.patience.quick().unwrap_or_default()));
             }
             deployment.set_route(Some(route), &self.limits);
         }
@@ -35,19 +41,20 @@ impl Ingress {
             self.forget_when_idle(&name);
         }
         self.look_again(now);
-        for name in replanned {
-            self.overtake(now, &name);
+        for (name, quick) in replanned {
+            self.overtake(now, &name, quick);
         }
     }
 
     /// Requests that have waited on an earlier plan for so long that the new one would have answered them, as they do on
     /// a link that has become slow, go out again on it: once, and no more than may be under way.
-    fn overtake(&mut self, now: Instant, name: &Arc<str>) {
+    fn overtake(&mut self, now: Instant, name: &Arc<str>, quick: Duration) {
         let Some(route) = self.deployments.get(name).and_then(|d| d.route.clone()) else { return };
-        let patience = route.latency_when_full() * OVERTAKEN;
-        if route.stages.is_empty() || patience.is_zero() {
+        let predicted = route.latency_when_full() * OVERTAKEN;
+        if route.stages.is_empty() || predicted.is_zero() {
             return;
         }
+        let patience = predicted.max(quick * SLOWER);
         let is_overtaken = |request: &Request| {
             let State::Sent(sent) = &request.state else { return false };
             request.deployment == *name

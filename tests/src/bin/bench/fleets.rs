@@ -117,9 +117,14 @@ fn write_section(all: &[Measured], text: &mut String) {
          after 45 s of load, the others, which may not, for 10 s after 8 s (codes 729c9d7, a52e3c7 and f2f9211: the rate \
          as predicted was looked at once, before).\n\n\
          Off by: the rate against what was predicted when the plan was new, before any load (-: not looked at by that \
-         code), and against the mean of what was predicted every four seconds while it was measured, which the mesh \
+         code), for requests that enter everywhere alike, over slow cards that had been fast a moment before, for weights \
+         to go out; and against the mean of what was predicted every four seconds while it was measured, which the mesh \
          corrects by its own measurements.\n\n\
-         | fleet | | % of a core | Mbit/s | Mesh | off by: new | measured | copies | {} |\n|---|---|---|---|---|---|---|---|{}",
+         Of all: Mesh's rate as a part of what the processors would do if each ran the whole model and nothing had to be \
+         moved, by what the model takes alone on one thread of the host meanwhile (-: not measured by that code). Hosts \
+         become faster and slower within minutes: where that was measured, the other plans' times are those on equal \
+         hosts.\n\n\
+         | fleet | | % of a core | Mbit/s | Mesh | of all | off by: new | measured | copies | {} |\n|---|---|---|---|---|---|---|---|---|{}",
         FLEETS.1,
         names.join(" | "),
         "---|".repeat(names.len())
@@ -142,7 +147,7 @@ fn row(measured: &Measured, baselines: &[Policy]) -> String {
         .map(|rate| rate.map_or("-".into(), |rate| format!("{}", rate.0 / 1_000_000)))
         .collect();
     let times = |name: &str| match of(name) {
-        Some(other) if other.impossible.is_none() => format!("{:.2}", other.rate / mesh.rate),
+        Some(other) if other.impossible.is_none() => format!("{:.2}", other.times_on_equal_hosts(mesh)),
         _ => "-".to_owned(),
     };
     let cells: Vec<String> = baselines.iter().map(|policy| times(policy.name())).collect();
@@ -151,17 +156,26 @@ fn row(measured: &Measured, baselines: &[Policy]) -> String {
         false => "-".to_owned(),
     };
     format!(
-        "| {} | {} | {} | {} | {:.2} | {} | {} | {} | {} |",
+        "| {} | {} | {} | {} | {:.2} | {} | {} | {} | {} | {} |",
         measured.number,
         measured.about,
         shares.join(" "),
         rates.join(" "),
         mesh.rate,
+        used(mesh, measured.shares.iter().sum()),
         off(mesh.planned),
         off(mesh.predicted),
         times(Policy::Copies.name()),
         cells.join(" | ")
     )
+}
+
+/// The rate as a part of what all processors would do if each ran the whole model, and nothing had to be moved.
+fn used(mesh: &Measurement, cores: f64) -> String {
+    match mesh.whole_s > 0.0 {
+        true => format!("{:.0} %", 100.0 * mesh.rate * mesh.whole_s / cores),
+        false => "-".to_owned(),
+    }
 }
 
 /// Whether a row is that of a published system's plan.
@@ -175,8 +189,7 @@ fn verdict(all: &[Measured]) -> String {
         faults += measured.rows.iter().map(|row| row.faults).sum::<u64>();
         let Some(mesh) = measured.rows.iter().find(|row| row.label == Policy::Mesh.name()) else { continue };
         let others = measured.rows.iter().filter(|row| is_baseline(&row.label));
-        let most = others.map(|row| row.rate).fold(0.0, f64::max);
-        match most / mesh.rate {
+        match others.map(|row| row.times_on_equal_hosts(mesh)).fold(0.0, f64::max) {
             ratio if ratio < 1.0 - EQUAL => best += 1,
             ratio if ratio <= 1.0 + EQUAL => equal += 1,
             ratio => beaten.push(format!("{} ({:+.1} %)", measured.number, (ratio - 1.0) * 100.0)),

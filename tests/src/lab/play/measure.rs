@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh_daemon::status::{DeploymentStatus, Status};
 
-use super::{PlayError, Player};
+use super::{PlayError, Player, reference::Reference};
 use crate::lab::{
     load::{Window, measure_steady},
     machine::Usage,
@@ -32,7 +32,12 @@ pub(super) struct Stretch<'a> {
 }
 
 impl Player {
-    pub(super) fn measure(&self, stretch: &Stretch<'_>) -> Result<Measurement, PlayError> {
+    /// A stretch of the running load, and how fast the host is meanwhile.
+    pub(super) fn measure(
+        &self,
+        stretch: &Stretch<'_>,
+        mut reference: Option<&mut Reference>,
+    ) -> Result<Measurement, PlayError> {
         let Stretch { label, seconds, answers, warmup } = *stretch;
         let Some((deployment, load)) = self.loads.iter().next() else {
             return Err(PlayError::Script(format!("{label}: there is no load to measure")));
@@ -46,7 +51,11 @@ impl Player {
             let before: Vec<Usage> = self.hall.devices.iter().map(|device| device.usage()).collect();
             let window = Window { warmup_answers: 0, answers, seconds, bound: PATIENCE };
             forecasts.clear();
-            let steady = measure_steady(load, &window, &mut || forecasts.look(self, &deployment))?;
+            reference.iter_mut().for_each(|reference| reference.clear());
+            let steady = measure_steady(load, &window, &mut || {
+                forecasts.look(self, &deployment);
+                reference.iter_mut().for_each(|reference| reference.look());
+            })?;
             // A mesh that moves to a better plan meanwhile has shown neither of the two.
             let epoch = |status: &Status| {
                 status.deployments.iter().find(|d| d.name == deployment).map(|deployed| deployed.epoch)
@@ -77,6 +86,7 @@ impl Player {
             p99_ms: steady.latency.p99_ms,
             predicted,
             planned: 0.0,
+            whole_s: reference.map_or(0.0, |reference| reference.middle()),
             plan: deployed
                 .zip(status.as_ref())
                 .map_or(String::new(), |(deployed, status)| plan(deployed, status)),
