@@ -58,7 +58,8 @@ impl Reference {
         std::hint::black_box(self.whole.run(&self.inputs));
         let took = thread_seconds() - before;
         self.runs.push(took);
-        self.next = Instant::now() + Duration::from_secs_f64(took.max(0.0)).saturating_mul(RARELY).max(PAUSE_MIN);
+        self.next =
+            Instant::now() + Duration::from_secs_f64(took.max(0.0)).saturating_mul(RARELY).max(PAUSE_MIN);
     }
 
     /// Processor seconds of a run: the median. 0 without one.
