@@ -143,7 +143,7 @@ impl Tally {
         let factor = plan.bottleneck_s / best.max(1e-9);
         if is_beaten {
             let (got, why) = (plan.bottleneck_s, &plan.why);
-            self.losses.push(format!("{got} instead of {best}: {why}\nbetter: {stages:?}"));
+            self.losses.push(format!("{got} instead of {best}: {why}\nbetter: {stages:?}\nof {problem:?}"));
         }
         self.solved += 1;
         self.optimal += usize::from(plan.optimal);
