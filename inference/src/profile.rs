@@ -22,6 +22,7 @@ mod memory;
 
 pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
 pub use cgroup::{cores, processors_used};
+pub use measure::thread_seconds;
 pub(crate) use measure::{Costing, Stopwatch};
 
 #[cfg(test)]

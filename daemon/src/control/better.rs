@@ -273,11 +273,14 @@ fn search(problem: Problem, running: &Plan) -> Result<Found, String> {
 /// Another plan and its speed, where `plan` has devices load for long: without them, if that brings more within a while.
 fn sooner(problem: &Problem, running: &Plan, before: f64, plan: &Plan, steps: u64) -> Option<(Plan, f64)> {
     let late = late(problem, running, plan);
+    if late.is_empty() {
+        return None;
+    }
     let mut fewer = problem.clone();
     let left_out = fewer.devices.iter_mut().filter(|device| late.contains_key(&device.id));
     // They still take requests in, and pass them on.
     left_out.for_each(|device| device.memory_bytes = 0);
-    let other = (!late.is_empty()).then(|| mesh_planner::replan(&fewer, running, steps).ok())??.plan;
+    let other = mesh_planner::replan(&fewer, running, steps).ok()?.plan;
     let brings = |plan: &Plan| {
         let speed = speed(&mesh_planner::evaluate(problem, plan).ok()?, problem.objective);
         let loading = mesh_planner::loading_s(problem, running, plan).into_values().fold(0.0, f64::max);

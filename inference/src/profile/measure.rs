@@ -108,8 +108,8 @@ impl Costing {
     }
 }
 
-/// Processor time of this thread.
-fn thread_seconds() -> f64 {
+/// Processor time of this thread so far, in seconds.
+pub fn thread_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use mesh_inference::profile::thread_seconds;
 
 use super::{LENGTH, LoadError};
 use crate::models::{Named, Whole};
@@ -68,12 +68,6 @@ impl Reference {
         runs.sort_by(f64::total_cmp);
         runs.get(runs.len() / 2).copied().unwrap_or(0.0)
     }
-}
-
-/// Processor time of this thread so far.
-fn thread_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 #[cfg(test)]
