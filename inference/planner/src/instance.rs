@@ -159,6 +159,13 @@ impl<'a> Instance<'a> {
         over(bytes, self.rates[from * self.devices() + to].0)
     }
 
+    /// Between some two devices there is no link in one direction or the other.
+    pub(crate) fn lacks_links(&self) -> bool {
+        let devices = self.devices();
+        let mut pairs = (0..devices).flat_map(|from| (0..devices).map(move |to| (from, to)));
+        pairs.any(|(from, to)| from != to && self.link(from, to).0 <= 0.0)
+    }
+
     pub(crate) fn link(&self, from: usize, to: usize) -> (f64, f64) {
         self.rates[from * self.devices() + to]
     }

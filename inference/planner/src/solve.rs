@@ -194,8 +194,12 @@ fn mixture(instance: &Instance<'_>, considered: &[Considered], steps: u64) -> Op
     if let Some(best) = best.filter(|(_, evaluation)| evaluation.bottleneck_s <= enough) {
         return Some(best.clone());
     }
-    let groups = groups::search(instance, &mut Steps::new(steps / 8)).into_iter().chain(spread);
-    let starts = known.into_iter().chain(groups);
+    let known_s =
+        known.iter().chain(&spread).map(|(_, cost)| cost.bottleneck_s).fold(f64::INFINITY, f64::min);
+    let groups = groups::search(instance, known_s, &mut Steps::new(steps / 8)).into_iter().chain(spread);
+    // Where links lack, climbing from where every request stays ends elsewhere than from shares by speed.
+    let stay = if instance.lacks_links() { staying(instance) } else { None };
+    let starts = known.into_iter().chain(groups).chain(stay);
     let climbed = starts.map(|start| restart::to_the_top(instance, start, &mut Steps::new(steps / 64)));
     let best = climbed.min_by(by_bottleneck)?;
     let best = restart::search(instance, best, enough, &mut Steps::new(steps / 4));
@@ -271,8 +275,7 @@ fn everywhere(instance: &Instance<'_>, latency: bool) -> Option<Costed> {
     let mut devices = instance.usable();
     devices.retain(|&device| instance.memory(device) >= bytes);
     // By speed, and as the requests enter: the one is better for slow work, the other for slow links.
-    let at_home = devices.iter().map(|&device| (device, instance.ingress[device]));
-    let at_home: Vec<(usize, f64)> = at_home.filter(|&(_, share)| share > 0.0).collect();
+    let at_home = entrances(instance).into_iter().filter(|(device, _)| devices.contains(device)).collect();
     let by_speed = |devices: &[usize]| shares::by_speed(instance, devices, 0, instance.blocks);
     let mut starts = vec![by_speed(&devices), at_home];
     devices.retain(|&device| is_reachable(instance, device));
@@ -286,6 +289,14 @@ fn everywhere(instance: &Instance<'_>, latency: bool) -> Option<Costed> {
     let polished = drafts.map(|draft| shares::polish(instance, draft, false));
     let best = polished.min_by(|a, b| a.1.bottleneck_s.total_cmp(&b.1.bottleneck_s));
     best.and_then(|(draft, _)| costed(instance, draft))
+}
+
+/// The whole model wherever requests enter, each served where it does.
+fn staying(instance: &Instance<'_>) -> Option<Costed> {
+    if instance.stage_limits().0 > 1 || entrances(instance).is_empty() {
+        return None;
+    }
+    costed(instance, whole(instance, entrances(instance)))
 }
 
 /// Requests that enter anywhere else get to this device and back.

@@ -2,10 +2,12 @@
 
 use super::chain::Steps;
 use super::climb::cost;
+use super::near::at_home;
 use super::rates::{Group, Rates};
 use super::restart::stage_of;
 use super::shares::polish;
-use crate::evaluate::{Draft, Evaluation, fits};
+use super::shift::shift;
+use crate::evaluate::{Draft, Evaluation, evaluate_draft, fits};
 use crate::instance::Instance;
 
 /// Up to so many devices and blocks: there are 9,365 ways to deal some or all of six devices out to stages in a row, and
@@ -26,7 +28,8 @@ pub(super) fn search(
         return known;
     }
     let rates = Rates::new(instance, (0..=instance.blocks).collect());
-    let mut search = Search { rates, devices, best: known, enough, stages: Vec::new() };
+    let lacks_links = instance.lacks_links();
+    let mut search = Search { rates, devices, best: known, enough, lacks_links, stages: Vec::new() };
     search.go_on(0, 0, steps);
     search.best
 }
@@ -36,6 +39,7 @@ struct Search<'a> {
     devices: Vec<usize>,
     best: (Draft, Evaluation),
     enough: f64,
+    lacks_links: bool,
     /// Blocks and devices of the stages so far.
     stages: Vec<(usize, usize, Vec<usize>)>,
 }
@@ -66,7 +70,7 @@ impl Search<'_> {
                 }
                 let mut together = Group::default();
                 for &device in &members {
-                    together.join(&self.rates.of(device)[first * (blocks + 1) + end]);
+                    together.join(&self.rates.of(device)[end * (blocks + 1) + first]);
                 }
                 if together.takes(self.best.1.bottleneck_s) {
                     continue;
@@ -87,10 +91,19 @@ impl Search<'_> {
         if !steps.pay(cost(&draft)) {
             return;
         }
-        let (draft, evaluation) = polish(instance, draft, false);
+        // What enters where links lack may have to stay there: a point that only small steps lead on from.
+        let at_home = self.lacks_links.then(|| at_home(instance, &draft)).flatten();
+        self.take(polish(instance, draft, false));
+        if let Some(draft) = at_home {
+            let evaluation = evaluate_draft(instance, &draft);
+            self.take(shift(instance, (draft, evaluation), steps));
+        }
+    }
+
+    fn take(&mut self, (draft, evaluation): (Draft, Evaluation)) {
         if evaluation.bottleneck_s < self.best.1.bottleneck_s * (1.0 - 1e-9)
             && evaluation.is_served()
-            && fits(instance, &draft)
+            && fits(self.rates.instance, &draft)
         {
             self.best = (draft, evaluation);
         }

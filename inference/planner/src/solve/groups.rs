@@ -22,6 +22,9 @@ const PATIENCE: usize = 24;
 /// Up to so many devices, every order is tried: 720 for six.
 const ALL_ORDERS: usize = 6;
 
+/// Other shares may make what was found by so much faster.
+const WORTH_POLISHING: f64 = 1.5;
+
 /// Numbers of stages that are worth going on from.
 const MAX_RESULTS: usize = 4;
 
@@ -32,8 +35,8 @@ type Replicas = Vec<(usize, f64)>;
 pub(super) type Costed = (Draft, Evaluation);
 
 /// Searches orders until the steps are used up or nothing better turns up. Returns the best drafts of the most
-/// promising numbers of stages, best first.
-pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Vec<Costed> {
+/// promising numbers of stages, best first. What takes much longer than the `known` bottleneck is not looked at.
+pub(super) fn search(instance: &Instance<'_>, known: f64, steps: &mut Steps) -> Vec<Costed> {
     let mut orders = first_orders(instance);
     orders.iter_mut().for_each(|order| order.truncate(MAX_ORDER));
     let Some(first) = orders.first().cloned() else { return Vec::new() };
@@ -42,21 +45,22 @@ pub(super) fn search(instance: &Instance<'_>, steps: &mut Steps) -> Vec<Costed> 
         orders.extend(all_orders(&first));
     }
     let rates = Rates::new(instance, positions(instance, first.len()));
+    let limit = known * WORTH_POLISHING;
     let mut best = Best::default();
     for order in orders {
-        best.take(&order, in_order(&rates, &order, steps));
+        best.take(&order, in_order((&rates, limit), &order, steps));
         if steps.left() == 0 {
             break;
         }
     }
     if !all && let Some(order) = best.order.clone() {
-        improve(&rates, order, &mut best, steps);
+        improve((&rates, limit), order, &mut best, steps);
     }
     best.ranked()
 }
 
 /// Changes an order as long as that helps.
-fn improve(rates: &Rates<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
+fn improve((rates, limit): (&Rates<'_>, f64), mut order: Vec<usize>, best: &mut Best, steps: &mut Steps) {
     let outside: Vec<usize> =
         rates.instance.usable().into_iter().filter(|device| !order.contains(device)).collect();
     let mut dice = Dice::new(7);
@@ -65,7 +69,7 @@ fn improve(rates: &Rates<'_>, mut order: Vec<usize>, best: &mut Best, steps: &mu
         let mut tried = order.clone();
         change(&mut tried, &outside, &mut dice);
         failures += 1;
-        if best.take(&tried, in_order(rates, &tried, steps)) {
+        if best.take(&tried, in_order((rates, limit), &tried, steps)) {
             (order, failures) = (tried, 0);
         }
     }
@@ -119,11 +123,11 @@ fn all_orders(devices: &[usize]) -> Vec<Vec<usize>> {
     orders
 }
 
-fn in_order(rates: &Rates<'_>, order: &[usize], steps: &mut Steps) -> Option<Costed> {
+fn in_order((rates, limit): (&Rates<'_>, f64), order: &[usize], steps: &mut Steps) -> Option<Costed> {
     let instance = rates.instance;
     let members = order.iter().map(|&device| rates.of(device)).collect();
     let (positions, entrances) = (rates.positions.as_slice(), entrances(instance));
-    let search = Search { instance, order, positions, members, entrances };
+    let search = Search { instance, order, positions, members, entrances, limit };
     let draft = search.solve(steps)?;
     let (draft, evaluation) = polish(instance, draft, false);
     fits(instance, &draft).then_some((draft, evaluation))
@@ -176,6 +180,8 @@ struct Search<'a> {
     /// In the order's order: what each device adds to a group.
     members: Vec<&'a [Group]>,
     entrances: Vec<(usize, f64)>,
+    /// Ways that take so long are left.
+    limit: f64,
 }
 
 impl Search<'_> {
@@ -185,6 +191,8 @@ impl Search<'_> {
         let layers = if counted { max.min(self.order.len()) } else { 1 };
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut cells: Vec<Option<Cell>> = vec![None; layers * reach * width];
+        // The cells' values, those of one position side by side.
+        let mut values = vec![f64::INFINITY; cells.len()];
         // By cell: the replicas of its last stage.
         let mut senders: Vec<Replicas> = vec![Vec::new(); cells.len()];
         for layer in 0..layers {
@@ -192,10 +200,12 @@ impl Search<'_> {
                 for end in 1..width {
                     let at = (layer * reach + high) * width + end;
                     cells[at] = cells[at - width];
-                    let best = self.best_stage((&cells, &senders), (layer, high, end), counted, steps);
-                    if best.is_some_and(|new| cells[at].is_none_or(|old| new.value < old.value)) {
-                        cells[at] = best;
-                    }
+                    let limit = cells[at].map_or(self.limit, |cell| cell.value);
+                    let place = (layer, high, end);
+                    let best = self.best_stage((&values, &senders), place, (counted, limit), steps);
+                    cells[at] = best.or(cells[at]);
+                    values[(layer * width + end) * reach + high] =
+                        cells[at].map_or(f64::INFINITY, |cell| cell.value);
                     senders[at] = cells[at].map_or_else(Vec::new, |cell| self.replicas(&cell, end));
                 }
             }
@@ -212,34 +222,29 @@ impl Search<'_> {
 
     fn best_stage(
         &self,
-        (cells, senders): (&[Option<Cell>], &[Replicas]),
+        (values, senders): (&[f64], &[Replicas]),
         (layer, high, end): (usize, usize, usize),
-        counted: bool,
+        (counted, limit): (bool, f64),
         steps: &mut Steps,
     ) -> Option<Cell> {
         let (width, reach) = (self.positions.len(), self.order.len() + 1);
         let mut best: Option<Cell> = None;
         for start in (0..end).rev() {
-            let at_start = start * width + end;
+            let at_start = end * width + start;
             let mut group = Group::default();
+            // No devices are before a first stage. With layers, a stage counts on those of the layer before.
+            let from = match (start, layer) {
+                (0, 0) => None,
+                (0, _) => continue,
+                (_, 0) if counted => continue,
+                (..) => Some(layer - usize::from(counted)),
+            };
             for low in (0..high).rev() {
                 steps.pay(1);
                 group.join(&self.members[low][at_start]);
-                let before = match (start, layer) {
-                    (0, 0) => None,
-                    (0, _) => continue,
-                    (_, 0) if counted => continue,
-                    (..) => Some(((layer - usize::from(counted)) * reach + low) * width + start),
-                };
-                let arrived = match before {
-                    None => 0.0,
-                    Some(at) => match cells[at] {
-                        Some(cell) => cell.value,
-                        // Nor do fewer devices get there, or sooner.
-                        None => break,
-                    },
-                };
-                let limit = best.map_or(f64::INFINITY, |best| best.value);
+                let arrived = from.map_or(0.0, |layer| values[(layer * width + start) * reach + low]);
+                let limit = best.map_or(limit, |best| best.value);
+                // Nor do fewer devices get there sooner, or at all.
                 if arrived >= limit {
                     break;
                 }
@@ -247,6 +252,7 @@ impl Search<'_> {
                     continue;
                 }
                 let value = f64::max(arrived, group.busy_s());
+                let before = from.map(|layer| (layer * reach + low) * width + start);
                 let cell = Cell { value, low, high, start, before };
                 let value = value.max(self.hop(senders, &cell, end));
                 if value < limit {

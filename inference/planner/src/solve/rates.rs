@@ -90,14 +90,15 @@ impl<'a> Rates<'a> {
         Self { instance, positions, devices: vec![OnceCell::new(); instance.devices()] }
     }
 
-    /// By the indices of a stage's first position and its end: `first * positions + end`.
+    /// By the indices of a stage's first position and its end: `end * positions + first`, as searches go through the
+    /// first positions for one end.
     pub(super) fn of(&self, device: usize) -> &[Group] {
         self.devices[device].get_or_init(|| {
             let width = self.positions.len();
             let mut groups = vec![Group::default(); width * width];
-            for (start, &from) in self.positions.iter().enumerate() {
-                for (end, &to) in self.positions.iter().enumerate().skip(start + 1) {
-                    groups[start * width + end] = Group::alone(self.instance, device, from, to);
+            for (end, &to) in self.positions.iter().enumerate() {
+                for (start, &from) in self.positions.iter().enumerate().take(end) {
+                    groups[end * width + start] = Group::alone(self.instance, device, from, to);
                 }
             }
             groups
