@@ -21,7 +21,7 @@ mod measure;
 mod memory;
 
 pub use calibrate::{Calibration, CalibrationError, REFERENCE_SECONDS, calibrate};
-pub use cgroup::{cores, processors_used};
+pub use cgroup::{cores, processors_used, spare_memory};
 pub use measure::thread_seconds;
 pub(crate) use measure::{Costing, Stopwatch};
 
@@ -51,10 +51,25 @@ pub struct ModelProfile {
     /// model's inputs are made up for profiling and count whole. Empty in profiles from before this was measured.
     #[serde(default)]
     pub cut_sparse_bytes: Vec<u64>,
+    /// Bytes of memory that a byte of weights is counted as: more than 1 where ONNX Runtime makes copies or other layouts
+    /// while it loads, 1 where nothing was measured.
+    #[serde(default = "one")]
+    pub memory_per_weight: f64,
     /// Seconds that each session costs beside its blocks.
     pub session_seconds: f64,
     /// Seconds of the whole model in one session, when that fits in the memory that the profiling was allowed.
     pub whole_seconds: Option<f64>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl ModelProfile {
+    /// Bytes that the weights of a block are counted as beyond their own.
+    pub fn overhead_bytes(&self, block: usize) -> u64 {
+        (self.block_weight_bytes[block] as f64 * (self.memory_per_weight - 1.0).max(0.0)) as u64
+    }
 }
 
 /// How a model is profiled.
@@ -68,7 +83,9 @@ pub struct ProfileOptions {
     /// How sessions are made: what the stages will use.
     pub session: SessionOptions,
     /// Bytes of weights that may be held at a time (one block's are held in any case): more of them make the
-    /// correction for the cost of single sessions better. At first half of what this process can still take.
+    /// correction for the cost of single sessions better. At first a quarter of what this process can still take, less what is
+    /// touched between runs: weights of convolutions take over twice their bytes while they are loaded, and tensors from
+    /// all over the model are kept beside.
     pub memory: u64,
 }
 
@@ -78,7 +95,7 @@ impl Default for ProfileOptions {
             shapes: BTreeMap::new(),
             repetitions: 3,
             session: SessionOptions::default(),
-            memory: cgroup::spare_memory() / 2,
+            memory: (cgroup::spare_memory() / 4).saturating_sub(measure::OTHER_BYTES as u64),
         }
     }
 }
@@ -222,6 +239,7 @@ pub fn profile(
         progress(Progress { done, total });
     };
     let measured = prober.blocks(&inputs, &windows, &mut step)?;
+    let memory_per_weight = memory::per_weight(&measured, &weights(model));
     let mut block_seconds = measured.seconds;
     let session_seconds = correct::correct(&mut block_seconds, &measured.windows);
     let all = 0..model.blocks().len();
@@ -235,6 +253,7 @@ pub fn profile(
         block_weight_bytes: weights(model),
         cut_bytes: measured.cuts,
         cut_sparse_bytes: measured.sparse_cuts,
+        memory_per_weight,
         session_seconds,
         whole_seconds: measured
             .windows

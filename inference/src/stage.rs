@@ -5,9 +5,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::priority::give_way;
@@ -47,6 +47,17 @@ struct Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.counters.closing.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Tells when a stage that was let go is gone, with its memory.
+#[derive(Debug, Clone)]
+pub struct Ending(Weak<Shared>);
+
+impl Ending {
+    /// No handle is left, and the thread has ended.
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 
@@ -162,6 +173,11 @@ impl StageRunner {
             })
             .map_err(|error| start(format!("no thread: {error}")))?;
         Ok(Self(Arc::new(Handle { queue: sender, shared })))
+    }
+
+    /// To know when the stage is gone, after all handles have been dropped.
+    pub fn ending(&self) -> Ending {
+        Ending(Arc::downgrade(&self.0.shared))
     }
 
     /// Queues one run. `done` is called on the stage's thread. Never blocks. On an error `done` is not called.

@@ -203,7 +203,7 @@ impl Improver {
             return None;
         }
         let reason = regret(problem, &active.plan, &preparing.plan)?;
-        course.moves.given_up();
+        course.moves.given_up(now);
         Some(reason)
     }
 

@@ -104,7 +104,7 @@ pub struct Crowded {
 }
 
 /// Devices that hold more than they have for stages because deployments did not fit beside each other. While plans
-/// change nothing is said: both are held then.
+/// change nothing is said.
 pub fn crowded(state: &ClusterState, budget: impl Fn(&str) -> Option<u64>) -> Vec<Crowded> {
     if state.deployments.values().any(|deployment| deployment.preparing.is_some()) {
         return Vec::new();

@@ -35,6 +35,7 @@ pub mod routing;
 pub mod rpc;
 pub mod run;
 pub mod select;
+pub mod sessions;
 pub mod speed;
 pub mod spread;
 pub mod transfer;

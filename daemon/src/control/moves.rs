@@ -30,6 +30,9 @@ pub struct Moves {
     failures: u32,
     /// The last voluntary move was not worth it: none before this.
     not_before: Option<Instant>,
+    /// Better plans in a row that were given up before they served, and no other before this.
+    regrets: u32,
+    regretted_until: Option<Instant>,
     /// Looks in a row that showed a gain.
     seen: u32,
     /// The running plan was made in haste, when a better one was known.
@@ -49,6 +52,7 @@ impl Moves {
     /// A plan was made that had to be made. `is_hasty`: it is not nearly the best, for that took more loading.
     pub fn planned(&mut self, now: Instant, is_hasty: bool) {
         self.planned = Some(now);
+        (self.regrets, self.regretted_until) = (0, None);
         self.last = None;
         self.seen = 0;
         self.is_hasty = is_hasty;
@@ -71,6 +75,7 @@ impl Moves {
             return;
         }
         last.is_judged = true;
+        self.regrets = 0;
         if speed - last.before < KEPT * (last.promised - last.before) {
             let patience = PATIENCE.saturating_mul(1 << self.failures.min(8)).min(PATIENCE_MAX);
             self.failures += 1;
@@ -94,9 +99,14 @@ impl Moves {
         self.last.is_some()
     }
 
-    /// The plan that was made because it is better is given up before it has served: as if it had not been made.
-    pub fn given_up(&mut self) {
-        *self = Self { failures: self.failures, ..Self::default() };
+    /// The plan that was made because it is better is given up before it has served: as if it had not been made, the
+    /// first time. A link that is fast and slow by turns would have one after another made and given up, so the next one
+    /// waits, and twice as long after every further one.
+    pub fn given_up(&mut self, now: Instant) {
+        let patience = ((1 << self.regrets.min(8)) - 1).min(PATIENCE_MAX);
+        let regretted_until = Some(now + COOL_DOWN * patience);
+        *self =
+            Self { failures: self.failures, regrets: self.regrets + 1, regretted_until, ..Self::default() };
     }
 
     /// Whether a voluntary move may be made now. `changed`: devices have come or gone since the last plan.
@@ -106,7 +116,8 @@ impl Moves {
         let unknown = self.last.as_ref().is_some_and(|last| !last.is_judged);
         let known =
             changed || !unknown || self.planned.is_none_or(|at| since(at) >= COOL_DOWN * PATIENCE_MAX);
-        cooled && known && self.not_before.is_none_or(|at| now >= at)
+        let is_due = |not_before: Option<Instant>| not_before.is_none_or(|at| now >= at);
+        cooled && known && is_due(self.not_before) && is_due(self.regretted_until)
     }
 
     /// Whether a look is due even if nothing has changed: to confirm a gain, or after haste.

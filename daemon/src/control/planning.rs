@@ -60,6 +60,7 @@ pub fn problem(stored: &StoredProfile, devices: &[DeviceFacts], wishes: &Wishes)
     let blocks = (0..profile.block_seconds.len())
         .map(|b| Block {
             weight_bytes: profile.block_weight_bytes[b],
+            overhead_bytes: profile.overhead_bytes(b),
             peak_bytes: peak(profile, &cuts, b),
             seconds: BTreeMap::from([(CLASS.to_owned(), profile.block_seconds[b])]),
         })

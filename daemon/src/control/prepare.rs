@@ -9,6 +9,7 @@ use std::{
 };
 
 use mesh_inference::{
+    model::StageModel,
     runtime::{Engine, EngineError, ModelSource, SessionOptions},
     stage::StageRunner,
 };
@@ -46,8 +47,6 @@ pub struct Prepared {
     pub runner: StageRunner,
     /// Tensors that only pass through.
     pub passthrough: Vec<String>,
-    /// Bytes of weights that it holds.
-    pub weight_bytes: u64,
 }
 
 /// Why a stage cannot be prepared.
@@ -88,13 +87,13 @@ impl Preparer {
         Self { models, transfer, engine, options: Arc::new(options) }
     }
 
-    /// Prepares a stage. `done` and `total` count bytes of weights.
-    pub async fn prepare(
+    /// Fetches what a stage needs. `done` and `total` count bytes of weights: in the end they are equal, and not 0.
+    pub async fn fetch(
         &self,
         key: &SessionKey,
         done: &AtomicU64,
         total: &AtomicU64,
-    ) -> Result<Prepared, PrepareError> {
+    ) -> Result<StageModel, PrepareError> {
         let model = self.models.ensure(&key.model).await?;
         let (first, last) = (key.first_block, key.last_block);
         let extracted = crate::background::spawn(move || model.stage(first, last));
@@ -112,14 +111,23 @@ impl Preparer {
             stage.blobs.iter().filter(|b| self.transfer.store().has(&b.hash)).map(|b| b.bytes).sum();
         done.store(held, Ordering::Relaxed);
         self.transfer.fetch(&wanted, done).await?;
+        // One where there is nothing to fetch: others read from it that all is here.
+        total.store(all.max(1), Ordering::Relaxed);
+        done.store(all.max(1), Ordering::Relaxed);
+        Ok(stage)
+    }
+
+    /// Loads a stage that was fetched, which takes its memory.
+    pub async fn load(&self, key: &SessionKey, stage: StageModel) -> Result<Prepared, PrepareError> {
+        let (first, last) = (key.first_block, key.last_block);
         let this = self.clone();
         let name = format!("{}-{}-{}", key.model.chars().take(16).collect::<String>(), first, last);
-        crate::background::spawn(move || this.load(&name, stage))
+        crate::background::spawn(move || this.load_here(&name, stage))
             .await
             .map_err(|e| PrepareError::Start(e.to_string()))?
     }
 
-    fn load(&self, name: &str, stage: mesh_inference::model::StageModel) -> Result<Prepared, PrepareError> {
+    fn load_here(&self, name: &str, stage: StageModel) -> Result<Prepared, PrepareError> {
         let path = self.transfer.store().stage_path(name);
         crate::files::write_atomically(&path, &stage.onnx).map_err(PrepareError::Write)?;
         let session =
@@ -128,6 +136,6 @@ impl Preparer {
         let outputs = stage.outputs.iter().map(|v| v.name.clone()).collect();
         let runner = StageRunner::spawn(name, session, inputs, outputs, STAGE_QUEUE)
             .map_err(|e| PrepareError::Start(e.to_string()))?;
-        Ok(Prepared { runner, passthrough: stage.passthrough, weight_bytes: stage.weight_bytes })
+        Ok(Prepared { runner, passthrough: stage.passthrough })
     }
 }

@@ -3,10 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,13 +18,14 @@ use super::{
     entering::Entering,
     facts::Facts,
     forecast::Forecasts,
-    holdings::{Act, Holdings, Session, wanted_here},
+    holdings::{Act, Holdings, Known, Room, Session, Wanted, wanted_here},
     models::Models,
     moving::{Sample, Watch, processor_s},
     others::{Others, Used},
-    prepare::{Prepared, Preparer, SessionKey},
+    prepare::{Preparer, SessionKey},
     report::{StageReport, StageState},
     routing::{self, Expected, Names},
+    sessions::{Progress, Sessions, Step},
     spread::Spread,
 };
 use crate::{
@@ -58,13 +56,11 @@ pub struct Reconciler {
     facts: Facts,
     models: Models,
     data: DataPlane,
-    preparer: Preparer,
     forecasts: Forecasts,
     spread: Spread,
     holdings: Holdings,
-    sessions: HashMap<SessionKey, Slot>,
-    done: mpsc::Sender<(SessionKey, Result<Prepared, String>)>,
-    prepared: mpsc::Receiver<(SessionKey, Result<Prepared, String>)>,
+    sessions: Sessions,
+    progress: mpsc::Receiver<(SessionKey, Progress)>,
     routes: BTreeMap<String, (u64, Arc<Route>)>,
     wanted_models: HashMap<String, AbortHandle>,
     told: HashMap<StageKey, Told>,
@@ -80,12 +76,6 @@ impl std::fmt::Debug for Reconciler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reconciler").field("holdings", &self.holdings).finish_non_exhaustive()
     }
-}
-
-/// A session on its way, or at work.
-enum Slot {
-    Preparing { done: Arc<AtomicU64>, total: Arc<AtomicU64>, task: AbortHandle },
-    Ready(Prepared),
 }
 
 /// The cost of a stage and the number of its runs, as the report has them.
@@ -131,20 +121,18 @@ impl Reconciler {
     /// On this device.
     pub fn new(parts: Parts, spread: Spread) -> Self {
         let Parts { net, consensus, facts, models, data, preparer, forecasts } = parts;
-        let (done, prepared) = mpsc::channel(64);
+        let (sessions, progress) = Sessions::new(preparer);
         Self {
             net,
             consensus,
             facts,
             models,
             data,
-            preparer,
             forecasts,
             spread,
             holdings: Holdings::default(),
-            sessions: HashMap::new(),
-            done,
-            prepared,
+            sessions,
+            progress,
             routes: BTreeMap::new(),
             wanted_models: HashMap::new(),
             told: HashMap::new(),
@@ -167,7 +155,7 @@ impl Reconciler {
             let pause = self.pause(&state);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
-                Some((key, result)) = self.prepared.recv() => self.finished(key, result),
+                Some((key, progress)) = self.progress.recv() => self.advance(key, progress),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -187,63 +175,65 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self, state: &ClusterState) {
-        let budget = self.facts.own().memory_budget_bytes;
-        let (is_live, has) = (|id: &str| self.facts.is_live(id), |key: &SessionKey| self.holdings.has(key));
-        let wanted = wanted_here(state, &self.facts.me().to_string(), budget, is_live, has);
+        let wanted = self.wanted(state);
         let under_way = self.facts.under_way();
         let is_under_way = |key: &StageKey| under_way.contains(&(key.deployment.clone(), key.epoch));
-        for act in self.holdings.look(Instant::now(), &wanted, is_under_way) {
+        let now = Instant::now();
+        let budget = self.facts.own().memory_budget_bytes;
+        let room = Room { budget, spare: &mesh_inference::profile::spare_memory };
+        for act in self.holdings.look(now, &wanted, &room, is_under_way) {
             match act {
-                Act::Prepare(session) => self.start(session),
+                Act::Fetch(session) => self.sessions.fetch(session),
+                Act::Load(session) => self.sessions.let_load(&session),
                 Act::Host(key, session) => self.host(key, &session),
                 Act::Unhost(key) => self.data.unhost(&key),
-                Act::Drop(session) => {
-                    if let Some(Slot::Preparing { task, .. }) = self.sessions.remove(&session) {
-                        task.abort();
-                    }
-                }
+                Act::Drop(session) => self.sessions.let_go(&session, now),
             }
         }
+        self.sessions.load(now);
         self.publish_routes(state);
         let has_started = self.facts.own().calibration_s.is_some();
         let is_settled = has_started && self.is_settled(state) && !self.spread.is_importing();
         self.report(&wanted, is_settled);
     }
 
+    fn wanted(&self, state: &ClusterState) -> BTreeMap<StageKey, Wanted> {
+        let has_weights = |device: &str, key: &StageKey| {
+            let report = self.facts.stage(device, &key.deployment, key.epoch, key.stage);
+            report.is_some_and(|report| match report.state {
+                StageState::Ready => true,
+                StageState::Preparing { done, total } => total > 0 && done >= total,
+                StageState::Failed { .. } => false,
+            })
+        };
+        let known = Known {
+            me: &self.facts.me().to_string(),
+            budget: self.facts.own().memory_budget_bytes,
+            is_live: &|id: &str| self.facts.is_live(id),
+            has: &|key: &SessionKey| self.holdings.has(key),
+            has_weights: &has_weights,
+        };
+        wanted_here(state, &known)
+    }
+
     fn host(&self, key: StageKey, session: &SessionKey) {
-        if let Some(Slot::Ready(prepared)) = self.sessions.get(session) {
+        if let Some(prepared) = self.sessions.ready(session) {
             let (runner, passthrough) = (prepared.runner.clone(), prepared.passthrough.clone());
             self.data.host(key, HostedStage { runner, passthrough });
         }
     }
 
-    fn start(&mut self, key: SessionKey) {
-        let (done, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let preparer = self.preparer.clone();
-        let answer = self.done.clone();
-        let work = (key.clone(), Arc::clone(&done), Arc::clone(&total));
-        let task = tokio::spawn(async move {
-            let (key, done, total) = work;
-            let result = preparer.prepare(&key, &done, &total).await.map_err(|e| super::chain(&e));
-            let _ = answer.send((key, result)).await;
-        });
-        let slot = Slot::Preparing { done, total, task: task.abort_handle() };
-        self.sessions.insert(key, slot);
-    }
-
-    fn finished(&mut self, key: SessionKey, result: Result<Prepared, String>) {
-        let told = result.as_ref().map(|_| ()).map_err(Clone::clone);
-        if !self.holdings.finished(Instant::now(), &key, told) {
+    fn advance(&mut self, key: SessionKey, progress: Progress) {
+        if !self.sessions.is_current(&key, &progress) {
             return;
         }
-        match result {
-            Ok(prepared) => {
-                tracing::info!(stage = %key, "stage is ready");
-                self.sessions.insert(key, Slot::Ready(prepared));
-            }
-            Err(reason) => {
-                tracing::warn!(stage = %key, %reason, "stage cannot be prepared");
-                self.sessions.remove(&key);
+        match progress.step {
+            Step::Fetched => self.holdings.fetched(&key),
+            Step::Ended(result) => {
+                let told = result.as_ref().map(|_| ()).map_err(Clone::clone);
+                if self.holdings.finished(Instant::now(), &key, told) {
+                    self.sessions.ended(key, result);
+                }
             }
         }
     }
@@ -324,7 +314,7 @@ impl Reconciler {
     }
 
     /// Puts what is held and prepared here into this device's report.
-    fn report(&mut self, wanted: &BTreeMap<StageKey, SessionKey>, is_settled: bool) {
+    fn report(&mut self, wanted: &BTreeMap<StageKey, Wanted>, is_settled: bool) {
         let metrics = self.data.metrics();
         let now = Instant::now();
         self.told.retain(|key, _| wanted.contains_key(key));
@@ -337,7 +327,7 @@ impl Reconciler {
         let told = |key: &StageKey| self.told.get(key).map_or((0.0, 0), |told| (told.compute_s, told.runs));
         let stages: Vec<StageReport> = wanted
             .iter()
-            .map(|(key, session)| StageReport {
+            .map(|(key, Wanted { session, .. })| StageReport {
                 deployment: key.deployment.clone(),
                 epoch: key.epoch,
                 stage: key.stage,
@@ -346,11 +336,7 @@ impl Reconciler {
                 runs: told(key).1,
             })
             .collect();
-        let used = self.sessions.values().map(|s| match s {
-            Slot::Ready(prepared) => prepared.weight_bytes,
-            Slot::Preparing { .. } => 0,
-        });
-        let used = used.sum();
+        let used = self.holdings.taken();
         let probed = costs(self.facts.own().transfer, &self.net);
         let cores = mesh_inference::profile::cores();
         let sample = Sample::new(now, processor_s(), &metrics, self.net.chores(), is_settled);
@@ -389,14 +375,13 @@ impl Reconciler {
     }
 
     fn state(&self, key: &StageKey, session: &SessionKey) -> StageState {
-        match (self.holdings.session(session), self.sessions.get(session)) {
-            (Some(Session::Ready), _) if self.holdings.is_hosted(key) => StageState::Ready,
-            (Some(Session::Failed { reason, .. }), _) => StageState::Failed { reason: reason.clone() },
-            (_, Some(Slot::Preparing { done, total, .. })) => StageState::Preparing {
-                done: done.load(Ordering::Relaxed),
-                total: total.load(Ordering::Relaxed),
-            },
-            (_, Some(Slot::Ready(_)) | None) => StageState::Preparing { done: 0, total: 0 },
+        match self.holdings.session(session) {
+            Some(Session::Ready) if self.holdings.is_hosted(key) => StageState::Ready,
+            Some(Session::Failed { reason, .. }) => StageState::Failed { reason: reason.clone() },
+            Some(Session::Fetching | Session::Waiting | Session::Loading | Session::Ready) | None => {
+                let (done, total) = self.sessions.fetched(session).unwrap_or_default();
+                StageState::Preparing { done, total }
+            }
         }
     }
 }

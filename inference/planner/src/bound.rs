@@ -124,7 +124,7 @@ fn path_bound(instance: &Instance<'_>, prices: &[f64]) -> f64 {
         for &(device, price) in &priced {
             let leaves = if end < instance.blocks { instance.send_s(device, instance.cut(end)) } else { 0.0 };
             for start in (0..end).rev() {
-                let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
+                let held = instance.held(start, end).saturating_add(instance.peak(start, end));
                 if held > instance.memory(device) {
                     break;
                 }
@@ -174,7 +174,7 @@ fn largest_block(instance: &Instance<'_>) -> f64 {
 /// When no device can hold the model, every request crosses at least the smallest cut over some link.
 fn forced_hop(instance: &Instance<'_>, replication: bool) -> f64 {
     let devices = instance.usable();
-    let needed = instance.weight(0, instance.blocks).saturating_add(instance.peak(0, instance.blocks));
+    let needed = instance.held(0, instance.blocks).saturating_add(instance.peak(0, instance.blocks));
     if devices.iter().any(|&device| instance.memory(device) >= needed) {
         return 0.0;
     }

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use crate::bound::Bound;
-use crate::problem::{Problem, TransferCost};
+use crate::problem::{Block, Problem, TransferCost};
 
 /// Seconds over a link that does not exist. A number, so that searches see which of two such plans is nearer to one
 /// that works: even the least fraction of the requests takes more than `UNREACHABLE_S`.
@@ -20,8 +20,9 @@ pub(crate) struct Instance<'a> {
     pub(crate) blocks: usize,
     /// Per device: seconds of the blocks before each position; `None` when its class was not profiled.
     prefix_s: Vec<Option<Vec<f64>>>,
-    /// Weight bytes of the blocks before each position.
+    /// Weight bytes of the blocks before each position, and what they take once loaded.
     prefix_weight: Vec<u64>,
+    prefix_held: Vec<u64>,
     /// Level k: the largest peak of 2^k blocks from each position on.
     peaks: Vec<Vec<u64>>,
     rates: Vec<(f64, f64)>,
@@ -73,17 +74,14 @@ impl<'a> Instance<'a> {
         if entering > 0.0 {
             ingress.iter_mut().chain(&mut arriving).for_each(|share| *share /= entering);
         }
-        let mut prefix_weight = vec![0u64];
-        for block in &problem.blocks {
-            prefix_weight.push(prefix_weight[prefix_weight.len() - 1].saturating_add(block.weight_bytes));
-        }
         let prefix_s =
             devices.iter().map(|device| prefix_seconds(problem, &device.class, device.speed)).collect();
         Self {
             problem,
             blocks: problem.blocks.len(),
             prefix_s,
-            prefix_weight,
+            prefix_weight: prefix_sums(problem.blocks.iter().map(|block| block.weight_bytes)),
+            prefix_held: prefix_sums(problem.blocks.iter().map(held_bytes)),
             peaks: peak_levels(problem),
             rates,
             moves: (0..devices.len()).map(|device| Moves::new(problem, device, &ingress)).collect(),
@@ -124,8 +122,14 @@ impl<'a> Instance<'a> {
         }
     }
 
+    /// Bytes of the weights of a stage `first..end`: what has to be fetched for it.
     pub(crate) fn weight(&self, first: usize, end: usize) -> u64 {
         self.prefix_weight[end] - self.prefix_weight[first]
+    }
+
+    /// Bytes of memory that they take once they are loaded.
+    pub(crate) fn held(&self, first: usize, end: usize) -> u64 {
+        self.prefix_held[end] - self.prefix_held[first]
     }
 
     pub(crate) fn peak(&self, first: usize, end: usize) -> u64 {
@@ -138,16 +142,16 @@ impl<'a> Instance<'a> {
         self.problem.devices[device].memory_bytes
     }
 
-    /// Bytes of a stage `first..end` alone on a device: weights, largest peak, and its two cut buffers.
+    /// Bytes of a stage `first..end` alone on a device: loaded weights, largest peak, and its two cut buffers.
     pub(crate) fn stage_bytes(&self, first: usize, end: usize) -> u64 {
         let buffers = self.problem.cuts[first].saturating_add(self.problem.cuts[end]);
-        self.weight(first, end).saturating_add(self.peak(first, end)).saturating_add(buffers)
+        self.held(first, end).saturating_add(self.peak(first, end)).saturating_add(buffers)
     }
 
     /// Bytes that any stage with this block needs: its cuts may lie inside the stage, so they do not count.
     pub(crate) fn block_bytes(&self, block: usize) -> u64 {
         let block = &self.problem.blocks[block];
-        block.weight_bytes.saturating_add(block.peak_bytes)
+        held_bytes(block).saturating_add(block.peak_bytes)
     }
 
     pub(crate) fn cut(&self, position: usize) -> f64 {
@@ -294,6 +298,19 @@ fn entry_s(problem: &Problem, device: usize) -> f64 {
 
 fn receive_s(cost: &TransferCost, bytes: f64) -> f64 {
     (cost.request_s + bytes * cost.receive_s_per_byte) / left(cost)
+}
+
+fn held_bytes(block: &Block) -> u64 {
+    block.weight_bytes.saturating_add(block.overhead_bytes)
+}
+
+/// Sums of all before each position, and of all.
+fn prefix_sums(bytes: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut sums = vec![0u64];
+    for bytes in bytes {
+        sums.push(sums[sums.len() - 1].saturating_add(bytes));
+    }
+    sums
 }
 
 fn peak_levels(problem: &Problem) -> Vec<Vec<u64>> {

@@ -51,6 +51,9 @@ pub struct Problem {
 pub struct Block {
     /// Bytes of the block's weights.
     pub weight_bytes: u64,
+    /// Bytes of memory that they take beyond their own: other layouts, copies while they are loaded.
+    #[serde(default)]
+    pub overhead_bytes: u64,
     /// Peak bytes of activations while the block runs.
     pub peak_bytes: u64,
     /// Seconds per request on a device of each class with speed 1.

@@ -16,8 +16,12 @@ const MIB: u64 = 1 << 20;
 
 /// `blocks` equal blocks of 1 s and 10 MiB, small cuts, equal devices, fast links.
 fn even(blocks: usize, devices: usize, memory_bytes: u64) -> Problem {
-    let block =
-        Block { weight_bytes: 10 * MIB, peak_bytes: MIB, seconds: BTreeMap::from([("pi".to_owned(), 1.0)]) };
+    let block = Block {
+        weight_bytes: 10 * MIB,
+        overhead_bytes: 0,
+        peak_bytes: MIB,
+        seconds: BTreeMap::from([("pi".to_owned(), 1.0)]),
+    };
     let device = |index| Device {
         id: format!("pi-{index}"),
         class: "pi".to_owned(),

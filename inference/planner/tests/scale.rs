@@ -34,6 +34,7 @@ fn problem(devices: usize, blocks: usize, random_links: bool, seed: u64) -> Prob
     let mut random = Random(seed);
     let block = |random: &mut Random| Block {
         weight_bytes: (random.between(0.5, 3.5) * MIB) as u64,
+        overhead_bytes: 0,
         peak_bytes: (random.between(0.5, 2.0) * MIB) as u64,
         seconds: BTreeMap::from([("pi".to_owned(), random.between(0.002, 0.018))]),
     };

@@ -15,6 +15,7 @@ use common::{is_close, solved};
 fn problem(blocks: &[(u64, f64)], cuts: &[u64], memories: &[u64], bytes_per_s: f64) -> Problem {
     let block = |&(weight_bytes, seconds): &(u64, f64)| Block {
         weight_bytes,
+        overhead_bytes: 0,
         peak_bytes: 0,
         seconds: BTreeMap::from([("pi".to_owned(), seconds)]),
     };

@@ -48,6 +48,7 @@ fn problem(profiles: &Profiles, case: &Case) -> Problem {
     let model = &profiles.models[&case.model];
     let block = |index: usize| Block {
         weight_bytes: (model.memory_mb[index] * MIB) as u64,
+        overhead_bytes: 0,
         peak_bytes: 0,
         seconds: profiles
             .devices

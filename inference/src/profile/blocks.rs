@@ -1,6 +1,6 @@
 //! Running blocks, one session at a time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -37,6 +37,8 @@ pub(super) struct Measured {
     pub(super) cuts: Vec<u64>,
     pub(super) sparse_cuts: Vec<u64>,
     pub(super) windows: Vec<Window>,
+    /// The most bytes that each window's session took until its first run had ended.
+    pub(super) held: Vec<u64>,
 }
 
 /// The tensors of a cut by name.
@@ -46,11 +48,13 @@ type Tensors = HashMap<String, Tensor>;
 struct Probe {
     seconds: f64,
     peak: u64,
+    held: u64,
     outputs: Vec<(String, Tensor)>,
 }
 
 impl Prober<'_> {
-    /// Every block in order, fed by the one before, then the windows.
+    /// Every block in order, fed by the one before, and each window as soon as its last block is done: tensors are kept for
+    /// as long as a window begins with them.
     pub(super) fn blocks(
         &self,
         inputs: &[(String, Tensor)],
@@ -58,14 +62,14 @@ impl Prober<'_> {
         step: &mut dyn FnMut(),
     ) -> Result<Measured, ProfileError> {
         let mut measured = Measured::default();
-        let starts: BTreeSet<usize> = windows.iter().map(|window| window.start).collect();
+        let mut found: Vec<Option<(Window, u64)>> = vec![None; windows.len()];
         let mut kept: HashMap<usize, Tensors> = HashMap::new();
         let cuts = self.model.cuts();
         let mut crossing: Tensors = inputs.iter().cloned().collect();
         measured.cuts.push(bytes_of(crossing.values()));
         measured.sparse_cuts.push(bytes_of(crossing.values()));
         for block in 0..self.model.blocks().len() {
-            if starts.contains(&block) {
+            if windows.iter().any(|window| window.start == block) {
                 kept.insert(block, crossing.clone());
             }
             let probe = self.probe(block..block + 1, &crossing)?;
@@ -76,13 +80,15 @@ impl Prober<'_> {
             measured.cuts.push(bytes_of(crossing.values()));
             measured.sparse_cuts.push(sparse_bytes(&crossing, inputs));
             step();
+            for (index, window) in windows.iter().enumerate().filter(|(_, window)| window.end == block + 1) {
+                let inputs = kept.get(&window.start).expect("the tensors at each window's start were kept");
+                let Probe { seconds, held, .. } = self.probe(window.clone(), inputs)?;
+                found[index] = Some((Window { blocks: window.clone(), seconds }, held));
+                step();
+            }
+            kept.retain(|start, _| windows.iter().any(|w| w.start == *start && w.end > block + 1));
         }
-        for window in windows {
-            let inputs = kept.get(&window.start).expect("the tensors at each window's start were kept");
-            let seconds = self.probe(window.clone(), inputs)?.seconds;
-            measured.windows.push(Window { blocks: window.clone(), seconds });
-            step();
-        }
+        (measured.windows, measured.held) = found.into_iter().flatten().unzip();
         Ok(measured)
     }
 
@@ -92,7 +98,7 @@ impl Prober<'_> {
             self.model.stage(first, last).map_err(|source| ProfileError::Cut { first, last, source })?;
         if stage.outputs.is_empty() {
             // Every output is handed through: there is nothing to run.
-            return Ok(Probe { seconds: 0.0, peak: 0, outputs: Vec::new() });
+            return Ok(Probe { seconds: 0.0, peak: 0, held: 0, outputs: Vec::new() });
         }
         let inputs: Vec<(&str, Tensor)> = stage
             .inputs
@@ -103,9 +109,14 @@ impl Prober<'_> {
             })
             .collect::<Result<_, _>>()?;
         let watch = Watch::start();
-        let mut session = self.session(&stage, first, last)?;
         let failed = |source: RunError| ProfileError::Run { first, last, source };
-        let outputs = session.run(&inputs).map_err(failed)?;
+        let begin = || {
+            let mut session = self.session(&stage, first, last)?;
+            let outputs = session.run(&inputs).map_err(failed)?;
+            Ok((session, outputs))
+        };
+        let (begun, loaded) = watch.most_held(stage.weight_bytes, begin);
+        let (mut session, outputs) = begun?;
         let seen = watch.peak().unwrap_or(0).saturating_sub(stage.weight_bytes);
         let held = bytes_of(inputs.iter().map(|(_, tensor)| tensor)) + bytes_of(&outputs);
         let seconds = seconds_per_run(self.options.session.threads, self.options.repetitions, || {
@@ -117,7 +128,7 @@ impl Prober<'_> {
         let names = session.outputs().iter().map(|port| port.name.clone());
         // Below this the process's own noise (other threads, reused heap) is all that is seen.
         let peak = if seen > held + NOISE_BYTES { seen } else { held };
-        Ok(Probe { seconds, peak, outputs: names.zip(outputs).collect() })
+        Ok(Probe { seconds, peak, held: loaded, outputs: names.zip(outputs).collect() })
     }
 
     fn session(&self, stage: &StageModel, first: usize, last: usize) -> Result<Session, ProfileError> {

@@ -39,7 +39,7 @@ pub fn processors_used() -> Option<f64> {
 }
 
 /// Bytes of memory that this process can still take, by the machine and by its groups.
-pub(super) fn spare_memory() -> u64 {
+pub fn spare_memory() -> u64 {
     let machine =
         std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| field(&text, "MemAvailable:"));
     let machine = machine.map_or(u64::MAX, |kibibytes| kibibytes.saturating_mul(1024));

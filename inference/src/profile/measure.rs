@@ -13,7 +13,7 @@ const SHORTEST: f64 = 0.015;
 const LONG: f64 = 0.25;
 
 /// What is touched between two runs: more than a small computer's caches hold, and than a server core's own do.
-const OTHER_BYTES: usize = 16 << 20;
+pub(super) const OTHER_BYTES: usize = 16 << 20;
 /// Touching one byte of each line brings the line in.
 const LINE_BYTES: usize = 64;
 

@@ -50,7 +50,7 @@ impl<'a> View<'a> {
         (self.prefix_s[device][end] - self.prefix_s[device][first]).max(0.0)
     }
 
-    /// Bytes that a stage of blocks `first..end` takes: weights, largest peak, the buffers of its two cuts.
+    /// Bytes that a stage of blocks `first..end` takes: loaded weights, largest peak, the buffers of its two cuts.
     pub(super) fn bytes(&self, first: usize, end: usize) -> u64 {
         self.stage_bytes[first * (self.blocks + 1) + end]
     }
@@ -130,7 +130,7 @@ fn stage_bytes(problem: &Problem) -> Vec<u64> {
     for first in 0..blocks {
         let (mut weights, mut peak) = (0u64, 0);
         for (index, block) in problem.blocks.iter().enumerate().skip(first) {
-            weights = weights.saturating_add(block.weight_bytes);
+            weights = weights.saturating_add(block.weight_bytes).saturating_add(block.overhead_bytes);
             peak = peak.max(block.peak_bytes);
             let buffers = problem.cuts[first].saturating_add(problem.cuts[index + 1]);
             table[first * (blocks + 1) + index + 1] = weights.saturating_add(peak).saturating_add(buffers);

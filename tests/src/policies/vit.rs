@@ -115,6 +115,7 @@ pub fn problem(profiles: &Profiles, model: &str, devices: &BTreeMap<String, usiz
     let layers = &profiles.models[model];
     let block = |index: usize| Block {
         weight_bytes: (layers.memory_mb[index] * MEGA) as u64,
+        overhead_bytes: 0,
         peak_bytes: 0,
         seconds: profiles
             .devices

@@ -109,6 +109,7 @@ pub fn run(trials: usize) -> (Vec<Row>, Vec<Published>) {
 pub fn problem(cuts: &Cuts, capacity_mb: u64, mbit: &[Vec<f64>]) -> Problem {
     let block = |&bytes: &u64| Block {
         weight_bytes: bytes * MEMORY_SCALE,
+        overhead_bytes: 0,
         peak_bytes: 0,
         seconds: BTreeMap::from([("any".to_owned(), 0.0)]),
     };

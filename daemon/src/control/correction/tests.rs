@@ -216,6 +216,7 @@ fn a_problem_is_corrected() {
     let mut problem: Problem = serde_json::from_str(text).unwrap();
     let block = |seconds| mesh_planner::Block {
         weight_bytes: 1,
+        overhead_bytes: 0,
         peak_bytes: 1,
         seconds: [("x".into(), seconds)].into(),
     };

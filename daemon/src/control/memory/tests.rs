@@ -2,7 +2,7 @@ use mesh_consensus::{ClusterId, EpochPlan};
 use mesh_planner::{Objective, Plan};
 
 use super::*;
-use crate::control::holdings::wanted_here;
+use crate::control::holdings::{Known, wanted_here};
 
 /// A stage of blocks 0 to 3 that takes so much, on these devices, with these standing by.
 fn plan(bytes: u64, replicas: &[&str], standbys: &[&str]) -> Plan {
@@ -57,11 +57,16 @@ fn what_other_deployments_hold_is_counted_once_for_each_session() {
     assert_eq!(bytes("new"), told(&[("a", 107), ("b", 100), ("d", 7)]));
 }
 
+/// On "b".
+fn all_is_well(budget: u64) -> Known<'static> {
+    Known { me: "b", budget, is_live: &|_| true, has: &|_| true, has_weights: &|_, _| true }
+}
+
 #[test]
 fn a_standby_gives_way_to_what_another_deployment_runs() {
     let mut state = state(vec![deployment("one", "m", Some(plan(60, &["a"], &["b"])), None)]);
     let held = |state: &ClusterState, budget| {
-        let wanted = wanted_here(state, "b", budget, |_| true, |_| true);
+        let wanted = wanted_here(state, &all_is_well(budget));
         wanted.into_keys().map(|key| key.deployment).collect::<Vec<_>>()
     };
     assert_eq!(held(&state, 100), ["one"]);
@@ -74,7 +79,7 @@ fn a_standby_gives_way_to_what_another_deployment_runs() {
     let moving = deployment("one", "m", Some(plan(60, &["a"], &["b"])), Some(next));
     state.deployments = [("one".to_owned(), moving)].into();
     let epochs = |budget| {
-        let wanted = wanted_here(&state, "b", budget, |_| true, |_| true);
+        let wanted = wanted_here(&state, &all_is_well(budget));
         wanted.into_keys().map(|key| key.epoch).collect::<Vec<_>>()
     };
     assert_eq!(epochs(109), [2], "and to the next plan of its own");

@@ -102,3 +102,24 @@ fn a_plan_made_in_haste_is_left_for_little_but_not_at_once() {
     assert!(!moves.weigh(0.01, false) && !moves.wants_a_look());
     assert!(!moves.weigh(0.05, false) && !moves.weigh(0.05, false));
 }
+
+#[test]
+fn plans_given_up_in_a_row_make_the_next_one_wait() {
+    let start = Instant::now();
+    let mut moves = Moves::default();
+    for wait in [0, 30, 90, 210, 300, 300] {
+        moves.moved(start, 1.0, 1.2);
+        moves.given_up(start);
+        assert!(!moves.is_voluntary() && moves.may_move(start + seconds(wait), false));
+        assert!(wait == 0 || !moves.may_move(start + seconds(wait - 1), true));
+        // Links that change again are no reason to hurry.
+        moves.excuse();
+        assert!(wait == 0 || !moves.may_move(start + seconds(wait - 1), false));
+    }
+    // One that has served ends that.
+    moves.moved(start, 1.0, 1.2);
+    moves.judge(start + seconds(20), 1.2);
+    moves.moved(start + seconds(30), 1.2, 1.4);
+    moves.given_up(start + seconds(31));
+    assert!(moves.may_move(start + seconds(31), false));
+}

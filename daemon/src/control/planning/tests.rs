@@ -10,6 +10,7 @@ fn stored(cut_sparse_bytes: Vec<u64>) -> StoredProfile {
         shapes: BTreeMap::new(),
         block_seconds: vec![0.1, 0.2, 0.3],
         block_peak_bytes: vec![10_000, 20_000, 5_000],
+        memory_per_weight: 1.5,
         block_weight_bytes: vec![1, 2, 3],
         cut_bytes: vec![600, 8000, 4000, 40],
         cut_sparse_bytes,

@@ -198,7 +198,7 @@ impl<'a> Chains<'a> {
     }
 
     fn is_too_long(&self, device: usize, start: usize, end: usize) -> bool {
-        let held = self.instance.weight(start, end).saturating_add(self.instance.peak(start, end));
+        let held = self.instance.held(start, end).saturating_add(self.instance.peak(start, end));
         held > self.instance.memory(device) || self.instance.seconds(device, start, end) > self.goal.cap_s
     }
 
@@ -220,7 +220,7 @@ impl<'a> Chains<'a> {
         for start in (lowest..=highest).rev() {
             steps += 1;
             peak = instance.problem.blocks[start].peak_bytes.max(peak);
-            let held = instance.weight(start, end).saturating_add(peak);
+            let held = instance.held(start, end).saturating_add(peak);
             let seconds = instance.seconds(device, start, end);
             if held > memory || seconds > self.goal.cap_s || seconds >= best.1 {
                 break;

@@ -129,7 +129,7 @@ impl<'a> Table<'a> {
             let of_end = |end: usize| {
                 let is_too_long = |start: usize| {
                     instance.seconds(kind[0], start, end) > cap_s
-                        || instance.weight(start, end).saturating_add(instance.peak(start, end))
+                        || instance.held(start, end).saturating_add(instance.peak(start, end))
                             > instance.memory(kind[0])
                 };
                 while start < end && is_too_long(start) {

@@ -59,7 +59,7 @@ fn devices(count: usize) -> String {
 
 /// What the model needs at least, spread over devices, and what they offer together.
 fn totals(instance: &Instance<'_>) -> (u64, u64) {
-    let needed = instance.weight(0, instance.blocks).saturating_add(instance.peak(0, instance.blocks));
+    let needed = instance.held(0, instance.blocks).saturating_add(instance.peak(0, instance.blocks));
     let offered = instance.usable().into_iter().fold(0u64, |sum, d| sum.saturating_add(instance.memory(d)));
     (needed, offered)
 }

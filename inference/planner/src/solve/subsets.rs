@@ -141,7 +141,7 @@ impl<'a> Sets<'a> {
         let ends = (0..=instance.blocks).map(|start| {
             end = end.max(start);
             let fits = |end: usize| {
-                let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
+                let held = instance.held(start, end).saturating_add(instance.peak(start, end));
                 instance.seconds(device, start, end) <= limit && held <= instance.memory(device)
             };
             while end < instance.blocks && fits(end + 1) {

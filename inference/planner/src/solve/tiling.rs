@@ -331,7 +331,7 @@ impl<'a> Tiling<'a> {
         let all_leave = leaves.iter().skip(1).all(|&leaves| leaves);
         // Whatever its ends are, such a window works.
         let is_safe = |start: usize, end: usize| {
-            let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
+            let held = instance.held(start, end).saturating_add(instance.peak(start, end));
             held.saturating_add(buffers) <= instance.memory(device)
                 && instance.most_alone_s(device, instance.seconds(device, start, end)) <= limit
         };
@@ -349,7 +349,7 @@ impl<'a> Tiling<'a> {
             }
             spans.runs[start] = safe as u32;
             for (end, &leaves) in leaves.iter().enumerate().skip(safe + 1) {
-                let held = instance.weight(start, end).saturating_add(instance.peak(start, end));
+                let held = instance.held(start, end).saturating_add(instance.peak(start, end));
                 if instance.seconds(device, start, end) > limit || held > instance.memory(device) {
                     break;
                 }

@@ -78,7 +78,7 @@ struct Search<'a> {
 struct Sum {
     compute: Vec<f64>,
     moving: Vec<f64>,
-    weight: Vec<u64>,
+    held: Vec<u64>,
     card_out: Vec<f64>,
     card_in: Vec<f64>,
     /// By sender and receiver, row by sender.
@@ -92,7 +92,7 @@ impl Sum {
         Self {
             compute: none(),
             moving: none(),
-            weight: vec![0; devices],
+            held: vec![0; devices],
             card_out: none(),
             card_in: none(),
             links: vec![0.0; devices * devices],
@@ -168,10 +168,10 @@ impl Search<'_> {
         let instance = self.instance;
         let mut next = sum.clone();
         next.compute[device] += instance.seconds(device, first, end);
-        next.weight[device] = next.weight[device].saturating_add(instance.weight(first, end));
+        next.held[device] = next.held[device].saturating_add(instance.held(first, end));
         next.latency_s += instance.seconds(device, first, end);
         let is_too_long = if self.latency { next.latency_s } else { next.compute[device] } >= self.limit;
-        if is_too_long || next.weight[device] > instance.memory(device) {
+        if is_too_long || next.held[device] > instance.memory(device) {
             return None;
         }
         match last {

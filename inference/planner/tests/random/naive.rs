@@ -60,7 +60,7 @@ pub(crate) fn cost(problem: &Problem, stages: &[NaiveStage]) -> Option<(f64, f64
     let mut hops: Vec<(Spread, Spread, f64)> = Vec::new();
     for (index, (first, last, replicas)) in stages.iter().enumerate() {
         let blocks = &problem.blocks[*first..=*last];
-        let bytes = blocks.iter().map(|block| block.weight_bytes).sum::<u64>()
+        let bytes = blocks.iter().map(|block| block.weight_bytes + block.overhead_bytes).sum::<u64>()
             + blocks.iter().map(|block| block.peak_bytes).max()?
             + problem.cuts[*first]
             + problem.cuts[last + 1];

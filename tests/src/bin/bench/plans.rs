@@ -87,6 +87,7 @@ fn fleet(count: usize) -> Problem {
     let blocks: Vec<Block> = (0..BLOCKS)
         .map(|_| Block {
             weight_bytes: (between(0.5, 3.5) * MIB) as u64,
+            overhead_bytes: 0,
             peak_bytes: (between(0.5, 2.0) * MIB) as u64,
             seconds: BTreeMap::from([("pi".to_owned(), between(0.002, 0.018))]),
         })

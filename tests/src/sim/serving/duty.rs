@@ -198,6 +198,7 @@ fn fault(deployment: &Deployment, reason: Option<String>) -> Command {
 pub(crate) fn problem(deployment: &Deployment, devices: &BTreeMap<String, u64>) -> Problem {
     let block = Block {
         weight_bytes: BLOCK_BYTES,
+        overhead_bytes: 0,
         peak_bytes: 1,
         seconds: BTreeMap::from([("sim".to_owned(), 0.02)]),
     };

@@ -24,6 +24,7 @@ fn problem(seed: u64) -> Problem {
     let (blocks, devices) = (number(1, 9) as usize, number(1, 4) as usize);
     let block = |number: &mut dyn FnMut(usize, usize) -> f64| Block {
         weight_bytes: number(0, 6) as u64,
+        overhead_bytes: 0,
         peak_bytes: number(0, 3) as u64,
         seconds: BTreeMap::from([("a".to_owned(), number(0, 9)), ("b".to_owned(), number(1, 9))]),
     };
