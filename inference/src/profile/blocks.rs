@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::correct::Window;
-use super::measure::seconds_per_run;
+use super::measure::{LONG, LONG_WINDOW, seconds_per_run};
 use super::memory::Watch;
 use super::{ProfileError, ProfileOptions};
 use crate::blobs::BlobStore;
@@ -119,7 +119,9 @@ impl Prober<'_> {
         let (mut session, outputs) = begun?;
         let seen = watch.peak().unwrap_or(0).saturating_sub(stage.weight_bytes);
         let held = bytes_of(inputs.iter().map(|(_, tensor)| tensor)) + bytes_of(&outputs);
-        let seconds = seconds_per_run(self.options.session.threads, self.options.repetitions, || {
+        let long = if blocks.len() > 1 { LONG_WINDOW } else { LONG };
+        let repetitions = (self.options.repetitions, long);
+        let seconds = seconds_per_run(self.options.session.threads, repetitions, || {
             if (self.cancelled)() {
                 return Err(ProfileError::Cancelled);
             }

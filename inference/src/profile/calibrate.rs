@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::build::{GraphBuilder, int, ints};
-use super::measure::seconds_per_run;
+use super::measure::{LONG, seconds_per_run};
 use crate::runtime::{Engine, EngineError, ModelSource, RunError, SessionOptions};
 use crate::tensor::{DType, Tensor, TensorError};
 
@@ -52,7 +52,7 @@ pub fn calibrate(engine: &Engine, threads: usize) -> Result<Calibration, Calibra
     let tokens = Tensor::from_slice(&[64, 384], &vec![0.5_f32; 64 * 384])?;
     let inputs = [("image", image), ("tokens", tokens)];
     session.run(&inputs)?;
-    let seconds = seconds_per_run(threads, RUNS, || session.run(&inputs).map(|_| ()))?;
+    let seconds = seconds_per_run(threads, (RUNS, LONG), || session.run(&inputs).map(|_| ()))?;
     Ok(Calibration { seconds, threads })
 }
 

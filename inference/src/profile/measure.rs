@@ -8,9 +8,11 @@ use super::cgroup;
 
 /// A piece of work is repeated for at least this many seconds.
 const SHORTEST: f64 = 0.015;
-/// What has taken so many seconds is not repeated: it has seen all that happens beside it, and a slow device has
-/// hundreds of blocks to measure.
-const LONG: f64 = 0.25;
+/// What has taken so many seconds is not repeated: a slow device has hundreds of blocks to measure.
+pub(super) const LONG: f64 = 0.25;
+/// The same for runs of blocks, which have the last word on what the parts of a model cost: one run of half of a model
+/// that something else made a fifth slower would move the cut by as much.
+pub(super) const LONG_WINDOW: f64 = 1.5;
 
 /// What is touched between two runs: more than a small computer's caches hold, and than a server core's own do.
 pub(super) const OTHER_BYTES: usize = 16 << 20;
@@ -24,7 +26,7 @@ const MOST_RUNS: usize = 500;
 const QUOTA_FRESH: Duration = Duration::from_secs(2);
 
 /// Seconds that one run takes when this process has its processors to itself: the fastest of `runs` or more, of fewer
-/// where they are long.
+/// where they take `long` seconds together.
 ///
 /// Each run starts without its weights in the caches, as a stage's runs do: it waits for inputs in between, while
 /// the device receives and sends.
@@ -34,7 +36,7 @@ const QUOTA_FRESH: Duration = Duration::from_secs(2);
 /// the group's settings, and the time is longer by what it leaves.
 pub(super) fn seconds_per_run<E>(
     threads: usize,
-    runs: usize,
+    (runs, long): (usize, f64),
     mut run: impl FnMut() -> Result<(), E>,
 ) -> Result<f64, E> {
     let start = Instant::now();
@@ -48,7 +50,7 @@ pub(super) fn seconds_per_run<E>(
         best = best.min(watch.seconds(threads));
         let took = start.elapsed().as_secs_f64();
         let long_enough = done >= runs && took >= SHORTEST;
-        if long_enough || took >= LONG || done >= MOST_RUNS.max(runs) {
+        if long_enough || took >= long || done >= MOST_RUNS.max(runs) {
             break;
         }
     }
@@ -137,19 +139,19 @@ mod tests {
     #[test]
     fn short_work_is_repeated_and_errors_end_it() {
         let mut runs = 0;
-        let seconds = seconds_per_run::<Infallible>(1, 2, || {
+        let seconds = seconds_per_run::<Infallible>(1, (2, LONG), || {
             runs += 1;
             Ok(())
         });
         assert!(runs >= 2 && seconds.unwrap() < SHORTEST, "{runs}");
-        assert_eq!(seconds_per_run(1, 2, || Err("no")), Err("no"));
+        assert_eq!(seconds_per_run(1, (2, LONG), || Err("no")), Err("no"));
         runs = 0;
         let long = || {
             runs += 1;
             std::thread::sleep(Duration::from_secs_f64(LONG));
             Ok::<_, Infallible>(())
         };
-        seconds_per_run(1, 2, long).unwrap();
+        seconds_per_run(1, (2, LONG), long).unwrap();
         assert_eq!(runs, 1);
     }
 }
