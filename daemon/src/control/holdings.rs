@@ -22,8 +22,8 @@ const DRAIN: Duration = Duration::from_secs(300);
 /// A stage that could not be prepared is tried again after this long, while it is still wanted.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// A session is loaded beside what is to leave where so many times its bytes are free, in parts of `FREE.1`: what takes
-/// its time to load takes more than in the end, and others need memory, too.
+/// A session is loaded beside what is to leave where three halves of its bytes are free (a fraction): while it is loaded
+/// it takes more than in the end, and others need memory, too.
 const FREE: (u64, u64) = (3, 2);
 
 /// Sessions on their way or at work, and the stages that they answer for.

@@ -56,14 +56,19 @@ impl Watch {
         let (is_over, most) = (AtomicBool::new(false), AtomicU64::new(0));
         let look = || most.fetch_max(field("RssAnon:").unwrap_or(0), Ordering::Relaxed);
         let done = std::thread::scope(|scope| {
-            scope.spawn(|| {
+            // Also when the work panics: the scope waits for the thread.
+            let over = Over(&is_over);
+            let looker = std::thread::Builder::new().spawn_scoped(scope, || {
                 while !is_over.load(Ordering::Relaxed) {
                     look();
                     std::thread::park_timeout(LOOK);
                 }
             });
+            if let Err(error) = looker {
+                tracing::debug!(%error, "memory is looked at in the end only");
+            }
             let done = work();
-            is_over.store(true, Ordering::Relaxed);
+            drop(over);
             done
         });
         look();
@@ -75,6 +80,15 @@ impl Watch {
     /// memory is in it, so that it is rather too much than too little; freed memory that was used again is not.
     pub(super) fn peak(&self) -> Option<u64> {
         Some(field("VmHWM:")?.saturating_sub(self.before?))
+    }
+}
+
+/// Says that something is over when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -110,6 +124,8 @@ mod tests {
         };
         assert!(watch.most_held(WEIGHTS_MIN, take).1 >= 60 << 20);
         assert_eq!(watch.most_held(WEIGHTS_MIN - 1, || 7), (7, 0));
+        let fails = || watch.most_held(WEIGHTS_MIN, || panic!("a run may"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(fails)).is_err(), "and does not hang");
     }
 
     #[test]
