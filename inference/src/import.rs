@@ -7,6 +7,7 @@ use crate::{
     cut,
     graph::Graph,
     manifest::Manifest,
+    memory::Thrift,
     model::{Model, ValueType},
     onnx::ModelProto,
     runtime::Engine,
@@ -64,6 +65,7 @@ pub fn import(
     engine: &Engine,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Imported, ImportError> {
+    let _thrift = Thrift::start();
     let mut last = Progress { phase: Phase::Reading, done_bytes: 0, total_bytes: 0 };
     let mut proto = skim::skim(file, folder, store, &mut |now| {
         last = now;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::{BlobStore, Hash};
+use crate::memory::Thrift;
 use crate::model::{Model, ModelError};
 use crate::runtime::{Engine, EngineError, RunError, SessionOptions};
 use crate::tensor::TensorError;
@@ -228,6 +229,7 @@ pub fn profile(
     if let Some(example) = missing.first() {
         return Err(ProfileError::MissingBlobs { missing: missing.len(), example: *example });
     }
+    let _thrift = Thrift::start();
     let inputs = inputs::make(&model.inputs, &options.shapes)?;
     let shapes = inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
     let windows = correct::windows(&weights(model), options.memory);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::build::{GraphBuilder, int, ints};
 use super::measure::{LONG, seconds_per_run};
+use crate::memory::Thrift;
 use crate::runtime::{Engine, EngineError, ModelSource, RunError, SessionOptions};
 use crate::tensor::{DType, Tensor, TensorError};
 
@@ -46,6 +47,7 @@ pub enum CalibrationError {
 /// Runs the workload: convolutions, a depthwise one, products of matrices, and one product that is as fast as the
 /// memory is; 0.14 GFLOP and 9 MB of weights in all, 30 ms on one core of a small single-board computer.
 pub fn calibrate(engine: &Engine, threads: usize) -> Result<Calibration, CalibrationError> {
+    let _thrift = Thrift::start();
     let options = SessionOptions { threads, ..SessionOptions::default() };
     let mut session = engine.session(ModelSource::Bytes(&workload()), &options)?;
     let image = Tensor::from_slice(&[1, 32, 56, 56], &vec![0.5_f32; 32 * 56 * 56])?;

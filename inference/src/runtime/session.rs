@@ -10,7 +10,7 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
-use crate::memory::{GivesBack, give_back};
+use crate::memory::{GivesBack, Thrift, give_back};
 use crate::tensor::{self, DType, Tensor};
 
 use super::{Engine, EngineError, RunError};
@@ -284,6 +284,7 @@ pub(super) fn create(
         doing: "setting up a session",
         message: error.message().to_owned(),
     };
+    let _thrift = Thrift::start();
     let builder = configure(engine, options).map_err(setup)?;
     let mut builder = register(builder, options)?;
     let session = match source {
