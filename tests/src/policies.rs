@@ -88,6 +88,11 @@ impl Policy {
             Self::Random => "random",
         }
     }
+
+    /// Whether it stands for other systems, or for the planning of people.
+    pub fn is_baseline(self) -> bool {
+        !matches!(self, Self::Mesh | Self::Copies)
+    }
 }
 
 impl FromStr for Policy {

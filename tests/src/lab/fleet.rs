@@ -7,7 +7,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    scenario::{Condition, DeviceSpec, Event, Hardware, Scenario, Step, Try},
+    scenario::{Condition, DeviceSpec, Event, Hardware, Rematch, Scenario, Step, Try},
     units::{Rate, Size, Span},
 };
 use crate::policies::Policy;
@@ -20,6 +20,8 @@ const SHARES: (f64, f64) = (0.06, 0.4);
 const SLOW: (f64, f64) = (5.0, 100.0);
 /// Answers that a rate is told from at least.
 const ANSWERS: u64 = 25;
+/// A plan that comes so close to Mesh's is measured again, in turns with it.
+const CLOSE: f64 = 0.2;
 
 /// A model and what its weights take, MiB; `None` for those that any small device holds.
 const MODELS: [(&str, Option<f64>); 4] = [
@@ -120,6 +122,14 @@ fn script(model: &str) -> Vec<Event> {
         };
         events.push(now(Step::Try(cell)));
     }
+    events.push(now(Step::Rematch(Rematch {
+        label: Policy::Mesh.name().to_owned(),
+        against: Policy::ALL.into_iter().filter(|p| p.is_baseline()).map(|p| p.name().to_owned()).collect(),
+        within: CLOSE,
+        rounds: 3,
+        settle: Span(Duration::from_secs(12)),
+        seconds: 15.0,
+    })));
     events
 }
 

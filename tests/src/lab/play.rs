@@ -4,6 +4,7 @@ mod compare;
 mod deploy;
 mod measure;
 mod reference;
+mod rematch;
 mod roles;
 mod wait;
 
@@ -80,6 +81,9 @@ pub enum PlayError {
     /// The script asks for what cannot be.
     #[error("{0}")]
     Script(String),
+    /// A cell could not be deployed.
+    #[error(transparent)]
+    Deploy(Box<PlayError>),
     /// An event, with its place in the script.
     #[error("event {number} ({what}): {source}")]
     Event {
@@ -224,6 +228,7 @@ impl Player {
             }
             Step::Try(cell) => self.try_it(cell),
             Step::Compare(compare) => self.compare(compare),
+            Step::Rematch(rematch) => self.rematch(rematch),
             Step::Wait { until, within } => {
                 self.wait(until, within.map_or(Duration::from_secs(120), |span| span.0))
             }
@@ -295,6 +300,19 @@ impl Player {
 
     /// A cell of a table.
     fn try_it(&mut self, cell: &Try) -> Result<(), PlayError> {
+        let measurement = match self.tried(cell, cell.settle.0) {
+            Err(PlayError::Deploy(error)) if cell.optional => {
+                (self.tell)(&format!("            {}: {error}", cell.label));
+                Measurement::impossible(cell, &error.to_string())
+            }
+            other => other?,
+        };
+        self.report.measurements.push(measurement);
+        Ok(())
+    }
+
+    /// Deploys a cell and measures it.
+    fn tried(&mut self, cell: &Try, settle: Duration) -> Result<Measurement, PlayError> {
         if cell.lift {
             self.cards(Some(FULL_RATE))?;
         }
@@ -302,17 +320,8 @@ impl Player {
         if cell.lift {
             self.cards(None)?;
         }
-        match deployed {
-            Err(error) if cell.optional => {
-                (self.tell)(&format!("            {}: {error}", cell.label));
-                self.report.measurements.push(Measurement::impossible(cell, &error.to_string()));
-                return Ok(());
-            }
-            other => other?,
-        }
-        let measurement = self.turn(cell, cell.settle.0)?;
-        self.report.measurements.push(measurement);
-        Ok(())
+        deployed.map_err(|error| PlayError::Deploy(Box::new(error)))?;
+        self.turn(cell, settle)
     }
 
     /// Load on a cell that is deployed, and what is measured of it after a while.

@@ -82,9 +82,11 @@ impl Measurement {
         self.rate / first.rate
     }
 
-    /// The same on a host that had been equally fast, where that was measured.
+    /// The same on a host that had been equally fast, where that was measured. Cells that had turns have had the same
+    /// host.
     pub fn times_on_equal_hosts(&self, first: &Self) -> f64 {
-        let is_known = self.whole_s > 0.0 && first.whole_s > 0.0;
+        let in_turns = !self.turns.is_empty() && !first.turns.is_empty();
+        let is_known = !in_turns && self.whole_s > 0.0 && first.whole_s > 0.0;
         self.times(first) * if is_known { self.whole_s / first.whole_s } else { 1.0 }
     }
 
@@ -175,6 +177,17 @@ impl Report {
         self.measurements.iter().find(|measurement| measurement.label == label)
     }
 
+    /// The best of these others, if it came `within` this part of a rate, or was faster: by what was measured, or on
+    /// hosts taken for equally fast.
+    pub fn close_rival(&self, label: &str, against: &[String], within: f64) -> Option<&Measurement> {
+        let first = self.measurement(label)?;
+        let times = |other: &Measurement| other.times(first).max(other.times_on_equal_hosts(first));
+        let rivals = against.iter().filter_map(|label| self.measurement(label));
+        let best =
+            rivals.filter(|rival| rival.impossible.is_none()).max_by(|a, b| times(a).total_cmp(&times(b)))?;
+        (times(best) >= 1.0 - within).then_some(best)
+    }
+
     /// For people.
     pub fn text(&self) -> String {
         use std::fmt::Write as _;
@@ -230,5 +243,40 @@ impl Report {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(label: &str, rate: f64, whole_s: f64) -> Measurement {
+        Measurement { label: label.to_owned(), rate, whole_s, ..Measurement::default() }
+    }
+
+    #[test]
+    fn a_rival_is_close_by_what_was_measured_or_on_equal_hosts() {
+        let gone = Measurement { impossible: Some("does not fit".into()), ..row("gone", 9.0, 1.0) };
+        let rows = vec![row("mesh", 4.0, 1.0), row("slow", 3.0, 1.0), row("fast", 3.4, 1.0), gone];
+        let mut report = Report { measurements: rows, ..Report::default() };
+        let against = ["slow", "fast", "gone", "absent"].map(str::to_owned);
+        let close = |report: &Report, within| {
+            report.close_rival("mesh", &against, within).map(|rival| rival.label.clone())
+        };
+        assert_eq!(close(&report, 0.1), None);
+        assert_eq!(close(&report, 0.2).as_deref(), Some("fast"));
+        report.measurements[1].whole_s = 1.3;
+        assert_eq!(close(&report, 0.1).as_deref(), Some("slow"), "its host was slower");
+        assert_eq!(report.close_rival("nobody", &against, 1.0).map(|rival| &rival.label), None);
+    }
+
+    #[test]
+    fn turns_are_on_one_host_and_every_fault_counts() {
+        let turn = |rate, faults| Measurement { seconds: 10.0, faults, ..row("mesh", rate, 1.0) };
+        let mesh = Measurement::of_turns(vec![turn(4.0, 1), turn(6.0, 0)]);
+        assert_eq!((mesh.rate, mesh.faults, mesh.turns.len()), (5.0, 1, 2));
+        let other = Measurement::of_turns(vec![Measurement { whole_s: 2.0, ..turn(4.0, 0) }]);
+        assert_eq!(other.times_on_equal_hosts(&mesh), 0.8);
+        assert_eq!(row("other", 4.0, 2.0).times_on_equal_hosts(&mesh), 1.6);
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::units::{Rate, Size, Span};
 pub(crate) use check::matches;
-pub use event::{Compare, Condition, Deploy, Event, Load, Step, Try};
+pub use event::{Compare, Condition, Deploy, Event, Load, Rematch, Step, Try};
 
 /// A scenario file.
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Hardware, Scenario, Step, event::Condition};
+use super::{Event, Hardware, Rematch, Scenario, Step, event::Condition};
 
 /// Namespaces and control groups get these names.
 const NAME_MAX: usize = 32;
@@ -64,6 +64,9 @@ pub(super) fn problems(scenario: &Scenario) -> Vec<String> {
                 found.push(format!("{what}: a comparison has rounds, and cells of different names"));
             }
         }
+        if let Step::Rematch(again) = &event.step {
+            rematch(&what, again, &scenario.event[..number], &mut found);
+        }
         if let Step::Load(load) = &event.step
             && load.clients.is_some() == load.rate_per_s.is_some()
         {
@@ -71,6 +74,18 @@ pub(super) fn problems(scenario: &Scenario) -> Vec<String> {
         }
     }
     found
+}
+
+fn rematch(what: &str, rematch: &Rematch, before: &[Event], found: &mut Vec<String>) {
+    let tried = |label: &str| {
+        before.iter().any(|event| matches!(&event.step, Step::Try(cell) if cell.label == label))
+    };
+    for label in rematch.against.iter().chain([&rematch.label]).filter(|label| !tried(label)) {
+        found.push(format!("{what}: no cell before it is called {label:?}"));
+    }
+    if rematch.rounds == 0 {
+        found.push(format!("{what}: a rematch has rounds"));
+    }
 }
 
 fn rack_address(address: std::net::Ipv4Addr, found: &mut Vec<String>) {
@@ -132,7 +147,7 @@ fn patterns(step: &Step) -> Vec<&String> {
         Step::Compare(compare) => compare.cell.iter().flat_map(|cell| &cell.on).collect(),
         Step::Load(load) => load.devices.iter().flatten().collect(),
         Step::Wait { until: Condition::State { device, .. }, .. } => vec![device],
-        Step::StopLoad { .. } | Step::Measure { .. } | Step::Wait { .. } => Vec::new(),
+        Step::StopLoad { .. } | Step::Measure { .. } | Step::Rematch(_) | Step::Wait { .. } => Vec::new(),
     }
 }
 
@@ -194,9 +209,19 @@ mod tests {
             [[event]]
             do = "kill"
             devices = ["y"]
+            [[event]]
+            do = "rematch"
+            label = "z"
+            against = []
+            within = 0.1
+            rounds = 0
+            settle = "1s"
+            seconds = 1.0
         "#;
         let error = Scenario::parse(text, Path::new("f.toml")).unwrap_err().to_string();
-        for part in ["scenario's name", "cpu = 0", "loss", "same name", "10.77", "\"y\""] {
+        for part in
+            ["scenario's name", "cpu = 0", "loss", "same name", "10.77", "\"y\"", "\"z\"", "has rounds"]
+        {
             assert!(error.contains(part), "{part}: {error}");
         }
     }

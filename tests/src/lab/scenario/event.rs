@@ -112,6 +112,8 @@ pub enum Step {
     /// Several cells that are measured in turn, round after round: what they have to each other does not drift with
     /// the host.
     Compare(Compare),
+    /// Measures a cell and the best of others again, in turns, if they came close.
+    Rematch(Rematch),
     /// Waits until something is so, and fails after `within` (2 minutes when absent).
     Wait {
         until: Condition,
@@ -137,6 +139,10 @@ impl Event {
             Step::Wait { until: Condition::Time(time), .. } => span(time),
             Step::Try(one) => cell(one),
             Step::Compare(compare) => compare.cell.iter_mut().for_each(cell),
+            Step::Rematch(rematch) => {
+                span(&mut rematch.settle);
+                rematch.seconds /= times;
+            }
             Step::Start { .. }
             | Step::Stop { .. }
             | Step::Kill { .. }
@@ -271,6 +277,24 @@ pub struct Compare {
     /// The cells, each a deployment of its own. `on` says where requests enter and which devices a policy may plan
     /// for; no device is drained. `settle` is the load before the first round, `seconds` the length of a turn.
     pub cell: Vec<Try>,
+}
+
+/// A cell of the script and the best of some others, once more.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rematch {
+    /// The cell.
+    pub label: String,
+    /// The others. Those without a row, or whose plan was impossible, are left out.
+    pub against: Vec<String>,
+    /// How much slower the best of them was at most, as a part of the cell's rate; or it was faster. Else nothing is done.
+    pub within: f64,
+    /// How often each has its turn.
+    pub rounds: usize,
+    /// Load before each turn: pipelines fill.
+    pub settle: Span,
+    /// Length of a turn.
+    pub seconds: f64,
 }
 
 /// What a script waits for: `"cluster"`, `{ serving = "digits" }` and so on.
