@@ -222,6 +222,15 @@ fn what_does_not_fit_is_said_in_bytes() {
     split.links.default.bytes_per_s = 0.0;
     let error = solve(&split, DEFAULT_STEPS).unwrap_err();
     assert!(error.reason.starts_with("no division of the model"), "{}", error.reason);
+    assert!(error.reason.contains("no link to each other"), "{}", error.reason);
+    let mut short = even(40, 5, 50 * MIB);
+    short.devices[1].class = "new".to_owned();
+    let error = solve(&short, DEFAULT_STEPS).unwrap_err();
+    let left_out = format!("({} is left out: its class has no profile)", short.devices[1].id);
+    assert!(error.reason.contains(&left_out), "{}", error.reason);
+    short.devices[2].class = "new".to_owned();
+    let error = solve(&short, DEFAULT_STEPS).unwrap_err();
+    assert!(error.reason.contains("(2 devices are left out"), "{}", error.reason);
     let mut unknown = even(4, 2, 1024 * MIB);
     unknown.devices.iter_mut().for_each(|device| device.class = "new".to_owned());
     assert!(

@@ -42,12 +42,15 @@ impl Infeasible {
         } else {
             String::new()
         };
+        let links =
+            if instance.lacks_links() { "; some have no link to each other: connect them" } else { "" };
         let reason = format!(
             "no division of the model into consecutive blocks{limits} fits the devices and their links: the model \
-             needs {} for weights and activations, the {} offer {} together; raise limits.memory or add a device",
+             needs {} for weights and activations, the {} offer {} together{}{links}; raise limits.memory or add a device",
             size(needed_bytes),
             devices(instance.usable().len()),
             size(available_bytes),
+            left_out(instance),
         );
         Self { reason, needed_bytes, available_bytes }
     }
@@ -55,6 +58,16 @@ impl Infeasible {
 
 fn devices(count: usize) -> String {
     if count == 1 { "1 device".to_owned() } else { format!("{count} devices") }
+}
+
+/// Words on a device that nothing is counted on, as its class has no profile; with more of them on their number.
+fn left_out(instance: &Instance<'_>) -> String {
+    let left: Vec<usize> = (0..instance.devices()).filter(|&device| !instance.is_profiled(device)).collect();
+    match left[..] {
+        [] => String::new(),
+        [only] => format!(" ({} is left out: its class has no profile)", instance.id(only)),
+        _ => format!(" ({} are left out: their classes have no profile)", devices(left.len())),
+    }
 }
 
 /// What the model needs at least, spread over devices, and what they offer together.
@@ -86,11 +99,12 @@ pub(super) fn rule_out(instance: &Instance<'_>) -> Result<(), Infeasible> {
         let needed = instance.block_bytes(block);
         if needed > available {
             let reason = format!(
-                "block {block} alone needs {} for weights and activations; the largest device ({}) offers {}; \
+                "block {block} alone needs {} for weights and activations; the largest device ({}) offers {}{}; \
                  raise limits.memory there or add a larger device",
                 size(needed),
                 instance.id(largest),
-                size(available)
+                size(available),
+                left_out(instance)
             );
             return Err(Infeasible { reason, needed_bytes: needed, available_bytes: available });
         }
@@ -99,11 +113,12 @@ pub(super) fn rule_out(instance: &Instance<'_>) -> Result<(), Infeasible> {
     if needed_bytes > available_bytes {
         let verb = if usable.len() == 1 { "offers" } else { "offer" };
         let reason = format!(
-            "the model needs {} for weights and activations; the {} {verb} {} together; raise limits.memory or add \
+            "the model needs {} for weights and activations; the {} {verb} {} together{}; raise limits.memory or add \
              a device",
             size(needed_bytes),
             devices(usable.len()),
-            size(available_bytes)
+            size(available_bytes),
+            left_out(instance)
         );
         return Err(Infeasible { reason, needed_bytes, available_bytes });
     }
