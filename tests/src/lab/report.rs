@@ -177,15 +177,13 @@ impl Report {
         self.measurements.iter().find(|measurement| measurement.label == label)
     }
 
-    /// The best of these others, if it came `within` this part of a rate, or was faster: by what was measured, or on
-    /// hosts taken for equally fast.
-    pub fn close_rival(&self, label: &str, against: &[String], within: f64) -> Option<&Measurement> {
-        let first = self.measurement(label)?;
+    /// Those of these others that came `within` this part of a rate, or were faster: by what was measured, or on hosts
+    /// taken for equally fast.
+    pub fn close_rivals(&self, label: &str, against: &[String], within: f64) -> Vec<&Measurement> {
+        let Some(first) = self.measurement(label) else { return Vec::new() };
         let times = |other: &Measurement| other.times(first).max(other.times_on_equal_hosts(first));
         let rivals = against.iter().filter_map(|label| self.measurement(label));
-        let best =
-            rivals.filter(|rival| rival.impossible.is_none()).max_by(|a, b| times(a).total_cmp(&times(b)))?;
-        (times(best) >= 1.0 - within).then_some(best)
+        rivals.filter(|rival| rival.impossible.is_none() && times(rival) >= 1.0 - within).collect()
     }
 
     /// For people.
@@ -261,13 +259,15 @@ mod tests {
         let mut report = Report { measurements: rows, ..Report::default() };
         let against = ["slow", "fast", "gone", "absent"].map(str::to_owned);
         let close = |report: &Report, within| {
-            report.close_rival("mesh", &against, within).map(|rival| rival.label.clone())
+            let rivals = report.close_rivals("mesh", &against, within);
+            rivals.iter().map(|rival| rival.label.clone()).collect::<Vec<_>>()
         };
-        assert_eq!(close(&report, 0.1), None);
-        assert_eq!(close(&report, 0.2).as_deref(), Some("fast"));
+        assert!(close(&report, 0.1).is_empty());
+        assert_eq!(close(&report, 0.2), ["fast"]);
+        assert_eq!(close(&report, 0.3), ["slow", "fast"]);
         report.measurements[1].whole_s = 1.3;
-        assert_eq!(close(&report, 0.1).as_deref(), Some("slow"), "its host was slower");
-        assert_eq!(report.close_rival("nobody", &against, 1.0).map(|rival| &rival.label), None);
+        assert_eq!(close(&report, 0.1), ["slow"], "its host was slower");
+        assert!(report.close_rivals("nobody", &against, 1.0).is_empty());
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn write_section(all: &[Measured], text: &mut String) {
          replicate); copies: the whole model on every device that holds it, with shares by Mesh's cost model. All were \
          measured with 4 closed-loop clients at each device: Mesh's plan, which may change by what it measures, for 20 s \
          after 45 s of load, the others, which may not, for 10 s after 8 s. Others' plans are made from what the mesh has \
-         learnt under load. Where the best of them came within 20 %, both were measured again in three turns of 15 s each, \
+         learnt under load. Those that came within 20 %, and Mesh's, were measured again in three turns of 15 s each, \
          after 12 s (fleets in bold; codes before f25660c were measured without) (codes 729c9d7, a52e3c7 and f2f9211: the rate \
          as predicted was looked at once, before).\n\n\
          Off by: the rate against what was predicted when the plan was new, before any load (-: not looked at by that \

@@ -112,7 +112,9 @@ pub(super) fn section(models: &Path, text: &mut String) -> Result<(), Box<dyn Er
     }
     player.event(&Event { at: None, step: Step::StopLoad { name: None } })?;
     let Some((_, report)) = player.report.loads.last() else { return Err("no report".into()) };
+    let running = player.hall.running().count();
     write(&player.hall.scenario.about, &all, report, text);
+    let _ = writeln!(text, " Daemons that still ran in the end: {running} of {}.", player.hall.devices.len());
     Ok(())
 }
 
@@ -163,7 +165,7 @@ fn rest(player: &Player) -> Result<(), Box<dyn Error>> {
 fn write(about: &str, all: &[Seen], report: &LoadReport, text: &mut String) {
     let _ = writeln!(
         text,
-        "## {about}\n\nFour devices of 30 % of a core with 75 MiB for the mesh each, 12 closed-loop clients at {HOME}. A device \
+        "## {about}\n\nFour devices of 30 % of a core with 200 MiB each, of which the mesh may use 75 for stages, 12 closed-loop clients at {HOME}. A device \
          that has a stage becomes slow for {:.0} s. Answers/s in the {:.0} s before, while it is slow (until a new plan \
          serves), and by the new plan, while the device is still slow. Promised: planned around within {PROMISED_S:.0} s.\n\n\
          | what happens | to | before | while slow | a new plan serves after | by it |\n|---|---|---|---|---|---|",
@@ -190,7 +192,7 @@ fn write(about: &str, all: &[Seen], report: &LoadReport, text: &mut String) {
         !is_soon(seen) && (slow >= before * KEPT || later.is_some_and(|later| later < slow * WORTH))
     };
     let kept = all.iter().filter(is_kept).count();
-    let _ = writeln!(
+    let _ = write!(
         text,
         "\nOf {} times the mesh had planned around it within {PROMISED_S:.0} s in {soon}, and had no reason to in {kept}: nine \
          tenths of the rate were left, or the plan that came later was less than a tenth faster, which the mesh does not \

@@ -1,5 +1,5 @@
-//! Two plans that came close, measured again in turns: the host's drift is in both alike, and both are made from what
-//! the mesh has learnt meanwhile.
+//! Plans that came close, measured again in turns: the host's drift is in all alike, and all are made from what the mesh
+//! has learnt meanwhile.
 
 use super::{PlayError, Player};
 use crate::lab::{
@@ -8,20 +8,22 @@ use crate::lab::{
 };
 
 impl Player {
-    /// Where the best of the others came close to the first, both get their turns, and these take the place of their
-    /// rows.
+    /// Those of the others that came close to the first have their turns with it, and these take the place of their rows.
     pub(super) fn rematch(&mut self, rematch: &Rematch) -> Result<(), PlayError> {
         if self.report.measurement(&rematch.label).is_none() {
             return Err(PlayError::Script(format!("rematch: {} was not measured", rematch.label)));
         }
-        let Some(rival) = self.report.close_rival(&rematch.label, &rematch.against, rematch.within) else {
+        let rivals = self.report.close_rivals(&rematch.label, &rematch.against, rematch.within);
+        let labels = rivals.iter().map(|rival| rival.label.as_str());
+        let cells = std::iter::once(rematch.label.as_str()).chain(labels).map(|label| self.cell(label));
+        let cells: Vec<Try> = cells.collect::<Result<_, _>>()?;
+        if cells.len() < 2 {
             return Ok(());
-        };
-        let cells = [self.cell(&rematch.label)?, self.cell(&rival.label)?];
-        let mut turns = [Vec::new(), Vec::new()];
+        }
+        let mut turns = vec![Vec::new(); cells.len()];
         for _ in 0..rematch.rounds {
             for (cell, turns) in cells.iter().zip(&mut turns) {
-                // As long for both, whatever they had before.
+                // As long for all, whatever they had before.
                 let cell = Try { seconds: rematch.seconds, ..cell.clone() };
                 turns.push(self.tried(&cell, rematch.settle.0)?);
             }

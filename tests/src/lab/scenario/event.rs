@@ -112,7 +112,7 @@ pub enum Step {
     /// Several cells that are measured in turn, round after round: what they have to each other does not drift with
     /// the host.
     Compare(Compare),
-    /// Measures a cell and the best of others again, in turns, if they came close.
+    /// Measures a cell and those of others that came close again, in turns.
     Rematch(Rematch),
     /// Waits until something is so, and fails after `within` (2 minutes when absent).
     Wait {
@@ -279,7 +279,7 @@ pub struct Compare {
     pub cell: Vec<Try>,
 }
 
-/// A cell of the script and the best of some others, once more.
+/// A cell of the script, and those of some others that came close, once more.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rematch {
@@ -287,7 +287,7 @@ pub struct Rematch {
     pub label: String,
     /// The others. Those without a row, or whose plan was impossible, are left out.
     pub against: Vec<String>,
-    /// How much slower the best of them was at most, as a part of the cell's rate; or it was faster. Else nothing is done.
+    /// How much slower than the cell they were at most, as a part of its rate; or faster.
     pub within: f64,
     /// How often each has its turn.
     pub rounds: usize,
