@@ -85,6 +85,10 @@ fn keep_freed(large: i32, top: i32) {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed(_large: i32, _top: i32) {}
 
+/// For tests that look at the memory of the whole process: one at a time.
+#[cfg(test)]
+pub(crate) static LOOKED_AT: Mutex<()> = Mutex::new(());
+
 #[cfg(test)]
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod tests {
@@ -103,19 +107,22 @@ mod tests {
 
     #[test]
     fn large_pieces_leave_no_holes_while_memory_is_short() {
+        let _alone = LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
         let thrift = Thrift::start();
-        let pieces: Vec<Vec<u8>> = (0..16).map(|_| vec![1; 4 * MIB]).collect();
+        let pieces: Vec<Vec<u8>> = (0..32).map(|_| vec![1; 4 * MIB]).collect();
         let small: Vec<Vec<u8>> = (0..16).map(|_| vec![1; PIECE]).collect();
         let before = resident();
         drop(pieces);
         let after = resident();
-        assert!(after + 48 * MIB < before, "{before} bytes before, {after} after");
+        // Half of it: other tests take memory meanwhile.
+        assert!(after + 64 * MIB < before, "{before} bytes before, {after} after");
         drop(thrift);
         assert_eq!(small[15][PIECE - 1], 1);
     }
 
     #[test]
     fn what_was_freed_under_something_that_lives_is_given_back() {
+        let _alone = LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
         let pieces = || (0..64 * MIB / PIECE).map(|_| vec![1u8; PIECE]).collect::<Vec<_>>();
         let (freed, last) = std::thread::scope(|scope| {
             scope

@@ -116,6 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_for_a_moment_is_seen() {
+        let _alone = crate::memory::LOOKED_AT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let watch = Watch::start();
         let take = || {
             let taken = vec![1_u8; 64 << 20];
