@@ -74,8 +74,9 @@ const MOST_LARGE_BYTES: i32 = 32 << 20;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "no library offers these calls of glibc as safe functions")]
 fn keep_freed(large: i32, top: i32) {
-    // SAFETY: they take numbers and no pointers. Each sets one number that other threads read while they take and free
-    // memory, as glibc itself does whenever a larger piece is freed; whichever of two values they see is right for them.
+    // SAFETY: they take numbers and no pointers. glibc's manual wants them called before there are threads, as others read
+    // the two numbers without a lock. glibc itself changes the same numbers in that way whenever a larger piece is freed;
+    // each is one word, and either value of it is right for whoever reads it.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, large);
         libc::mallopt(libc::M_TRIM_THRESHOLD, top);
