@@ -11,7 +11,7 @@ use std::{
 
 use libp2p::PeerId;
 use mesh_inference::codec::Encoded;
-use tokio::sync::mpsc;
+use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -216,6 +216,10 @@ impl Writer {
                         biased;
                         () = stop.cancelled() => break,
                         frame = frames.recv() => frame,
+                        () = self.sender.broken() => {
+                            self.tell_of_lost();
+                            continue;
+                        }
                     };
                     let Some(frame) = frame else { break };
                     pack(&mut self.packer, &self.shared, frame).await
@@ -242,9 +246,7 @@ impl Writer {
             ready = next;
             let frame = packed.frame;
             self.shared.queued_bytes.fetch_sub(frame.bytes(), Ordering::Relaxed);
-            for before in std::mem::take(&mut self.sender.lost) {
-                (self.on_lost)(before, BROKE);
-            }
+            self.tell_of_lost();
             match delivered {
                 Ok(()) => self.sender.taken.add(now(), frame),
                 Err(why) => {
@@ -262,6 +264,13 @@ impl Writer {
         }
         while let Some(frame) = frames.recv().await {
             (self.on_lost)(frame, DOWN);
+        }
+    }
+
+    /// Tells of what may have been lost with a stream.
+    fn tell_of_lost(&mut self) {
+        for frame in std::mem::take(&mut self.sender.lost) {
+            (self.on_lost)(frame, BROKE);
         }
     }
 }
@@ -292,6 +301,20 @@ struct Sender {
 }
 
 impl Sender {
+    /// Comes back when the stream ends while nothing is sent: what it has taken may be lost, and whoever waits for it sends
+    /// nothing that would show this. The other end never writes, so all that can be read is the end.
+    async fn broken(&mut self) {
+        match &mut self.stream {
+            Some(stream) => {
+                // A byte, which no peer of ours sends, or an error is an end as well.
+                let _ = stream.read(&mut [0]).await;
+            }
+            None => std::future::pending().await,
+        }
+        self.stream = None;
+        self.lost = self.taken.lose(now());
+    }
+
     /// Writes a frame, on a fresh stream when the old one fails.
     async fn deliver(&mut self, shared: &Shared, packed: &Packed) -> io::Result<()> {
         if expired(&packed.frame) {
