@@ -115,12 +115,7 @@ fn write_section(all: &[Measured], text: &mut String) {
          measured with 4 closed-loop clients at each device: Mesh's plan, which may change by what it measures, for 20 s \
          after 45 s of load, the others, which may not, for 10 s after 8 s. Others' plans are made from what the mesh has \
          learnt under load. Those that came within 20 %, and Mesh's, were measured again in three turns of 15 s each, \
-         after 12 s (fleets in bold; codes before f25660c were measured without turns) (codes 729c9d7, a52e3c7 and f2f9211: the rate \
-         as predicted was looked at once, before).\n\n\
-         Not all are of one code (below), and which were measured again was chosen: 24 because Mesh's plan was slower \
-         (by 10.6 %, without turns), 22 and 25 because predictions were off while measured (-12.5 and +10.8 %). Fleets 9 \
-         and 12 had less memory than `lab draw` gives them now, as weights have since been counted by what loading them \
-         takes.\n\n\
+         after 12 s (fleets in bold).{}\n\n\
          Off by: the rate against what was predicted when the plan was new, before any load (-: not looked at by that \
          code), for requests that enter everywhere alike, over slow cards that had been fast a moment before, for weights \
          to go out; and against the mean of what was predicted every four seconds while it was measured, which the mesh \
@@ -131,6 +126,7 @@ fn write_section(all: &[Measured], text: &mut String) {
          turns, the other plans' times are those on equal hosts.\n\n\
          | fleet | | % of a core | Mbit/s | Mesh | of all | off by: new | measured | copies | {} |\n|---|---|---|---|---|---|---|---|---|{}",
         FLEETS.1,
+        if is_of_one_code(all) { "" } else { EARLIER },
         names.join(" | "),
         "---|".repeat(names.len())
     );
@@ -140,6 +136,16 @@ fn write_section(all: &[Measured], text: &mut String) {
     let _ = writeln!(text, "\n{}", verdict(all));
     let parts = all.iter().map(|measured| (measured.number.to_string(), &measured.origin));
     let _ = writeln!(text, "\n{}", origin::told(parts));
+}
+
+/// Of numbers that were measured before there was one code for all.
+const EARLIER: &str = " Codes before f25660c were measured without turns, and codes 729c9d7, a52e3c7 and f2f9211 looked at \
+    the rate as predicted once, before.\n\n\
+    Not all are of one code (below), and which were measured again was chosen: 24 because Mesh's plan was slower (by 10.6 %, \
+    without turns), 22 and 25 because predictions were off while measured (-12.5 and +10.8 %).";
+
+fn is_of_one_code(all: &[Measured]) -> bool {
+    all.windows(2).all(|pair| pair[0].origin.is_of_code(&pair[1].origin))
 }
 
 fn row(measured: &Measured, baselines: &[Policy]) -> String {

@@ -36,6 +36,11 @@ impl Origin {
         Self { host, code: commit(&MEASURED), by: commit(&MEASURING) }
     }
 
+    /// Whether what was measured is the same, on whatever host and by whatever measured it.
+    pub(super) fn is_of_code(&self, other: &Self) -> bool {
+        self.code == other.code
+    }
+
     /// Whether the code, and what measured it, can be had again: commits without changes.
     pub(super) fn is_commit(&self) -> bool {
         [&self.code, &self.by].into_iter().all(|text| text.chars().all(|c| c.is_ascii_hexdigit()))
