@@ -1,8 +1,8 @@
 //! From a problem to the best plan found, with a bound on what could be better.
 //!
-//! The plans looked at give a device at most one stage, unless more stages than devices are asked for, or devices and
-//! blocks are so few that all divisions can be looked at (`turns`). A stage has one device, or, with replication, several
-//! that share its requests.
+//! The plans looked at give a device at most one stage, unless more stages than devices are asked for, or devices are so
+//! few that all divisions of the blocks (`turns`), or of runs of them (`runs`), can be looked at. A stage has one device,
+//! or, with replication, several that share its requests.
 
 mod beam;
 mod chain;
@@ -19,6 +19,7 @@ mod order;
 mod rates;
 mod replan;
 mod restart;
+mod runs;
 mod shares;
 mod shift;
 mod spread;
@@ -70,7 +71,8 @@ pub(crate) struct Solution {
 /// Finds a plan. Equal problems and steps give equal plans; more steps can give better ones.
 ///
 /// The bound in the plan is on the bottleneck, on either objective; `optimal` speaks of the objective. Beyond the few
-/// devices and blocks of `turns`, both speak of plans that give a device at most one stage.
+/// devices and blocks of `turns`, both speak of plans that give a device at most one stage, unless the plan itself gives
+/// one several: then of all plans.
 ///
 /// # Errors
 /// When the problem is senseless or no plan can hold the model, with the reason in words and bytes.
@@ -147,11 +149,19 @@ fn consider(instance: &Instance<'_>, steps: u64) -> Tried {
     // Who asks for stages asks for devices that share the work.
     let is_free = instance.stage_limits().0 == 1;
     let mut budget = Steps::new(steps / TURNS_PART);
-    if is_free && let Some(turns) = turns::search(instance, latency, best, &mut budget) {
+    if is_free && turns::is_small(instance) {
+        let limit = best.map_or(f64::INFINITY, value);
+        let turns = turns::search(instance, latency, limit, &mut budget);
         let least = turns.better.as_ref().map(|(_, evaluation)| evaluation).or(best).map(value);
         proven = least.filter(|_| turns.is_complete);
         if turns.better.is_some() {
             considered.push(Considered::new("devices in turns", turns.better));
+        }
+    } else if is_free && !latency {
+        let all = considered.iter().filter_map(|other| other.found.as_ref());
+        let limit = all.map(|(_, evaluation)| value(evaluation)).fold(f64::INFINITY, f64::min);
+        if let Some(found) = runs::search(instance, limit, &mut budget) {
+            considered.push(Considered::new("devices in turns", Some(found)));
         }
     }
     if instance.problem.replication && instance.devices() > 1 {
@@ -228,7 +238,9 @@ fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Consid
     let (draft, evaluation) = best?.clone();
     let mut bound = lower_bound(instance);
     let mut optimal = !latency && evaluation.bottleneck_s <= bound * (1.0 + 1e-9);
-    if let Some(proven) = tried.proven {
+    // What was proven of plans with one stage for each device says nothing of one that gives a device several.
+    let is_of_kind = turns::is_small(instance) || !has_turns(&draft);
+    if let Some(proven) = tried.proven.filter(|_| is_of_kind) {
         // With one ingress, replicas can raise the rate, but never shorten the way of one request.
         let one_way = latency && entrances(instance).len() < 2;
         if one_way || !instance.problem.replication {
@@ -241,6 +253,14 @@ fn choose(instance: &Instance<'_>, tried: Tried) -> Option<(Solution, Vec<Consid
     let lower_bound_s = bound.min(evaluation.bottleneck_s);
     let solution = Solution { draft, evaluation, optimal, lower_bound_s, remark: None };
     Some((solution, tried.considered))
+}
+
+/// Whether some device has several stages.
+fn has_turns(draft: &Draft) -> bool {
+    let mut devices: Vec<usize> =
+        draft.stages.iter().flat_map(|stage| &stage.replicas).map(|&(device, _)| device).collect();
+    devices.sort_unstable();
+    devices.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 type Costed = (Draft, Evaluation);

@@ -148,3 +148,35 @@ fn numbers_that_no_model_has_are_refused() {
     let heavy = problem(&[(u64::MAX, 1.0), (1000, 1.0)], &[0; 3], &[u64::MAX, 10], 1e9);
     assert!(solve(&heavy, DEFAULT_STEPS).unwrap_err().reason.contains("2^60"));
 }
+
+/// The first three quarters of the blocks have four fifths of the work and a fourth of the weights.
+fn heavy_at_the_end(memories: &[u64]) -> Problem {
+    let blocks: Vec<(u64, f64)> = (0..40).map(|at| if at < 30 { (1, 1.0) } else { (10, 0.75) }).collect();
+    problem(&blocks, &[0; 41], memories, 1e9)
+}
+
+#[test]
+fn where_memory_is_short_devices_take_turns_in_long_models_too() {
+    for replication in [false, true] {
+        for memories in [&[80, 80][..], &[70, 60, 60], &[50, 50, 40, 40], &[40, 40, 40, 30, 30]] {
+            let plan = solved(&Problem { replication, ..heavy_at_the_end(memories) });
+            let even_s = 37.5 / memories.len() as f64;
+            assert!(plan.bottleneck_s < even_s * 1.15, "{memories:?}: {}", plan.why);
+            let one_stage_each = solved(&Problem {
+                replication,
+                max_stages: Some(memories.len()),
+                ..heavy_at_the_end(memories)
+            });
+            assert!(
+                plan.bottleneck_s < one_stage_each.bottleneck_s * 0.85,
+                "{memories:?}: {}",
+                one_stage_each.why
+            );
+            assert!(
+                !plan.optimal || plan.lower_bound_s < even_s * (1.0 + 1e-9),
+                "{memories:?}: {}",
+                plan.why
+            );
+        }
+    }
+}

@@ -68,7 +68,8 @@ pub(super) fn changes(instance: &Instance<'_>, draft: &Draft) -> Vec<Change> {
             continue;
         }
         changes.extend(home.map(|_| Change::Regroup { device, from: home, to: None }));
-        for stage in (0..draft.stages.len()).filter(|&stage| Some(stage) != home) {
+        let runs = |stage: usize| draft.stages[stage].replicas.iter().any(|&(other, _)| other == device);
+        for stage in (0..draft.stages.len()).filter(|&stage| !runs(stage)) {
             changes.push(Change::Regroup { device, from: home, to: Some(stage) });
         }
     }

@@ -28,7 +28,10 @@ pub(super) fn search(instance: &Instance<'_>, steps: u64) -> Result<(Solution, V
 
 fn in_turns(instance: &Instance<'_>, steps: u64) -> Option<(Solution, Vec<Considered>)> {
     let latency = instance.problem.objective == Objective::Latency;
-    let turns = turns::search(instance, latency, None, &mut Steps::new(steps / TURNS_PART))?;
+    if !turns::is_small(instance) {
+        return None;
+    }
+    let turns = turns::search(instance, latency, f64::INFINITY, &mut Steps::new(steps / TURNS_PART));
     let (draft, evaluation) = turns.better?;
     let considered = vec![Considered::new("devices in turns", Some((draft.clone(), evaluation.clone())))];
     let lower_bound_s = lower_bound(instance).min(evaluation.bottleneck_s);

@@ -90,7 +90,7 @@ pub(super) fn stage_of(
 fn merged(instance: &Instance<'_>, draft: &Draft, index: usize) -> Option<Draft> {
     let (stage, next) = (draft.stages.get(index)?, draft.stages.get(index + 1)?);
     let mut devices = members(stage);
-    devices.extend(members(next));
+    devices.extend(members(next).into_iter().filter(|device| !members(stage).contains(device)));
     let mut draft = draft.clone();
     draft.stages[index] = stage_of(instance, &devices, stage.first, next.end)?;
     draft.stages.remove(index + 1);

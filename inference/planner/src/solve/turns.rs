@@ -10,7 +10,7 @@ use crate::evaluate::{Draft, DraftStage, Evaluation, entrances, evaluate_draft, 
 use crate::instance::Instance;
 
 /// Up to so many devices and blocks.
-const DEVICES_MAX: usize = 6;
+pub(super) const DEVICES_MAX: usize = 6;
 const BLOCKS_MAX: usize = 12;
 
 /// What was found.
@@ -22,17 +22,14 @@ pub(super) struct Turns {
     pub(super) is_complete: bool,
 }
 
-/// All divisions that could be better than what is known. `None` for larger problems.
-pub(super) fn search(
-    instance: &Instance<'_>,
-    latency: bool,
-    known: Option<&Evaluation>,
-    steps: &mut Steps,
-) -> Option<Turns> {
+/// Whether devices and blocks are few.
+pub(super) fn is_small(instance: &Instance<'_>) -> bool {
+    instance.usable().len() <= DEVICES_MAX && instance.blocks <= BLOCKS_MAX
+}
+
+/// All divisions with a load, or a latency, of less than `limit`.
+pub(super) fn search(instance: &Instance<'_>, latency: bool, limit: f64, steps: &mut Steps) -> Turns {
     let devices = instance.usable();
-    if devices.len() > DEVICES_MAX || instance.blocks > BLOCKS_MAX {
-        return None;
-    }
     let mut rest_s = vec![0.0; instance.blocks + 1];
     for block in (0..instance.blocks).rev() {
         let seconds = devices.iter().map(|&device| instance.seconds(device, block, block + 1));
@@ -43,7 +40,7 @@ pub(super) fn search(
         latency,
         entrances: entrances(instance),
         rest_s,
-        limit: known.map_or(f64::INFINITY, |known| value(latency, known)),
+        limit,
         better: None,
         stages: Vec::new(),
         devices,
@@ -51,7 +48,7 @@ pub(super) fn search(
     };
     let sum = Sum::new(instance.devices());
     search.go_on(0, &sum, steps);
-    Some(Turns { better: search.better, is_complete: !search.is_cut_short })
+    Turns { better: search.better, is_complete: !search.is_cut_short }
 }
 
 fn value(latency: bool, evaluation: &Evaluation) -> f64 {
