@@ -1,8 +1,8 @@
 //! Many blocks on few devices: devices in turns over runs of blocks, then with cuts wherever they are best.
 //!
-//! Weights and work lie in different parts of a model: the last third of a ResNet has four fifths of its weights and a
-//! fifth of its work. Where memory is short, the device that holds that third has no room for a stage as long as the
-//! others' - but for a second, short one before it. Interleaved pipeline stages (Narayanan et al., 2021) give each device
+//! Weights and work lie in different parts of a model: the last quarter of ResNet-50's blocks has two thirds of its weights
+//! and a quarter of its work. Where memory is short, the device that holds that quarter has no room for a stage as long as
+//! the others' - but for a second one before it, with much work and few weights. Interleaved pipeline stages (Narayanan et al., 2021) give each device
 //! several in the same way, there for a shorter start.
 
 use super::chain::Steps;
