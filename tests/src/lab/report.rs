@@ -58,6 +58,9 @@ pub struct Measurement {
     /// What the mesh predicted for the plan while it was measured, requests per second: the mean of looks every four
     /// seconds.
     pub predicted: f64,
+    /// What it predicted the moment before the measurement began, from what it had measured until then. 0: not looked at.
+    #[serde(default)]
+    pub foreseen: f64,
     /// What was predicted before its load, when the plan was new: nothing of it had been measured. 0: not looked at.
     #[serde(default)]
     pub planned: f64,
@@ -107,6 +110,7 @@ impl Measurement {
             p50_ms: of(|turn| turn.p50_ms),
             p99_ms: turns.iter().map(|turn| turn.p99_ms).fold(0.0, f64::max),
             predicted: mean(|turn| turn.predicted),
+            foreseen: mean(|turn| turn.foreseen),
             planned: mean(|turn| turn.planned),
             whole_s: mean(|turn| turn.whole_s),
             turns: turns.iter().map(|turn| turn.rate).collect(),

@@ -118,13 +118,14 @@ fn write_section(all: &[Measured], text: &mut String) {
          after 12 s (fleets in bold).{}\n\n\
          Off by: the rate against what was predicted when the plan was new, before any load (-: not looked at by that \
          code), for requests that enter everywhere alike, over slow cards that had been fast a moment before, for weights \
-         to go out; and against the mean of what was predicted every four seconds while it was measured, which the mesh \
-         corrects by its own measurements.\n\n\
+         to go out; against what was predicted the moment before it was measured, from what the mesh had measured until then; \
+         and against the mean of what was predicted every four seconds meanwhile, which the mesh corrects by its own \
+         measurements.\n\n\
          Of all: Mesh's rate as a part of what the processors would do if each ran the whole model and nothing had to be \
          moved, by what the model takes alone on one thread of the host meanwhile (-: not measured by that code). Hosts \
          become faster and slower within minutes: where that was measured, and plans had no \
          turns, the other plans' times are those on equal hosts.\n\n\
-         | fleet | | % of a core | Mbit/s | Mesh | of all | off by: new | measured | copies | {} |\n|---|---|---|---|---|---|---|---|---|{}",
+         | fleet | | % of a core | Mbit/s | Mesh | of all | off by: new | before | meanwhile | copies | {} |\n|---|---|---|---|---|---|---|---|---|---|{}",
         FLEETS.1,
         if is_of_one_code(all) { "" } else { EARLIER },
         names.join(" | "),
@@ -171,13 +172,14 @@ fn row(measured: &Measured, baselines: &[Policy]) -> String {
         false => format!("**{}**", measured.number),
     };
     format!(
-        "| {number} | {} | {} | {} | {:.2} | {} | {} | {} | {} | {} |",
+        "| {number} | {} | {} | {} | {:.2} | {} | {} | {} | {} | {} | {} |",
         measured.about,
         shares.join(" "),
         rates.join(" "),
         mesh.rate,
         used(mesh, measured.shares.iter().sum()),
         off(mesh.planned),
+        off(mesh.foreseen),
         off(mesh.predicted),
         times(Policy::Copies.name()),
         cells.join(" | ")
@@ -222,14 +224,16 @@ fn verdict(all: &[Measured]) -> String {
     let is_mesh = |name: &str| name == Policy::Mesh.name();
     format!(
         "Of {} fleets Mesh is faster than every other system's plan by more than {:.0} % in {best}, within {:.0} % of the \
-         best in {equal}, slower in {beaten}. Its prediction is within 10 % in {} when the plan is new and in {} while it \
-         is measured; those of the other plans in {} and {}. Wrong or lost answers: {faults}.",
+         best in {equal}, slower in {beaten}. Its prediction is within 10 % in {} when the plan is new, in {} the moment before \
+         it is measured and in {} meanwhile; those of the other plans in {}, {} and {}. Wrong or lost answers: {faults}.",
         all.len(),
         EQUAL * 100.0,
         EQUAL * 100.0,
         near(|row| row.planned, is_mesh),
+        near(|row| row.foreseen, is_mesh),
         near(|row| row.predicted, is_mesh),
         near(|row| row.planned, is_baseline),
+        near(|row| row.foreseen, is_baseline),
         near(|row| row.predicted, is_baseline)
     )
 }

@@ -85,6 +85,7 @@ impl Player {
             p50_ms: steady.latency.p50_ms,
             p99_ms: steady.latency.p99_ms,
             predicted,
+            foreseen: deployed.map_or(0.0, |deployed| deployed.predicted_rps),
             planned: 0.0,
             whole_s: reference.map_or(0.0, |reference| reference.middle()),
             plan: deployed
