@@ -2,13 +2,15 @@
 
 use std::{
     fs::{File, OpenOptions},
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use mesh_daemon::status::Status;
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::rack::binary;
 
@@ -238,4 +240,30 @@ pub fn free_addresses(count: usize) -> Vec<String> {
     let held: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     held.iter().map(|l| l.local_addr().expect("its address").to_string()).collect()
+}
+
+/// An address at which nobody listens while this lives: the port is taken, so that no daemon is given it meanwhile.
+#[derive(Debug)]
+pub struct Nobody {
+    address: SocketAddr,
+    _held: OwnedFd,
+}
+
+impl Nobody {
+    /// Takes a port.
+    ///
+    /// # Panics
+    /// Where none is to be had.
+    #[expect(clippy::new_without_default, reason = "it takes a port")]
+    pub fn new() -> Self {
+        let held = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        rustix::net::bind(&held, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+        let address = rustix::net::getsockname(&held).expect("its address");
+        Self { address: address.try_into().expect("an address of IP"), _held: held }
+    }
+
+    /// Where nobody is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
 }

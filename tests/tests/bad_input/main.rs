@@ -17,7 +17,7 @@ use std::{
 
 use mesh_tests::{
     digits::Digits,
-    loopback::{LoopDevice, Loopback, free_addresses, is_whole, wait},
+    loopback::{LoopDevice, Loopback, Nobody, is_whole, wait},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,7 +69,8 @@ fn commands_with_bad_input() {
     let (cluster, digits) = serving();
     let device = &cluster.devices[0];
     let model = files::digits_model();
-    let nobody = format!("--api http://{}", free_addresses(1)[0]);
+    let unused = Nobody::new();
+    let nobody = format!("--api http://{}", unused.address());
     let cases: &[Case<'_>] = &[
         ("deploy text.onnx --name t", FAILED, &["text.onnx", "not an ONNX model", "export it again"]),
         ("deploy empty.onnx --name t", FAILED, &["empty.onnx is empty", "export it again"]),
