@@ -121,6 +121,10 @@ fn write_section(all: &[Measured], text: &mut String) {
          to go out; against what was predicted the moment before it was measured, from what the mesh had measured until then; \
          and against the mean of what was predicted every four seconds meanwhile, which the mesh corrects by its own \
          measurements.\n\n\
+         With the code bdd9efd each fleet had one whole run, which is its row, whatever it said. Requests do not enter \
+         alike: a client that is answered sooner asks again sooner. This is likely why some plans whose first stage lies \
+         behind a slow card answer many times as often as was predicted for requests that enter alike (6, 13, 19, 22, other \
+         plans).\n\n\
          Of all: Mesh's rate as a part of what the processors would do if each ran the whole model and nothing had to be \
          moved, by what the model takes alone on one thread of the host meanwhile (-: not measured by that code). Hosts \
          become faster and slower within minutes: where that was measured, and plans had no \
@@ -140,11 +144,7 @@ fn write_section(all: &[Measured], text: &mut String) {
 }
 
 /// Of numbers that were measured before there was one code for all.
-const EARLIER: &str = " Codes before f25660c were measured without turns, and f2f9211 looked at the rate as predicted once, \
-    before.\n\n\
-    Not all are of one code (below). Those of bdd9efd have one whole run each; 22 was chosen to be measured again, because \
-    its prediction was off while measured (-12.5 %). 12 had been measured before with plans in turns (d10efca): 6.84 \
-    answers/s, the best other plan 4.94.";
+const EARLIER: &str = " Not all are of one code (below).";
 
 fn is_of_one_code(all: &[Measured]) -> bool {
     all.windows(2).all(|pair| pair[0].origin.is_of_code(&pair[1].origin))
