@@ -121,8 +121,9 @@ fn write_section(all: &[Measured], text: &mut String) {
          to go out; against what was predicted the moment before it was measured, from what the mesh had measured until then; \
          and against the mean of what was predicted every four seconds meanwhile, which the mesh corrects by its own \
          measurements.\n\n\
-         With the code bdd9efd each fleet had one whole run, which is its row, whatever it said. Requests do not enter \
-         alike: a client that is answered sooner asks again sooner. This is likely why some plans whose first stage lies \
+         With the code bdd9efd each fleet had one whole run, which is its row, whatever it said; 12 also had one with the \
+         code before, which differs in a comment: 6.84 answers/s, the best other plan 4.94.\n\n\
+         Requests do not enter alike: a client that is answered sooner asks again sooner. This is likely why some plans whose first stage lies \
          behind a slow card answer many times as often as was predicted for requests that enter alike (6, 13, 19, 22, other \
          plans).\n\n\
          Of all: Mesh's rate as a part of what the processors would do if each ran the whole model and nothing had to be \
